@@ -1,0 +1,139 @@
+"""What the command lines share: readable logs, one-line errors, exit codes."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags
+from absl import logging as absl_logging
+from tqdm import tqdm
+
+from chemeleon2_jax.config import ConfigError
+from chemeleon2_jax.data.errors import DatasetError
+
+PACKAGE = "chemeleon2_jax"
+_SOURCES = str(Path(__file__).parent)
+INTERRUPTED = 130  # 128 + SIGINT
+
+_log = logging.getLogger(f"{PACKAGE}.cli")
+
+
+def run(
+    main: Callable[[], int], *, parse_flags: Callable[[list[str]], list[str]] | None = None
+) -> NoReturn:
+    """Run a command line and ends the process with its exit code.
+
+    An error that the user can mend is one line and exit code 1, any other shows its traceback.
+
+    Args:
+        main: returns the exit code.
+        parse_flags: parses the arguments; absl's own by default.
+    """
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            rest = (parse_flags or flags.FLAGS)(list(argv))
+            if rest[1:]:
+                raise ConfigError(f"unexpected argument {rest[1]!r}; flags are --name=value")
+        except (ConfigError, flags.Error) as error:
+            _fail(error)
+        return rest
+
+    def guarded(_argv: Sequence[str]) -> int:
+        _log_to_console()
+        try:
+            return main()
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except Exception as error:
+            if not isinstance(error, expected_errors()):
+                raise
+            _fail(error)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def expected_errors() -> tuple[type[Exception], ...]:
+    """Return the errors whose text says what happened and what to do."""
+    # Modules that nobody imported cannot have raised, and importing them would load JAX.
+    known = [ConfigError, DatasetError]
+    for module, name in (
+        (f"{PACKAGE}.training.checkpoints", "CheckpointError"),
+        (f"{PACKAGE}.training.loop", "NonFiniteError"),
+    ):
+        if module in sys.modules:
+            known.append(getattr(sys.modules[module], name))
+    return tuple(known)
+
+
+def _fail(error: Exception) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Libraries are heard from warnings on: Orbax alone logs pages at level INFO."""
+    # absl gives all its records one name; the path says who wrote them.
+    by_us = record.name.startswith(f"{PACKAGE}.") or record.pathname.startswith(_SOURCES)
+    return by_us or record.levelno >= logging.WARNING
+
+
+class _ConsoleHandler(logging.Handler):
+    """Plain lines on stderr that do not tear a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        tqdm.write(prefix + self.format(record), file=sys.stderr)
+
+
+def _log_to_console() -> None:
+    root = logging.getLogger()
+    root.removeHandler(absl_logging.get_absl_handler())
+    handler = _ConsoleHandler()
+    handler.addFilter(_is_ours)
+    root.addHandler(handler)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file whose disk may fill up: that is said once, and the run goes on."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        del record
+        if not self._failed:
+            self._failed = True
+            reason = sys.exc_info()[1]
+            tqdm.write(f"warning: {self.baseFilename} ends here: {reason}", file=sys.stderr)
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Append what is logged inside to a file, and the error that ends it."""
+    handler = _LogFile(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(_is_ours)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        expected = isinstance(error, (*expected_errors(), KeyboardInterrupt, SystemExit))
+        handler.handle(
+            _log.makeRecord(
+                _log.name,
+                logging.ERROR,
+                __file__,
+                0,
+                f"{type(error).__name__}: {error}",
+                (),
+                None if expected else (type(error), error, error.__traceback__),
+            )
+        )
+        raise
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()

@@ -1,0 +1,83 @@
+"""Files that can be computed again: where they live, and how they are read and written.
+
+Writing is atomic (a temporary file, then a rename), so that processes may share a cache. A file
+that cannot be read counts as absent, and a folder that cannot be written costs time, not the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import uuid
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+# What numpy and zipfile raise on files that were cut short, overwritten or never were archives.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def cache_dir() -> Path:
+    """Return `$XDG_CACHE_HOME/chemeleon2_jax`, by default under `~/.cache`; it need not exist."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "chemeleon2_jax"
+
+
+def hash_file(path: Path, algorithm: str = "sha256", *, prefix: bytes = b"") -> str:
+    """Return the hexadecimal digest of `prefix` and the bytes of a file."""
+    digest = hashlib.new(algorithm, prefix)
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """Return the arrays of an .npz file, or None where it is absent or unreadable (logged)."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        return None
+    except _UNREADABLE as error:
+        logging.warning("Cache file %s is unreadable (%s); it is built again.", path, error)
+        return None
+
+
+def temporary_path(path: Path) -> Path:
+    """Return a path beside `path` that no other process or thread writes."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def store_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Write an .npz file atomically; return False, with a warning, where that is not possible."""
+    temporary = temporary_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **arrays)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        logging.warning(
+            "Cannot write the cache file %s (%s); going on without it. Set XDG_CACHE_HOME to a "
+            "folder with room to keep the work for the next run.",
+            path,
+            error,
+        )
+        return False
+    return True

@@ -1,0 +1,167 @@
+"""CSV files of crystals: finding a split's file, its columns, and its rows, one after another."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import math
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, cast
+
+import numpy as np
+
+from chemeleon2_jax.data.errors import DatasetError, suggest
+
+SPLITS = ("train", "val", "test")
+MISSING = ("", "nan", "none", "null", "na", "n/a", "<na>")
+
+Fields = list[str]
+
+
+def find_split_file(folder: Path, split: str) -> Path:
+    """Return `{split}.csv` of a folder, or else `{split}.csv.gz`.
+
+    Raises:
+        DatasetError: no such folder, split or file.
+    """
+    if split not in SPLITS:
+        raise DatasetError(f"no split {split!r}: {suggest(split, SPLITS)}")
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is not a folder; data.data_dir must hold {split}.csv[.gz]")
+    for name in (f"{split}.csv", f"{split}.csv.gz"):
+        if (folder / name).is_file():
+            return folder / name
+    present = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    found = ", ".join(present[:10]) or "nothing"
+    raise DatasetError(f"{folder} has neither {split}.csv nor {split}.csv.gz; it holds {found}")
+
+
+def read_header(path: Path) -> list[str]:
+    """Return the names of the columns.
+
+    Raises:
+        DatasetError: an empty or corrupt file, or two columns of one name.
+    """
+    with _reading(path) as reader:
+        header = [name.strip() for name in next(reader, [])]
+    if not any(header):
+        raise DatasetError(f"{path} is empty: it has no header line")
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise DatasetError(f"{path} has the column {twice[0]!r} more than once")
+    return header
+
+
+def find_column(path: Path, name: str, rename: Mapping[str, str]) -> str:
+    """Return the column of the file that goes by `name` here.
+
+    Args:
+        path: the CSV file.
+        name: what the column is called here.
+        rename: the file's name of a column -> its name here.
+
+    Raises:
+        DatasetError: there is no such column, or more than one.
+    """
+    header = read_header(path)
+    here = {column: rename.get(column, column) for column in header if column}
+    columns = [column for column, new_name in here.items() if new_name == name]
+    if len(columns) > 1:
+        raise DatasetError(
+            f"{path}: columns {' and '.join(columns)} are both called {name!r}; change data.rename"
+        )
+    if columns:
+        return columns[0]
+    wanted = [column for column, new_name in rename.items() if new_name == name]
+    origin = f" (column {wanted[0]!r} by data.rename)" if wanted else ""
+    raise DatasetError(f"{path} has no column {name!r}{origin}; {suggest(name, here.values())}")
+
+
+def read_rows(path: Path) -> Iterator[Fields]:
+    """Yield the fields of every data row; blank lines do not count.
+
+    Raises:
+        DatasetError: the file is corrupt, cut short, or not text in UTF-8.
+    """
+    with _reading(path) as reader:
+        next(reader, None)
+        for fields in reader:
+            if fields:
+                yield fields
+
+
+def read_numbers(path: Path, column: str) -> tuple[np.ndarray, dict[int, str]]:
+    """Return one column as numbers.
+
+    Args:
+        path: the CSV file.
+        column: name in the file.
+
+    Returns:
+        values (rows,) float32, NaN where there is no finite number, and {row (1-based): reason} of
+        those.
+
+    Raises:
+        DatasetError: a corrupt file, or no number in the whole column.
+    """
+    header = read_header(path)
+    index = header.index(column)
+    values: list[float] = []
+    reasons: dict[int, str] = {}
+    for row, fields in enumerate(read_rows(path), start=1):
+        text = fields[index].strip() if len(fields) == len(header) else ""
+        value, reason = _parse_number(text, column)
+        values.append(value)
+        if reason:
+            reasons[row] = reason
+    if values and len(reasons) == len(values):
+        raise DatasetError(f"{path}: column {column!r} holds no number; row 1: {reasons[1]}")
+    return np.array(values, np.float32), reasons
+
+
+def _parse_number(text: str, column: str) -> tuple[float, str]:
+    if text.lower() in MISSING:
+        return math.nan, f"missing property {column!r}"
+    try:
+        value = float(text.replace("_", "?"))  # Python reads 1_000 as a number; nobody else does
+    except ValueError:
+        return math.nan, f"property {column!r} is not a number: {text[:40]!r}"
+    if not abs(value) <= np.finfo(np.float32).max:
+        return math.nan, f"property {column!r} is not finite: {text[:40]!r}"
+    return value, ""
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[Iterator[Fields]]:
+    """Open a CSV file; whatever is wrong with its bytes becomes a DatasetError."""
+    reader = None
+    try:
+        with _open_text(path) as stream:
+            previous_limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # CIFs are long
+            try:
+                # Strict: a file that ends inside quotes is an error, not one long last field.
+                reader = csv.reader(stream, strict=True)
+                yield reader
+            finally:
+                csv.field_size_limit(previous_limit)
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
+        line = f" at line {reader.line_num}" if reader is not None else ""
+        raise DatasetError(
+            f"{path} cannot be read{line}: {error or type(error).__name__}. The file is corrupt, "
+            "cut short, or not a CSV file in UTF-8; fetch or write it again"
+        ) from error
+
+
+def _open_text(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return cast(IO[str], gzip.open(path, "rt", encoding="utf-8-sig", newline=""))
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def field_of(fields: Sequence[str], index: int | None) -> str:
+    """Return a field of a row, stripped; empty where the column or the field is absent."""
+    return fields[index].strip() if index is not None and index < len(fields) else ""

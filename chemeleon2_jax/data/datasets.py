@@ -1,0 +1,229 @@
+"""Data sets by name or folder: the one way in for crystals with their targets.
+
+A set is a folder with `train.csv`, `val.csv` and `test.csv` (or `.csv.gz`), a published set that
+is downloaded at first use, or `prototypes`, which is built on this machine and needs no network.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from chemeleon2_jax.crystals import Crystals
+from chemeleon2_jax.data import csv_files, prototypes
+from chemeleon2_jax.data.cache import cache_dir
+from chemeleon2_jax.data.csv_files import SPLITS
+from chemeleon2_jax.data.download import fetch_split
+from chemeleon2_jax.data.errors import DatasetError, suggest
+from chemeleon2_jax.data.preprocess import SkippedRow, parse_file, read_property
+from chemeleon2_jax.data.sources import NAMED_SETS, NamedSet, published_size_table
+
+__all__ = [
+    "NAMED_SETS",
+    "PROTOTYPES",
+    "SPLITS",
+    "DatasetError",
+    "NamedSet",
+    "SkippedRow",
+    "Split",
+    "cache_dir",
+    "canonical_name",
+    "load_split",
+    "published_size_table",
+    "size_table",
+]
+
+PROTOTYPES = "prototypes"
+"""Name of the set that is built from pymatgen's prototype structures."""
+
+NUM_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set.
+
+    Attributes:
+        crystals: the good rows, in the order of the file.
+        skipped: the others, in the same order.
+        source: the file, or what the crystals were built from.
+    """
+
+    crystals: Crystals
+    skipped: tuple[SkippedRow, ...]
+    source: str
+
+    def report(self, num_listed: int = NUM_LISTED) -> str:
+        """Return a few lines: how many rows were kept, and why the others were not."""
+        total = len(self.crystals) + len(self.skipped)
+        head = f"{self.source}: {len(self.crystals)} of {total} crystals"
+        if not self.skipped:
+            return head
+        kinds = Counter(row.reason.partition(":")[0] for row in self.skipped)
+        counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
+        lines = [f"{head}; skipped {len(self.skipped)} ({counts})"]
+        lines += [
+            f"  row {row.row} ({row.material_id}): {row.reason}"
+            for row in self.skipped[:num_listed]
+        ]
+        if len(self.skipped) > num_listed:
+            lines.append(f"  and {len(self.skipped) - num_listed} more")
+        return "\n".join(lines)
+
+
+def canonical_name(name: str) -> str:
+    """Return the name of a set as it is spelt here: `mp_20` and `MP-20` are `mp-20`.
+
+    Raises:
+        DatasetError: no such set, with the nearest.
+    """
+    known = [PROTOTYPES, *NAMED_SETS]
+    spellings = {_fold(candidate): candidate for candidate in known}
+    if _fold(name) not in spellings:
+        raise DatasetError(
+            f"no data set {name!r}: {suggest(name, known)}. For a folder of CSV files set "
+            "data.data_dir"
+        )
+    return spellings[_fold(name)]
+
+
+def _fold(name: str) -> str:
+    return name.strip().lower().replace("_", "-")
+
+
+def load_split(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | Path = "",
+    targets: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    max_atoms: int = 0,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> Split:
+    """Return the crystals of one split, with the wanted targets.
+
+    Rows that give no crystal are skipped, listed in the result and reported in the log.
+
+    Args:
+        name: a named set, or `prototypes`.
+        split: `train`, `val` or `test`.
+        data_dir: folder with `{split}.csv` or `{split}.csv.gz`; where given, `name` is not used.
+        targets: properties to load, by their names after `rename`.
+        rename: column of the file -> its name here.
+        max_atoms: skip crystals with more atoms in the reduced cell; 0 is no limit.
+        num_workers: processes that parse CIFs; None is one a CPU, 0 and 1 work in this one.
+        progress: show progress bars on a terminal.
+
+    Raises:
+        DatasetError: unknown name or split, a missing column or file, a corrupt file or download,
+            no network, or no good row.
+    """
+    rename = dict(rename or {})
+    if not data_dir and canonical_name(name) == PROTOTYPES:
+        loaded = _load_prototypes(split, targets, rename, max_atoms=max_atoms)
+    else:
+        path = _split_file(name, split, data_dir, progress=progress)
+        loaded = _load_csv(
+            path,
+            targets,
+            rename,
+            max_atoms=max_atoms,
+            num_workers=num_workers,
+            progress=progress,
+        )
+    if not len(loaded.crystals):
+        raise DatasetError(f"no good row. {loaded.report()}")
+    log = logging.warning if loaded.skipped else logging.info
+    log("%s", loaded.report())
+    return loaded
+
+
+def _split_file(name: str, split: str, data_dir: str | Path, *, progress: bool) -> Path:
+    if data_dir:
+        return csv_files.find_split_file(Path(data_dir).expanduser(), split)
+    return fetch_split(NAMED_SETS[canonical_name(name)], split, progress=progress)
+
+
+def _load_csv(
+    path: Path,
+    targets: Sequence[str],
+    rename: Mapping[str, str],
+    *,
+    max_atoms: int,
+    num_workers: int | None,
+    progress: bool,
+) -> Split:
+    # The columns are checked first, so that a misspelt one is not found after minutes of parsing.
+    cif_column = csv_files.find_column(path, "cif", rename)
+    columns = {target: csv_files.find_column(path, target, rename) for target in targets}
+    has_ids = "material_id" in {rename.get(c, c) for c in csv_files.read_header(path)}
+    id_column = csv_files.find_column(path, "material_id", rename) if has_ids else None
+    properties = {target: read_property(path, column) for target, column in columns.items()}
+    parsed = parse_file(
+        path,
+        cif_column=cif_column,
+        id_column=id_column,
+        num_workers=num_workers,
+        progress=progress,
+    )
+    if not parsed.num_rows:
+        raise DatasetError(f"{path} has a header but no row")
+
+    bad = {row: (material_id, reason) for row, material_id, reason in parsed.skipped}
+    for _, reasons in properties.values():
+        for row in reasons.keys() - bad.keys():
+            position = np.searchsorted(parsed.rows, row)
+            bad[row] = (parsed.crystals.material_ids[position].decode(), reasons[row])
+    values = {target: values[parsed.rows - 1] for target, (values, _) in properties.items()}
+    crystals = replace(parsed.crystals, targets=values)
+    return _keep_good(crystals, parsed.rows, bad=bad, max_atoms=max_atoms, source=str(path))
+
+
+def _keep_good(
+    crystals: Crystals,
+    rows: np.ndarray,
+    *,
+    bad: dict[int, tuple[str, str]],
+    max_atoms: int,
+    source: str,
+) -> Split:
+    """Leave out crystals whose rows are `bad` or that are too large."""
+    too_large = np.flatnonzero(crystals.num_atoms > max_atoms) if max_atoms > 0 else ()
+    for i in too_large:
+        reason = f"too many atoms: {crystals.num_atoms[i]}, max_atoms is {max_atoms}"
+        bad.setdefault(int(rows[i]), (crystals.material_ids[i].decode(), reason))
+    if bad:
+        crystals = crystals.take(np.flatnonzero(~np.isin(rows, list(bad))))
+    return Split(crystals, tuple(SkippedRow(source, row, *bad[row]) for row in sorted(bad)), source)
+
+
+def _load_prototypes(
+    split: str, targets: Sequence[str], rename: Mapping[str, str], *, max_atoms: int
+) -> Split:
+    if split not in SPLITS:
+        raise DatasetError(f"no split {split!r}: {suggest(split, SPLITS)}")
+    crystals = prototypes.load_prototypes()[split]
+    here = {rename.get(name, name): values for name, values in crystals.targets.items()}
+    for target in targets:
+        if target not in here:
+            raise DatasetError(f"{PROTOTYPES} has no property {target!r}; {suggest(target, here)}")
+    chosen = {target: here[target] for target in targets}
+    return _keep_good(
+        replace(crystals, targets=chosen),
+        np.arange(1, len(crystals) + 1),
+        bad={},
+        max_atoms=max_atoms,
+        source=f"{PROTOTYPES}/{split}",
+    )
+
+
+def size_table(crystals: Crystals) -> np.ndarray:
+    """Return the histogram of sizes: (largest + 1,) int64, value i is the crystals of i atoms."""
+    return np.bincount(crystals.num_atoms).astype(np.int64)

@@ -1,0 +1,153 @@
+"""The embedded data set: prototype structures of the AFLOW library with similar elements put in.
+
+pymatgen ships 288 experimental structure types (Mehl et al., Comput. Mater. Sci. 136, S1, 2017):
+rock salt, perovskite, spinel, Laves phases, and so on. Every ordered one with at most 20 atoms in
+its primitive cell is filled with elements of the same groups of the periodic table, and scaled so
+that bonds keep their length relative to the sum of covalent radii. The crystals are made up, but
+their geometry and chemistry are of the right kind to learn from and to test with.
+
+A formula belongs to one split, whatever the prototypes that it occurs in. Everything follows from
+pymatgen's file and this code: choices are made by hashes, coordinates and cells are rounded before
+they are stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from absl import logging
+
+from chemeleon2_jax.crystals import NUM_ATOM_CLASSES, CrystalArrays, Crystals
+from chemeleon2_jax.data.cache import cache_dir, load_arrays, store_arrays
+from chemeleon2_jax.data.csv_files import SPLITS
+from chemeleon2_jax.data.preprocess import crystals_from_arrays, crystals_to_arrays
+
+if TYPE_CHECKING:
+    from chemeleon2_jax.data.prototype_cells import Prototype
+
+VERSION = 1
+"""Part of the cache's file names; raise it when other crystals are to come out."""
+
+# Crystals of one prototype, by the atoms in its cell: small cells are learnt first.
+MOST_OF_A_PROTOTYPE = ((4, 64), (8, 48), (12, 36), (20, 20))
+
+MAX_DENSITY = 23.0
+"""g/cm3, a little above osmium's; denser crystals are left out."""
+
+VOLUME_PER_ATOM = (2.5, 120.0)
+"""Cubic angstrom: from hydrogen under pressure to caesium; others are left out."""
+
+_GRAM_PER_CM3 = 1.66053906660  # of one atomic mass unit per cubic angstrom
+_SHARES = {"train": 80, "val": 10, "test": 10}  # per cent
+
+
+def load_prototypes() -> dict[str, Crystals]:
+    """Return the splits of the embedded set, built at first use and cached.
+
+    The targets are `density` (g/cm3), `volume_per_atom` (cubic angstrom) and
+    `electronegativity_difference` (Pauling scale, largest minus smallest).
+
+    Raises:
+        DatasetError: pymatgen comes without its prototypes.
+    """
+    version = importlib.metadata.version("pymatgen")
+    paths = {
+        split: cache_dir() / "prototypes" / f"{split}-{version}-v{VERSION}.npz" for split in SPLITS
+    }
+    try:
+        cached = {split: load_arrays(path) for split, path in paths.items()}
+        if all(arrays is not None for arrays in cached.values()):
+            return {split: crystals_from_arrays(cached[split] or {}) for split in SPLITS}
+    except (KeyError, ValueError) as error:
+        logging.warning("The cached prototypes are incomplete (%s); building them again.", error)
+    logging.info("Building the embedded data set from pymatgen's prototype structures.")
+    built = build_prototypes()
+    for split, crystals in built.items():
+        if not store_arrays(paths[split], crystals_to_arrays(crystals)):
+            break
+    return built
+
+
+def build_prototypes(max_prototypes: int = 0) -> dict[str, Crystals]:
+    """Build the splits, in a few seconds.
+
+    Args:
+        max_prototypes: use only the first entries of pymatgen's file; 0 is all of them.
+
+    Raises:
+        DatasetError: pymatgen comes without its prototypes.
+    """
+    # pymatgen takes a second to import, which a run with a warm cache need not spend.
+    from chemeleon2_jax.data.prototype_cells import read_prototypes, substitute
+
+    found: dict[str, list[tuple[str, CrystalArrays]]] = {split: [] for split in SPLITS}
+    for prototype in read_prototypes(max_prototypes):
+        for formula, (symbols, scale) in _choose_formulas(prototype).items():
+            crystal = substitute(prototype, symbols, scale)
+            found[split_of(formula)].append((f"{prototype.name}-{formula}", crystal))
+    splits = {}
+    for split, entries in found.items():
+        # In no order of their own, so that the first so many are a fair sample.
+        entries.sort(key=lambda entry: _hash(entry[0]))
+        ids = [material_id for material_id, _ in entries]
+        crystals = Crystals.from_list([crystal for _, crystal in entries], material_ids=ids)
+        crystals = replace(crystals, targets=_derive_targets(crystals))
+        splits[split] = crystals.take(np.flatnonzero(_is_plausible(crystals)))
+    return splits
+
+
+def _choose_formulas(prototype: Prototype) -> dict[str, tuple[tuple[str, ...], float]]:
+    """Return reduced formula -> (elements, scale) of the crystals to make of a prototype."""
+    from chemeleon2_jax.data.prototype_cells import choose_elements, reduced_formula
+
+    choices: dict[str, tuple[tuple[str, ...], float]] = {}
+    for symbols, scale in choose_elements(prototype):
+        choices.setdefault(reduced_formula(prototype, symbols), (symbols, scale))
+    most = next(number for atoms, number in MOST_OF_A_PROTOTYPE if len(prototype.species) <= atoms)
+    formulas = sorted(choices, key=lambda formula: _hash(f"{prototype.name}-{formula}"))[:most]
+    return {formula: choices[formula] for formula in formulas}
+
+
+def split_of(formula: str) -> str:
+    """Return the split that a reduced formula belongs to."""
+    position = int(_hash(formula), 16) % 100
+    for split, share in _SHARES.items():
+        if position < share:
+            return split
+        position -= share
+    raise AssertionError("the shares of the splits sum to 100")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_plausible(crystals: Crystals) -> np.ndarray:
+    volume = crystals.targets["volume_per_atom"]
+    smallest, largest = VOLUME_PER_ATOM
+    return (crystals.targets["density"] < MAX_DENSITY) & (smallest < volume) & (volume < largest)
+
+
+def _derive_targets(crystals: Crystals) -> dict[str, np.ndarray]:
+    from pymatgen.core import Element
+
+    mass, electronegativity = np.zeros(NUM_ATOM_CLASSES), np.zeros(NUM_ATOM_CLASSES)
+    for z in np.unique(crystals.atom_types):
+        element = Element.from_Z(int(z))
+        mass[z], electronegativity[z] = float(element.atomic_mass), element.X
+    vectors = crystals.lattices.astype(np.float64)
+    volume = np.einsum("gi,gi->g", vectors[:, 0], np.cross(vectors[:, 1], vectors[:, 2]))
+    starts = crystals.offsets[:-1]
+    masses = np.add.reduceat(mass[crystals.atom_types], starts)
+    per_atom = electronegativity[crystals.atom_types]
+    spread = np.maximum.reduceat(per_atom, starts) - np.minimum.reduceat(per_atom, starts)
+    targets = {
+        "density": masses / volume * _GRAM_PER_CM3,
+        "volume_per_atom": volume / crystals.num_atoms,
+        "electronegativity_difference": spread,
+    }
+    return {name: values.astype(np.float32) for name, values in targets.items()}

@@ -1,0 +1,118 @@
+"""Noise schedules of the diffusion chain, in float64 (Ho et al. 2020; Nichol and Dhariwal 2021), and the steps that samplers keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+SCHEDULES = ("linear", "squaredcos_cap_v2")
+SAMPLERS = ("ddim", "ddpm")
+
+
+def make_betas(name: str, num_steps: int) -> np.ndarray:
+    """Return the variances beta_t, (K,) float64.
+
+    `linear` goes from 1e-4 to 0.02 for 1000 steps, scaled for others; `squaredcos_cap_v2` follows a squared cosine in
+    alphas_cumprod with beta at most 0.999.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name == "linear":
+        scale = 1000.0 / num_steps
+        return np.linspace(scale * 1e-4, scale * 0.02, num_steps, dtype=np.float64)
+    if name == "squaredcos_cap_v2":
+        edges = np.cos((np.arange(num_steps + 1) / num_steps + 0.008) / 1.008 * np.pi / 2) ** 2
+        return np.minimum(1.0 - edges[1:] / edges[:-1], 0.999)
+    raise ValueError(f"diffusion schedule {name!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Betas and what follows from them; all (K,) float64.
+
+    Attributes:
+        betas: variances of the kept steps.
+        timesteps: (K,) int64, the original time that the model sees at each kept step, ascending.
+    """
+
+    betas: np.ndarray
+    timesteps: np.ndarray
+
+    @staticmethod
+    def make(name: str = "linear", num_steps: int = 1000) -> Schedule:
+        """The schedule that a model is trained with."""
+        return Schedule(make_betas(name, num_steps), np.arange(num_steps))
+
+    def respace(self, timesteps: np.ndarray) -> Schedule:
+        """Keep only some steps; betas are recomputed so that alphas_cumprod stay what they were."""
+        kept = self.alphas_cumprod[timesteps]
+        return Schedule(1.0 - kept / np.append(1.0, kept[:-1]), self.timesteps[timesteps])
+
+    @property
+    def num_steps(self) -> int:
+        """K."""
+        return len(self.betas)
+
+    @cached_property
+    def alphas_cumprod(self) -> np.ndarray:
+        """Product of 1 - beta up to each step."""
+        return np.cumprod(1.0 - self.betas)
+
+    @cached_property
+    def alphas_cumprod_prev(self) -> np.ndarray:
+        """alphas_cumprod of the step before, 1 at the first."""
+        return np.append(1.0, self.alphas_cumprod[:-1])
+
+    @cached_property
+    def posterior_variance(self) -> np.ndarray:
+        """Variance of q(x_{t-1} | x_t, x_0); 0 at the first step."""
+        return self.betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
+
+    @cached_property
+    def posterior_log_variance_clipped(self) -> np.ndarray:
+        """log posterior_variance, with the value of the second step at the first, where the variance is 0."""
+        variance = self.posterior_variance
+        first = variance[1] if len(variance) > 1 else self.betas[0]
+        return np.log(np.append(first, variance[1:]))
+
+    @cached_property
+    def fixed_large_log_variance(self) -> np.ndarray:
+        """log beta, with the posterior's value at the first step: the variance of models that do not learn it."""
+        return np.append(self.posterior_log_variance_clipped[0], np.log(self.betas[1:]))
+
+    @cached_property
+    def posterior_mean_coef1(self) -> np.ndarray:
+        """Factor of x_0 in the mean of q(x_{t-1} | x_t, x_0)."""
+        return self.betas * np.sqrt(self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
+
+    @cached_property
+    def posterior_mean_coef2(self) -> np.ndarray:
+        """Factor of x_t in the mean of q(x_{t-1} | x_t, x_0)."""
+        previous = 1.0 - self.alphas_cumprod_prev
+        return previous * np.sqrt(1.0 - self.betas) / (1.0 - self.alphas_cumprod)
+
+
+def sampling_timesteps(sampler: str, steps: int, num_steps: int = 1000) -> np.ndarray:
+    """Return the times, ascending (steps,) int64, that a sampler of `steps` steps keeps out of `num_steps`.
+
+    DDIM takes an integer stride where one gives exactly that many steps (the original knows only those), and even spacing from 0
+    otherwise. DDPM takes rounded even spacing with both ends.
+
+    Raises:
+        ValueError: unknown sampler, or a number of steps out of range.
+    """
+    if not 1 <= steps <= num_steps:
+        raise ValueError(f"a sampler takes 1 to {num_steps} steps, not {steps}")
+    if sampler == "ddim":
+        strides = (s for s in range(1, num_steps + 1) if len(range(0, num_steps, s)) == steps)
+        stride = next(strides, None)
+        if stride is not None:
+            return np.arange(0, num_steps, stride)
+        return np.arange(steps) * num_steps // steps
+    if sampler == "ddpm":
+        spacing = (num_steps - 1) / (steps - 1) if steps > 1 else 1.0
+        return np.array([round(i * spacing) for i in range(steps)])
+    raise ValueError(f"sampler {sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")

@@ -1,0 +1,168 @@
+"""From a latent diffusion model to crystals: sizes, the sampling chain and the decoder, chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from chemeleon2_jax.crystals import CrystalArrays
+from chemeleon2_jax.data.loader import Layout, local_rows
+from chemeleon2_jax.diffusion.sampler import SamplerConfig, sample_chain
+from chemeleon2_jax.loading import LDMParts
+from chemeleon2_jax.models.dit import split_output
+from chemeleon2_jax.models.vae import Reconstruction, reconstruct
+from chemeleon2_jax.packing import Rows, build_rows, empty_crystals
+from chemeleon2_jax.training.parallel import make_mesh, replicate, replicated, shard_batch
+
+# float32 numbers that a token holds at once in one block of the denoiser, in units of the hidden width: modulation, projections,
+# MLP and some room. Measured on the compiled program, rounded up.
+_ACTIVATIONS = 40
+_DEFAULT_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Generated crystals in the order of their index; `latents` are (n, L), NaN where the chain was not finite."""
+
+    crystals: list[CrystalArrays]
+    latents: list[np.ndarray]
+
+
+def draw_num_atoms(size_table: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
+    """Draw numbers of atoms from a histogram, each from (seed, its index) alone: (num_samples,) int32."""
+    key = jax.random.fold_in(jax.random.key(seed), _SIZES)
+    uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))
+    draws = np.asarray(uniform(jnp.arange(num_samples)), np.float64)
+    cumulative = np.cumsum(np.asarray(size_table, np.float64))
+    return np.searchsorted(cumulative / cumulative[-1], draws, side="right").astype(np.int32)
+
+
+# What a seed is used for; each child key is named and used once.
+_SIZES, _CHAIN = 0, 1
+
+
+class Generator:
+    """A compiled sampling program over a mesh; kept between calls, so that equal shapes compile once."""
+
+    def __init__(self, parts: LDMParts, sampler: SamplerConfig, *, mesh: Mesh | None = None) -> None:
+        """Prepare sampling.
+
+        Raises:
+            ValueError: a sampler that this model does not have.
+        """
+        self.parts, self.sampler = parts, sampler
+        self.mesh = make_mesh() if mesh is None else mesh
+        self.padded = parts.sizes.learn_sigma and parts.sizes.variance_layout == "interleaved"
+        # DDIM never reads the variance, so that only DDPM needs the original's padding.
+        self.padded = self.padded and sampler.sampler == "ddpm"
+        schedule = parts.diffusion.make_schedule()
+
+        def program(params: Any, vae_params: Any, key: jax.Array, rows: Rows) -> Any:
+            dit = parts.module(params)
+
+            def denoise(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+                return split_output(dit(x, t, rows), rows, parts.sizes)
+
+            latents = sample_chain(
+                denoise,
+                key,
+                rows,
+                schedule=schedule,
+                config=sampler,
+                latent_dim=parts.sizes.latent_dim,
+                target=parts.diffusion.target,
+            )
+            latents = latents * parts.latent_std
+            finite = jnp.nan_to_num(latents)
+            vae = parts.vae.module(vae_params)
+            return latents, reconstruct(vae.decode(finite, rows), rows)
+
+        self.program = jax.jit(program, out_shardings=replicated(self.mesh))
+
+    def generate(
+        self,
+        num_atoms: Sequence[int] | np.ndarray,
+        *,
+        seed: int,
+        params: Any = None,
+        first_index: int = 0,
+        chunk_size: int = 0,
+        on_done: Callable[[int], None] | None = None,
+    ) -> Generated:
+        """Generate a crystal of each size; crystal i depends on (seed, first_index + i) and its size alone.
+
+        Args:
+            num_atoms: of each crystal.
+            seed: of everything random.
+            params: of the denoiser; those of the model by default.
+            first_index: index of the first crystal.
+            chunk_size: crystals at once; 0 chooses by the memory of the device.
+            on_done: called with the number of crystals just done.
+        """
+        sizes = np.asarray(num_atoms, np.int32)
+        if not len(sizes):
+            return Generated([], [])
+        if sizes.min() < 1:
+            raise ValueError(f"num_atoms must be at least 1; crystal {sizes.argmin()} has {sizes.min()}")
+        key = jax.random.fold_in(jax.random.key(seed), _CHAIN)
+        params = replicate(self.parts.params if params is None else params, self.mesh)
+        vae_params = replicate(self.parts.vae.params, self.mesh)
+        crystals: list[CrystalArrays] = []
+        latents: list[np.ndarray] = []
+        for rows, where, _ in self._chunks(sizes, first_index, chunk_size):
+            found, built = jax.device_get(self.program(params, vae_params, key, rows))
+            latents += where.split_atoms(found)
+            crystals += self._split(built, where, latents[len(crystals) :])
+            if on_done:
+                on_done(len(where.sizes))
+        return Generated(crystals, latents)
+
+    def _chunks(
+        self, sizes: np.ndarray, first_index: int, chunk_size: int
+    ) -> Iterator[tuple[Rows, Any, np.ndarray]]:
+        """Yield rows on the devices, equal in shape, for all crystals in order."""
+        chunk_size = min(chunk_size or self._fitting_chunk(sizes), len(sizes))
+        parts = [sizes[i : i + chunk_size] for i in range(0, len(sizes), chunk_size)]
+        num_devices = self.mesh.devices.size
+        padded_tokens = max(len(self.parts.size_table) - 1, int(sizes.max())) if self.padded else 0
+        like = Layout.plan(
+            sizes, chunk_size, num_devices=num_devices, padded_tokens=padded_tokens
+        )
+        layout = Layout.for_batches(parts, like=like, num_devices=num_devices)
+        start = first_index
+        for part in parts:
+            where = layout.assign(part)
+            index = np.arange(start, start + len(part))
+            rows = build_rows(
+                empty_crystals(part), where, crystal_ids=index, row_range=local_rows(where.shape)
+            )
+            yield shard_batch(rows, self.mesh), where, index
+            start += len(part)
+
+    def _fitting_chunk(self, sizes: np.ndarray) -> int:
+        """Crystals that fit into half of the free memory of the devices; a default where they do not tell."""
+        stats = self.mesh.devices.flat[0].memory_stats() or {}
+        limit, used = stats.get("bytes_limit", 0), stats.get("bytes_in_use", 0)
+        if not limit:
+            return _DEFAULT_CHUNK
+        per_token = 4 * _ACTIVATIONS * self.parts.sizes.hidden_size
+        tokens = 0.5 * (limit - used) * self.mesh.devices.size / per_token
+        return max(1, min(int(tokens / sizes.mean()), 16 * _DEFAULT_CHUNK))
+
+    def _split(
+        self, built: Reconstruction, where: Any, latents: list[np.ndarray]
+    ) -> list[CrystalArrays]:
+        """One (atom_types, frac_coords, lattice) a crystal; NaN coordinates where the chain was not finite."""
+        types, frac = where.split_atoms(built.atom_types), where.split_atoms(built.frac_coords)
+        lattices = where.take_slots(built.lattices)
+        out = []
+        for i, latent in enumerate(latents):
+            bad = not np.isfinite(latent).all()
+            out.append((types[i], np.full_like(frac[i], np.nan) if bad else frac[i], lattices[i]))
+        return out

@@ -1,0 +1,133 @@
+"""Trained models from checkpoints: what to build, and its parameters.
+
+A name is a run folder (its best checkpoint) or a checkpoint folder. Everything else, and everything broken, is a CheckpointError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from chemeleon2_jax.diffusion.gaussian import DiffusionConfig
+from chemeleon2_jax.models.dit import DiT, DiTSizes
+from chemeleon2_jax.models.vae import VAE, VAESizes
+from chemeleon2_jax.training.checkpoints import Checkpoint, CheckpointError, open_checkpoint
+
+SAMPLE_WEIGHTS = ("ema", "raw")
+
+
+@dataclass(frozen=True)
+class VAEParts:
+    """A VAE: sizes, nnx graph definition and parameters."""
+
+    sizes: VAESizes
+    graphdef: Any
+    params: Any
+
+    def module(self, params: Any) -> VAE:
+        """The module with the given parameters."""
+        return nnx.merge(self.graphdef, params)
+
+
+@dataclass(frozen=True)
+class LDMParts:
+    """A latent diffusion model with its VAE.
+
+    Attributes:
+        sizes, graphdef, params: of the denoiser; `params` are the weights that it samples with.
+        diffusion: the chain.
+        vae: decoder and encoder of its latents.
+        latent_std: what latents are divided by.
+        size_table: (N + 1,) training crystals by number of atoms.
+    """
+
+    sizes: DiTSizes
+    graphdef: Any
+    params: Any
+    diffusion: DiffusionConfig
+    vae: VAEParts
+    latent_std: float
+    size_table: np.ndarray
+
+    def module(self, params: Any) -> DiT:
+        """The denoiser with the given parameters."""
+        return nnx.merge(self.graphdef, params)
+
+
+def load_vae(name: str, *, dtype: Any = jnp.float32) -> tuple[VAEParts, Mapping[str, Any]]:
+    """Open a VAE, or the VAE inside an LDM, and return it with the checkpoint's meta.
+
+    Raises:
+        CheckpointError: no model there, or a broken one.
+    """
+    return vae_of(open_checkpoint(name), dtype=dtype)
+
+
+def vae_of(checkpoint: Checkpoint, *, dtype: Any = jnp.float32) -> tuple[VAEParts, Mapping[str, Any]]:
+    """Return the VAE of an open checkpoint and the meta."""
+    meta = checkpoint.meta
+    item = "params" if meta.get("stage") == "train_vae" else "vae"
+    sizes = VAESizes.from_dict(_entry(checkpoint, "vae"))
+    graphdef, target = abstract_module(VAE, sizes, dtype=dtype)
+    return VAEParts(sizes, graphdef, checkpoint.restore(item, target)), meta
+
+
+def load_ldm(name: str, *, dtype: Any = jnp.float32) -> tuple[LDMParts, Mapping[str, Any]]:
+    """Open an LDM with its VAE and return it with the checkpoint's meta.
+
+    Raises:
+        CheckpointError: no LDM there, or a broken one.
+    """
+    return ldm_of(open_checkpoint(name), dtype=dtype)
+
+
+def ldm_of(checkpoint: Checkpoint, *, dtype: Any = jnp.float32) -> tuple[LDMParts, Mapping[str, Any]]:
+    """Return the LDM of an open checkpoint and the meta."""
+    meta = checkpoint.meta
+    if "dit" not in meta:
+        raise CheckpointError(
+            f"{checkpoint.path} is a checkpoint of {meta.get('stage', 'an unknown stage')}, which cannot "
+            "generate; give the run folder of a latent diffusion model (train_ldm)"
+        )
+    sizes = DiTSizes.from_dict(_entry(checkpoint, "dit"))
+    graphdef, target = abstract_module(DiT, sizes, dtype=dtype)
+    weights = meta.get("sample_weights")
+    if weights not in SAMPLE_WEIGHTS:
+        raise CheckpointError(
+            f"{checkpoint.path} says sample_weights = {weights!r}; it must be one of {SAMPLE_WEIGHTS}"
+        )
+    parts = LDMParts(
+        sizes=sizes,
+        graphdef=graphdef,
+        params=checkpoint.restore("ema" if weights == "ema" else "params", target),
+        diffusion=DiffusionConfig(**_entry(checkpoint, "diffusion")),
+        vae=vae_of(checkpoint, dtype=dtype)[0],
+        latent_std=float(_entry(checkpoint, "latent_std")),
+        size_table=np.asarray(_entry(checkpoint, "size_table")),
+    )
+    return parts, meta
+
+
+def abstract_module(module: Any, sizes: Any, *, dtype: Any = jnp.float32) -> tuple[Any, Any]:
+    """Return the graph definition of `module(sizes)` and the shapes of its parameters, without computing any."""
+    return nnx.split(nnx.eval_shape(lambda: module(sizes, rngs=nnx.Rngs(0), dtype=dtype)), nnx.Param)
+
+
+def _entry(checkpoint: Checkpoint, key: str) -> Any:
+    if key not in checkpoint.meta:
+        raise CheckpointError(
+            f"{checkpoint.path} has no entry {key!r} in its meta: it was not written by this package, "
+            "or by another version of it"
+        )
+    return checkpoint.meta[key]
+
+
+def count_parameters(params: Any) -> int:
+    """Number of parameters in a tree."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,1 @@
+"""What crystals are worth: reconstruction and physical plausibility. Host side, no JAX."""

@@ -1,0 +1,188 @@
+"""The diffusion transformer (DiT, Peebles and Xie 2023) over the latents of a crystal's atoms.
+
+Index letters as in `packing`; H hidden width, L latent width. What depends on the crystal alone (time, condition, the modulation
+of each block) is computed once a slot and spread to the tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from chemeleon2_jax.models.layers import (
+    MLP,
+    SelfAttention,
+    gelu,
+    index_embedding,
+    layer_norm,
+    linear,
+    xavier_init,
+    zeros_init,
+)
+from chemeleon2_jax.packing import Rows, attention_bias, gather_slots, slot_matrix
+
+TIME_EMBEDDING_WIDTH = 256
+VARIANCE_LAYOUTS = ("per_token", "interleaved")
+
+
+@dataclass(frozen=True)
+class DiTSizes:
+    """Everything that determines the parameters of a DiT, and how its output is read.
+
+    variance_layout says where eps and variance are in the (T, 2L) output: `per_token` splits each token's output; `interleaved`
+    is the layout of published weights (see `split_output`).
+    """
+
+    latent_dim: int = 8
+    hidden_size: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    learn_sigma: bool = True
+    variance_layout: str = "per_token"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict, for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> DiTSizes:
+        """Undo `to_dict`."""
+        return DiTSizes(**values)
+
+
+# depth, hidden width, heads
+NAMED_SIZES = {
+    "S": (6, 384, 6),
+    "B": (12, 768, 12),
+    "L": (24, 1024, 16),
+    "XL": (28, 1152, 16),
+}
+
+
+def time_embedding(t: jax.Array) -> jax.Array:
+    """Embed diffusion times (N,) as concat(cos, sin) of t * exp(-ln(10000) k / 128), k < 128: (N, 256)."""
+    half = TIME_EMBEDDING_WIDTH // 2
+    freqs = np.exp(-np.log(10000.0) * np.arange(half) / half).astype(np.float32)
+    angle = t.astype(jnp.float32)[:, None] * freqs
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
+
+
+class DiTBlock(nnx.Module):
+    """Attention and MLP with adaptive LayerNorm and gates that start at zero (adaLN-Zero)."""
+
+    def __init__(self, sizes: DiTSizes, *, rngs: nnx.Rngs, dtype: Any) -> None:
+        h = sizes.hidden_size
+        self.norm1 = layer_norm(h, eps=1e-6, affine=False, rngs=rngs, dtype=dtype)
+        self.attention = SelfAttention(h, sizes.num_heads, rngs=rngs, dtype=dtype)
+        self.norm2 = layer_norm(h, eps=1e-6, affine=False, rngs=rngs, dtype=dtype)
+        hidden = int(h * sizes.mlp_ratio)
+        self.mlp = MLP(
+            (h, hidden, h), rngs=rngs, activation=gelu, kernel_init=xavier_init, dtype=dtype
+        )
+        self.modulation = linear(h, 6 * h, rngs=rngs, kernel_init=zeros_init, dtype=dtype)
+        self.modulation.bias[...] = jnp.zeros_like(self.modulation.bias[...])
+
+    def __call__(
+        self, x: jax.Array, c: jax.Array, membership: jax.Array, bias: jax.Array
+    ) -> jax.Array:
+        """Update tokens.
+
+        Args:
+            x: (R * T, H).
+            c: (R * S, H), SiLU of the embedding of time and condition.
+            membership: (R, T, S), from `packing.slot_matrix`.
+            bias: (R, T, T) attention bias.
+
+        Returns:
+            (R * T, H).
+        """
+        shift1, scale1, gate1, shift2, scale2, gate2 = _modulate(self.modulation(c), membership, 6)
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, bias)
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+
+
+def _modulate(values: jax.Array, membership: jax.Array, parts: int) -> list[jax.Array]:
+    """Spread (R * S, parts * H) modulation to tokens: `parts` arrays (R * T, H)."""
+    num_rows, tokens, slots = membership.shape
+    spread = gather_slots(membership, values.reshape(num_rows, slots, -1))
+    return jnp.split(spread.reshape(num_rows * tokens, -1), parts, axis=-1)
+
+
+class DiT(nnx.Module):
+    """Predict noise (and variance) from noisy latents, time and condition."""
+
+    def __init__(self, sizes: DiTSizes, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
+        if sizes.variance_layout not in VARIANCE_LAYOUTS:
+            raise ValueError(
+                f"variance_layout is {sizes.variance_layout!r}; choose one of {VARIANCE_LAYOUTS}"
+            )
+        h, width = sizes.hidden_size, sizes.latent_dim * (2 if sizes.learn_sigma else 1)
+        self.x_embedder = linear(
+            sizes.latent_dim, h, rngs=rngs, kernel_init=xavier_init, dtype=dtype
+        )
+        normal = nnx.initializers.normal(0.02)
+        self.t_embedder = MLP((TIME_EMBEDDING_WIDTH, h, h), rngs=rngs, kernel_init=normal)
+        self.blocks = nnx.List(DiTBlock(sizes, rngs=rngs, dtype=dtype) for _ in range(sizes.depth))
+        self.final_norm = layer_norm(h, eps=1e-6, affine=False, rngs=rngs, dtype=dtype)
+        self.final_modulation = linear(h, 2 * h, rngs=rngs, kernel_init=zeros_init, dtype=dtype)
+        self.final_modulation.bias[...] = jnp.zeros_like(self.final_modulation.bias[...])
+        self.final = linear(h, width, rngs=rngs, kernel_init=zeros_init)
+        self.final.bias[...] = jnp.zeros_like(self.final.bias[...])
+        self.dtype = dtype
+
+    def __call__(
+        self, x: jax.Array, t: jax.Array, rows: Rows, *, condition: jax.Array | None = None
+    ) -> jax.Array:
+        """Denoise.
+
+        Args:
+            x: (R, T, L) noisy latents over latent_std.
+            t: (R, S) int, 0 to 999.
+            rows: what is where.
+            condition: (R, S, H) embedding, added to that of the time.
+
+        Returns:
+            (R, T, 2L) with learned variance, else (R, T, L); float32. See `split_output`.
+        """
+        num_rows, tokens, latent_dim = x.shape
+        membership, bias = slot_matrix(rows), attention_bias(rows)
+        c = self.t_embedder(time_embedding(t.reshape(-1)))
+        if condition is not None:
+            c = c + condition.reshape(c.shape)
+        c = jax.nn.silu(c).astype(self.dtype)
+        h = self.x_embedder(x.reshape(-1, latent_dim).astype(self.dtype))
+        position = rows.position.reshape(-1)
+        h = (h + index_embedding(position, h.shape[-1], tokens)).astype(self.dtype)
+        for block in self.blocks:
+            h = block(h, c, membership, bias)
+        shift, scale = _modulate(self.final_modulation(c), membership, 2)
+        h = self.final_norm(h) * (1 + scale) + shift
+        return self.final(h.astype(jnp.float32)).reshape(num_rows, tokens, -1)
+
+
+def split_output(output: jax.Array, rows: Rows, sizes: DiTSizes) -> tuple[jax.Array, jax.Array | None]:
+    """Read eps (R, T, L) and the variance values (R, T, L) or None off a DiT's output.
+
+    Published weights read a crystal's (N, 2L) output as (2N, L), the first N rows being eps and the last N the variance. So eps of
+    atom i is half i % 2 of token i // 2 of its crystal, wherever that lies, while the variance depends on the padded length N and
+    exists in padded rows (one slot a row) alone. In packed rows it is None, which DDIM does not need.
+    """
+    latent_dim = sizes.latent_dim
+    if not sizes.learn_sigma:
+        return output, None
+    if sizes.variance_layout == "per_token":
+        return output[..., :latent_dim], output[..., latent_dim:]
+    num_rows, tokens, _ = output.shape
+    if rows.is_crystal.shape[1] == 1:
+        halves = output.reshape(num_rows, 2 * tokens, latent_dim)
+        return halves[:, :tokens], halves[:, tokens:]
+    first = jnp.arange(tokens) - rows.position
+    source = jnp.take_along_axis(output, (first + rows.position // 2)[..., None], axis=1)
+    odd = (rows.position % 2 == 1)[..., None]
+    return jnp.where(odd, source[..., latent_dim:], source[..., :latent_dim]), None

@@ -1,0 +1,117 @@
+"""The loss terms of the VAE."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from chemeleon2_jax.crystals import lattice_parameters, scale_lengths
+from chemeleon2_jax.models.vae import Decoded, Posterior
+from chemeleon2_jax.packing import Rows, weighted_mean
+
+# Margins of the foundation alignment, as VA-VAE (Yao et al. 2025) calls its distance-matrix and point-wise losses.
+PAIR_MARGIN = 0.25
+POINT_MARGIN = 0.5
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms; `fa` is foundation alignment."""
+
+    atom_types: float = 1.0
+    lengths: float = 1.0
+    angles: float = 10.0
+    frac_coords: float = 10.0
+    kl: float = 1e-5
+    fa: float = 0.0
+
+
+# A loss term as (sum, weight): batches add up exactly, whatever their sizes.
+Terms = dict[str, tuple[jax.Array, jax.Array]]
+
+
+def vae_terms(decoded: Decoded, posterior: Posterior, target: Rows) -> Terms:
+    """Terms of the loss, each the sum over all atoms (elements, coordinates, KL) or crystals (cell) and their number.
+
+    The KL is summed over the latent width. Coordinates are compared without wrapping.
+
+    Args:
+        decoded: the decoder's output.
+        posterior: the encoder's.
+        target: the clean crystals.
+    """
+    lengths, angles = lattice_parameters(target.lattices)
+    lengths_scaled = scale_lengths(lengths, target.num_atoms)
+
+    def squared(difference: jax.Array) -> jax.Array:
+        return jnp.mean(difference**2, -1)
+
+    crystals, atoms = target.is_crystal, target.is_atom
+    terms = {
+        "loss_lengths": _total(squared(decoded.lengths_scaled - lengths_scaled), crystals),
+        "loss_angles": _total(squared(decoded.angles - angles), crystals),
+        "loss_frac_coords": _total(squared(decoded.frac_coords - target.frac_coords), atoms),
+        "loss_kl": _total(kl_divergence(posterior), atoms),
+    }
+    if decoded.atom_logits is not None:
+        logits, types = decoded.atom_logits, target.atom_types
+        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, types)
+        terms["loss_atom_types"] = _total(entropy, atoms)
+        terms["atom_type_accuracy"] = _total(jnp.argmax(logits, -1) == types, atoms)
+    return terms
+
+
+def total_loss(terms: Terms, weights: LossWeights) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Weighted sum of the means of the terms, and the means themselves."""
+    means = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in terms.items()}
+    factors = {f"loss_{name}": factor for name, factor in asdict(weights).items()}
+    total = sum(factors[name] * mean for name, mean in means.items() if name in factors)
+    return jnp.asarray(total), means
+
+
+def _total(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    weights = mask.astype(jnp.float32)
+    return jnp.sum(values * weights), jnp.sum(weights)
+
+
+def kl_divergence(posterior: Posterior) -> jax.Array:
+    """KL(N(mean, exp(logvar)) || N(0, 1)) summed over L: (R, T)."""
+    mean, logvar = posterior.mean, posterior.logvar
+    return 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1.0 - logvar, -1)
+
+
+def foundation_alignment(
+    projected: jax.Array, features: jax.Array, is_atom: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Align projected latents with features of a foundation model.
+
+    mean over all pairs of atoms of the batch of relu(|cos(p_i, p_j) - cos(f_i, f_j)| - 0.25), plus mean over atoms of
+    relu(0.5 - cos(f_i, p_i)).
+
+    Args:
+        projected: (R, T, W).
+        features: (R, T, W).
+        is_atom: (R, T) bool.
+
+    Returns:
+        The loss times the number of atoms, and that number: a term as the others.
+    """
+    weights = is_atom.reshape(-1).astype(jnp.float32)
+    p = _normalise(projected.reshape(-1, projected.shape[-1]))
+    f = _normalise(features.reshape(-1, features.shape[-1]))
+    exact = jax.lax.Precision.HIGHEST
+    distance = jnp.abs(jnp.dot(p, p.T, precision=exact) - jnp.dot(f, f.T, precision=exact))
+    pairs = weighted_mean(
+        jax.nn.relu(distance - PAIR_MARGIN), weights[:, None] * weights[None, :]
+    )
+    points = weighted_mean(jax.nn.relu(POINT_MARGIN - jnp.sum(p * f, -1)), weights)
+    count = jnp.sum(weights)
+    return (pairs + points) * count, count
+
+
+def _normalise(x: jax.Array) -> jax.Array:
+    """Unit vectors; a zero vector stays zero and has a finite gradient."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, -1, keepdims=True), 1e-16))

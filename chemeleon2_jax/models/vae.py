@@ -1,0 +1,248 @@
+"""The variational autoencoder of crystals: one latent vector an atom.
+
+Index letters as in `packing`: R rows, T tokens, S slots; L latent width, D model width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from chemeleon2_jax.crystals import NUM_ATOM_CLASSES, lattice_from_parameters, unscale_lengths
+from chemeleon2_jax.models.cspnet import CSPNetEncoder
+from chemeleon2_jax.models.layers import MLP, Transformer, index_embedding, linear
+from chemeleon2_jax.packing import (
+    Rows,
+    attention_bias,
+    gather_slots,
+    mean_over_crystal,
+    slot_matrix,
+)
+
+FOUNDATION_WIDTH = 256
+
+
+@dataclass(frozen=True)
+class EncoderSizes:
+    """Sizes of an encoder; `num_freqs` and `layer_norm` are for CSPNet, the heads and feedforward for the transformer."""
+
+    name: str = "transformer"
+    d_model: int = 512
+    nhead: int = 8
+    dim_feedforward: int = 2048
+    num_layers: int = 8
+    num_freqs: int = 10
+    layer_norm: bool = True
+
+
+@dataclass(frozen=True)
+class DecoderSizes:
+    """Sizes of the transformer decoder."""
+
+    d_model: int = 512
+    nhead: int = 8
+    dim_feedforward: int = 2048
+    num_layers: int = 8
+
+
+@dataclass(frozen=True)
+class VAESizes:
+    """Everything that determines the parameters of a VAE."""
+
+    latent_dim: int = 8
+    encoder: EncoderSizes = field(default_factory=EncoderSizes)
+    decoder: DecoderSizes = field(default_factory=DecoderSizes)
+    atom_type_predict: bool = True
+    foundation_alignment: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> VAESizes:
+        """Undo `to_dict`."""
+        encoder, decoder = EncoderSizes(**values["encoder"]), DecoderSizes(**values["decoder"])
+        return VAESizes(**{**values, "encoder": encoder, "decoder": decoder})
+
+
+class Posterior(NamedTuple):
+    """Gaussian of the latents: mean and logvar (R, T, L); `features` (R, T, D) is the encoder's output."""
+
+    mean: jax.Array
+    logvar: jax.Array
+    features: jax.Array
+
+
+class Decoded(NamedTuple):
+    """What the decoder predicts.
+
+    atom_logits (R, T, 100) or None without a types head; frac_coords (R, T, 3), not wrapped; lengths_scaled (R, S, 3), angstrom
+    over the cube root of the number of atoms; angles (R, S, 3), radians. All float32.
+    """
+
+    atom_logits: jax.Array | None
+    frac_coords: jax.Array
+    lengths_scaled: jax.Array
+    angles: jax.Array
+
+
+class Reconstruction(NamedTuple):
+    """Crystals read off the decoder: atom_types (R, T), frac_coords (R, T, 3), lattices (R, S, 3, 3) in angstrom, lengths (R, S, 3),
+    angles (R, S, 3) in radians.
+    """
+
+    atom_types: jax.Array
+    frac_coords: jax.Array
+    lattices: jax.Array
+    lengths: jax.Array
+    angles: jax.Array
+
+
+class TransformerEncoder(nnx.Module):
+    """Sum of the embeddings of element, cell, coordinates and index, through a transformer."""
+
+    needs_edges = False
+
+    def __init__(self, sizes: EncoderSizes, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
+        d = sizes.d_model
+        normal = nnx.initializers.normal(1.0)
+        self.atom_types = nnx.Param(normal(rngs.params(), (NUM_ATOM_CLASSES, d), jnp.float32))
+        self.lattices = MLP((9, d, d), rngs=rngs, first_bias=False, dtype=dtype)
+        self.frac_coords = MLP((3, d, d), rngs=rngs, first_bias=False, dtype=dtype)
+        self.transformer = Transformer(
+            d,
+            sizes.nhead,
+            sizes.dim_feedforward,
+            num_layers=sizes.num_layers,
+            rngs=rngs,
+            dtype=dtype,
+        )
+        self.dtype = dtype
+
+    def __call__(self, rows: Rows) -> jax.Array:
+        """Encode atoms: (R * T, D)."""
+        num_rows, tokens = rows.atom_types.shape
+        table = self.atom_types[...]
+        width = table.shape[1]
+        cells = self.lattices(rows.lattices.reshape(-1, 9)).reshape(num_rows, -1, width)
+        x = _lookup(table, rows.atom_types.reshape(-1))
+        x = x + self.frac_coords(rows.frac_coords.reshape(-1, 3))
+        x = x + index_embedding(rows.position.reshape(-1), width, tokens)
+        x = x + gather_slots(slot_matrix(rows), cells).reshape(-1, width)
+        return self.transformer(x.astype(self.dtype), attention_bias(rows))
+
+
+def _lookup(table: jax.Array, index: jax.Array) -> jax.Array:
+    """Rows of an embedding table (C, D) at index (N,): a product with one-hot vectors, whose gradient is a product too."""
+    one_hot = jax.nn.one_hot(index, table.shape[0], dtype=table.dtype)
+    return jnp.dot(one_hot, table, precision=jax.lax.Precision.HIGHEST)
+
+
+class Decoder(nnx.Module):
+    """Transformer over latents with heads for elements, coordinates and the cell."""
+
+    def __init__(
+        self,
+        sizes: DecoderSizes,
+        latent_dim: int,
+        *,
+        atom_type_predict: bool,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+    ) -> None:
+        d = sizes.d_model
+        self.post_quant = linear(latent_dim, d, rngs=rngs, bias=False, dtype=dtype)
+        self.transformer = Transformer(
+            d,
+            sizes.nhead,
+            sizes.dim_feedforward,
+            num_layers=sizes.num_layers,
+            rngs=rngs,
+            dtype=dtype,
+        )
+        # The heads compute in float32: coordinates need more than the 8 bits of bfloat16.
+        self.atom_head = linear(d, NUM_ATOM_CLASSES, rngs=rngs) if atom_type_predict else None
+        self.frac_head = linear(d, 3, rngs=rngs, bias=False)
+        self.lattice_head = linear(d, 6, rngs=rngs, bias=False)
+        self.dtype = dtype
+
+    def __call__(self, z: jax.Array, rows: Rows) -> Decoded:
+        """Decode latents (R, T, L)."""
+        num_rows, tokens, latent_dim = z.shape
+        x = self.post_quant(z.reshape(-1, latent_dim).astype(self.dtype))
+        x = x + index_embedding(rows.position.reshape(-1), x.shape[-1], tokens)
+        x = self.transformer(x.astype(self.dtype), attention_bias(rows)).astype(jnp.float32)
+        pooled = mean_over_crystal(rows, slot_matrix(rows), x.reshape(num_rows, tokens, -1))
+        cell = self.lattice_head(pooled.reshape(-1, pooled.shape[-1])).reshape(num_rows, -1, 6)
+        logits = None if self.atom_head is None else self.atom_head(x).reshape(num_rows, tokens, -1)
+        frac = self.frac_head(x).reshape(num_rows, tokens, 3)
+        return Decoded(logits, frac, cell[..., :3], cell[..., 3:])
+
+
+class VAE(nnx.Module):
+    """Encoder, Gaussian bottleneck, decoder."""
+
+    def __init__(self, sizes: VAESizes, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
+        encoders = {"transformer": TransformerEncoder, "cspnet": CSPNetEncoder}
+        if sizes.encoder.name not in encoders:
+            raise ValueError(
+                f"encoder.name is {sizes.encoder.name!r}; choose one of {', '.join(encoders)}"
+            )
+        self.encoder = encoders[sizes.encoder.name](sizes.encoder, rngs=rngs, dtype=dtype)
+        # Moments in float32: the logvar decides how much noise a latent gets.
+        self.quant = linear(sizes.encoder.d_model, 2 * sizes.latent_dim, rngs=rngs, bias=False)
+        self.decoder = Decoder(
+            sizes.decoder,
+            sizes.latent_dim,
+            atom_type_predict=sizes.atom_type_predict,
+            rngs=rngs,
+            dtype=dtype,
+        )
+        self.projection = (
+            linear(sizes.latent_dim, FOUNDATION_WIDTH, rngs=rngs)
+            if sizes.foundation_alignment
+            else None
+        )
+
+    def encode(self, rows: Rows) -> Posterior:
+        """Posterior of the latents; logvar is clamped to [-30, 20]."""
+        x = self.encoder(rows).astype(jnp.float32)
+        mean, logvar = jnp.split(self.quant(x), 2, axis=-1)
+        shape = (*rows.atom_types.shape, -1)
+        logvar = jnp.clip(logvar, -30.0, 20.0)
+        return Posterior(mean.reshape(shape), logvar.reshape(shape), x.reshape(shape))
+
+    def decode(self, z: jax.Array, rows: Rows) -> Decoded:
+        """Decode latents (R, T, L)."""
+        return self.decoder(z, rows)
+
+    def project(self, z: jax.Array) -> jax.Array:
+        """Map latents (R, T, L) to the 256-wide space of foundation-model features."""
+        if self.projection is None:
+            raise ValueError("this VAE was built without foundation alignment")
+        return self.projection(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], -1)
+
+
+def sample_posterior(posterior: Posterior, noise: jax.Array) -> jax.Array:
+    """Return mean + std * noise, (R, T, L)."""
+    return posterior.mean + jnp.exp(0.5 * posterior.logvar) * noise
+
+
+def reconstruct(decoded: Decoded, rows: Rows) -> Reconstruction:
+    """Read crystals off the decoder's output.
+
+    Elements are the argmax, with 0 (the mask) becoming 1; without a types head those of `rows`. Cells follow
+    `crystals.lattice_from_parameters`.
+    """
+    if decoded.atom_logits is None:
+        types = rows.atom_types
+    else:
+        types = jnp.maximum(jnp.argmax(decoded.atom_logits, -1), 1).astype(jnp.int32)
+    lengths = unscale_lengths(decoded.lengths_scaled, rows.num_atoms)
+    lattices = lattice_from_parameters(lengths, decoded.angles)
+    return Reconstruction(types, decoded.frac_coords, lattices, lengths, decoded.angles)

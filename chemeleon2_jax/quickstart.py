@@ -1,0 +1,157 @@
+"""Print what a quickstart's runs came to: `launch/quickstart.sh` calls this at its end.
+
+Every number is read from the runs' checkpoints or computed from the sampled crystals.
+"""
+
+import dataclasses
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from pymatgen.core.structure import Structure
+from rich.console import Console
+from rich.table import Table
+
+from chemeleon2_jax import cli
+from chemeleon2_jax.config import ConfigError
+from chemeleon2_jax.data.datasets import load_split
+from chemeleon2_jax.metrics.structure import covalent_share, randomise_coordinates, validity
+from chemeleon2_jax.run_folder import read_config
+from chemeleon2_jax.training.checkpoints import open_checkpoint
+from chemeleon2_jax.visualize import save_grid
+
+STRUCTURES_FILE = "generated_structures.json.gz"
+PICTURE_FILE = "crystals.png"
+SUMMARY_FILE = "quickstart.json"
+NUM_DRAWN = 16
+NUM_REFERENCES = 500  # enough for a share to a few percent, and done in seconds
+
+flags.DEFINE_string("vae_run", None, "Run folder of the VAE.", required=True)
+flags.DEFINE_string("ldm_run", None, "Run folder of the latent diffusion model.", required=True)
+flags.DEFINE_string("samples", None, "Folder that sample wrote into.", required=True)
+flags.DEFINE_integer("num_samples", None, "Crystals that were asked for.", required=True)
+flags.DEFINE_list("seconds", [], "Times to print: name=seconds, comma-separated.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """Shares of crystals that pass a check, 0..1.
+
+    Attributes:
+        generated: of the crystals asked for; what could not be built has failed.
+        reference: of real crystals.
+        random: of the same real crystals with random coordinates.
+    """
+
+    generated: float
+    reference: float
+    random: float
+
+
+def read_structures(folder: Path) -> list[Structure]:
+    """Return what `sample` wrote.
+
+    Raises:
+        ConfigError: the folder holds no samples.
+    """
+    path = folder / STRUCTURES_FILE
+    try:
+        with gzip.open(path, "rt") as file:
+            return [Structure.from_dict(entry) for entry in json.load(file)]
+    except OSError as error:
+        raise ConfigError(f"--samples: cannot read {path}: {error}") from error
+
+
+def reference_crystals(run_dir: Path) -> list[Any]:
+    """Return (atom_types, frac_coords, lattice) of crystals of the run's own test set."""
+    data = read_config(run_dir)["data"]
+    crystals = load_split(data["name"], "test", data_dir=data["data_dir"]).crystals
+    return [crystals.crystal(i) for i in range(min(len(crystals), NUM_REFERENCES))]
+
+
+def summarise(structures: list[Structure], references: list[Any], *, num_samples: int) -> dict:
+    """Check generated crystals, and real ones with and without their coordinates.
+
+    Args:
+        structures: those that could be built.
+        references: real crystals.
+        num_samples: how many were asked for.
+    """
+    randomised = randomise_coordinates(references, seed=0)
+    asked = [*structures, *[None] * (num_samples - len(structures))]
+    return {
+        name: Shares(*(check(group).share for group in (asked, references, randomised)))
+        for name, check in (("valid", validity), ("covalent", covalent_share))
+    }
+
+
+def best_values(run_dir: Path) -> dict[str, float]:
+    """Return the validation values of a run's best checkpoint."""
+    return open_checkpoint(run_dir).progress["values"]
+
+
+def print_report(summary: dict[str, Any], *, files: dict[str, Path]) -> None:
+    """Print a summary as a table, and where the files are."""
+    console = Console()
+    table = Table(title="What came out", show_header=False, title_justify="left")
+    for name in ("VAE", "latent diffusion"):
+        for key, value in summary[name].items():
+            table.add_row(f"{name}: {key}", _format(key, value))
+    asked, built = summary["asked"], summary["built"]
+    table.add_row("crystals asked for / built", f"{asked} / {built}")
+    table.add_row(
+        "structurally valid (distances > 0.5 Å, volume > 0.1 Å³ an atom)",
+        f"{summary['valid']['generated']:.0%}",
+    )
+    table.add_section()
+    table.add_row("closest pairs all > 0.7 x sum of covalent radii", "")
+    for key, label in (
+        ("generated", "generated crystals"),
+        ("reference", "real crystals (test set)"),
+        ("random", "real cells, random coordinates"),
+    ):
+        table.add_row(f"  {label}", f"{summary['covalent'][key]:.0%}")
+    table.add_section()
+    for key, seconds in summary["seconds"].items():
+        table.add_row(f"time: {key}", f"{float(seconds):.0f} s")
+    console.print(table)
+    for label, path in files.items():
+        console.print(f"{label:<18} {path}", soft_wrap=True, highlight=False)
+
+
+def _format(key: str, value: float) -> str:
+    return f"{value:.1%}" if key.endswith("rate") else f"{value:.4g}"
+
+
+def main() -> int:
+    """Summarise, draw, print."""
+    flag_values = flags.FLAGS
+    vae_run, ldm_run = Path(flag_values.vae_run), Path(flag_values.ldm_run)
+    samples = Path(flag_values.samples)
+    structures = read_structures(samples)
+    shares = summarise(structures, reference_crystals(ldm_run), num_samples=flag_values.num_samples)
+    summary = {
+        "VAE": best_values(vae_run),
+        "latent diffusion": best_values(ldm_run),
+        "asked": flag_values.num_samples,
+        "built": len(structures),
+        **{name: dataclasses.asdict(share) for name, share in shares.items()},
+        "seconds": dict(item.split("=") for item in flag_values.seconds),
+    }
+    (samples / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+    picture = save_grid(structures[:NUM_DRAWN], samples / PICTURE_FILE)
+    files = {
+        "pictures": picture,
+        "crystals": samples / STRUCTURES_FILE,
+        "these numbers": samples / SUMMARY_FILE,
+        "VAE": vae_run,
+        "latent diffusion": ldm_run,
+    }
+    print_report(summary, files=files)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,161 @@
+r"""Generate crystals.
+
+    python -m chemeleon2_jax.sample --model=logs/train_ldm/runs/<run> --num_samples=100 --output_dir=outputs/first
+    python -m chemeleon2_jax.sample --model=logs/train_ldm/runs/<run> --num_atoms=8,12 --num_samples=20 --seed=1 \
+        --sampler=ddpm --steps=200 --output_dir=outputs/sizes --cif
+
+Writes generated_structures.json.gz (a list of pymatgen Structures in the order of their index), run.json (what was asked for, and
+index and reason of what could not be built) and, with --cif, one CIF each.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import os
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+from tqdm import tqdm
+
+from chemeleon2_jax import __version__, cli
+from chemeleon2_jax.config import ConfigError
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+    from chemeleon2_jax.api import LDMModel
+
+STRUCTURES_FILE = "generated_structures.json.gz"
+REPORT_FILE = "run.json"
+
+log = logging.getLogger("chemeleon2_jax.sample")
+
+flags.DEFINE_string("model", "", "A run folder (its best checkpoint) or a checkpoint folder.")
+flags.DEFINE_integer("num_samples", 0, "Crystals to generate.", lower_bound=0)
+flags.DEFINE_list("num_atoms", [], "Atoms a crystal, repeated in turn; default: as in the training set.")
+flags.DEFINE_integer("seed", 0, "The same seed gives the same crystals.", lower_bound=0)
+flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "Sampler.")
+flags.DEFINE_integer("steps", 50, "Steps of the sampler.", lower_bound=1)
+flags.DEFINE_float("eta", 1.0, "Noise of DDIM: 0 is deterministic.", lower_bound=0.0)
+flags.DEFINE_integer("chunk_size", 0, "Crystals at once; 0 chooses by memory.", lower_bound=0)
+flags.DEFINE_string("output_dir", "", "Folder to write to.")
+flags.DEFINE_bool("cif", False, "Write a CIF for each crystal, too.")
+
+
+def main() -> int:
+    """Do what the flags say."""
+    values = flags.FLAGS
+    for name in ("model", "output_dir"):
+        if not getattr(values, name):
+            raise ConfigError(f"give --{name}; see python -m chemeleon2_jax.sample --help")
+    num_atoms = _read_sizes(values.num_atoms)
+    if not values.num_samples and not num_atoms:
+        raise ConfigError("give --num_samples, --num_atoms or both")
+    output_dir = Path(values.output_dir)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output_dir: {error}") from error
+
+    # After the flags are checked: loading JAX and pymatgen takes seconds.
+    from chemeleon2_jax.api import LDMModel, load_model
+    from chemeleon2_jax.training.compilation import enable_compilation_cache
+
+    enable_compilation_cache()
+    model = load_model(values.model)
+    if not isinstance(model, LDMModel):
+        raise ConfigError(
+            f"{values.model} is a VAE, which encodes and decodes but does not generate; give a "
+            "latent diffusion model's run folder (logs/train_ldm/runs/...)"
+        )
+    start = time.perf_counter()
+    structures = _sample(model, num_atoms)
+    seconds = time.perf_counter() - start
+    _write(output_dir, model, structures, seconds)
+    return 0
+
+
+def _read_sizes(texts: list[str]) -> list[int]:
+    try:
+        return [int(text) for text in texts]
+    except ValueError:
+        raise ConfigError(f"--num_atoms is {','.join(texts)!r}; give integers, as in 8,12") from None
+
+
+def _sample(model: LDMModel, num_atoms: list[int]) -> list[Structure]:
+    values = flags.FLAGS
+    total = values.num_samples or len(num_atoms)
+    with tqdm(desc="sampling", total=total, unit="crystal", disable=None, dynamic_ncols=True) as bar:
+        try:
+            return model.sample(
+                values.num_samples or None,
+                seed=values.seed,
+                num_atoms=num_atoms or None,
+                sampler=values.sampler,
+                steps=values.steps,
+                eta=values.eta,
+                chunk_size=values.chunk_size,
+                on_done=bar.update,
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+
+def _write(output_dir: Path, model: LDMModel, structures: list[Structure], seconds: float) -> None:
+    report = model.last_report
+    assert report is not None
+    dicts = [structure.as_dict() for structure in structures]
+    _write_atomically(output_dir / STRUCTURES_FILE, gzip.compress(json.dumps(dicts).encode(), mtime=0))
+    values = flags.FLAGS
+    if values.cif:
+        folder = output_dir / "cif"
+        folder.mkdir(exist_ok=True)
+        # Of an earlier run into the same folder: the folder holds exactly what was generated.
+        for stale in folder.glob("*.cif"):
+            stale.unlink()
+        for index, structure in zip(report.indices, structures, strict=True):
+            structure.to(filename=str(folder / f"{index:06d}_{structure.composition.reduced_formula}.cif"))
+    summary: dict[str, Any] = {
+        "model": values.model,
+        "seed": report.seed,
+        "num_samples": len(report.num_atoms),
+        "num_built": len(structures),
+        "failures": [{"index": f.index, "reason": f.reason} for f in report.failures],
+        "indices": list(report.indices),
+        "num_atoms": list(report.num_atoms),
+        "sampler": {"name": report.sampler.sampler, "steps": report.sampler.steps, "eta": report.sampler.eta},
+        "seconds": round(seconds, 3),
+        "versions": {
+            "chemeleon2_jax": __version__,
+            **{name: metadata.version(name) for name in ("jax", "flax", "pymatgen")},
+        },
+    }
+    _write_atomically(output_dir / REPORT_FILE, json.dumps(summary, indent=2).encode())
+    log.info(
+        "%d of %d crystals in %.1f s -> %s",
+        *(len(structures), len(report.num_atoms), seconds, output_dir / STRUCTURES_FILE),
+    )
+    for failure in report.failures[:5]:
+        log.warning("crystal %d could not be built: %s", failure.index, failure.reason)
+    if len(report.failures) > 5:
+        log.warning("and %d more; all are in %s", len(report.failures) - 5, output_dir / REPORT_FILE)
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole file or leave the one that is there."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(content)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error}") from error
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,28 @@
+"""From a config to a stage that `training.loop.fit` can run. The only library code that sees a ConfigDict."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from chemeleon2_jax.config import ConfigError
+from chemeleon2_jax.training.stage import Stage
+
+
+def build(config: ConfigDict) -> Stage:
+    """Load the data and build model, loss and validation of `config.task_name`.
+
+    Raises:
+        ConfigError: a value that the stage cannot use.
+        DatasetError: no usable data.
+        CheckpointError: a model that the stage starts from cannot be opened.
+    """
+    # Here, so that asking for one stage does not import the others.
+    if config.task_name == "train_vae":
+        from chemeleon2_jax.stages.vae import build_vae
+
+        return build_vae(config)
+    if config.task_name == "train_ldm":
+        from chemeleon2_jax.stages.ldm import build_ldm
+
+        return build_ldm(config)
+    raise ConfigError(f"task_name is {config.task_name!r}; it is train_vae or train_ldm")

@@ -1,0 +1,148 @@
+"""What stages share: data and row layout from a config, jitted evaluation over a mesh, sums of loss terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from chemeleon2_jax.config import ConfigError, rename_columns, split_names
+from chemeleon2_jax.crystals import Crystals
+from chemeleon2_jax.data.augment import Augmentation
+from chemeleon2_jax.data.datasets import load_split, size_table
+from chemeleon2_jax.data.loader import Layout, Loader, in_order
+from chemeleon2_jax.models.losses import Terms
+from chemeleon2_jax.training.parallel import make_mesh, replicated, shard_batch
+from chemeleon2_jax.workers import WorkerPool
+
+PRECISIONS = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+
+
+@dataclass(frozen=True)
+class StageData:
+    """Training and validation crystals, and how they become rows on a mesh.
+
+    `train_features` and `val_features` hold what is known of atoms beside the crystals, name -> (A, width).
+    """
+
+    train: Crystals
+    val: Crystals
+    layout: Layout
+    val_layout: Layout
+    batch_size: int
+    mesh: Mesh
+    train_features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    val_features: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def loader(self, seed: int) -> Loader:
+        """Training batches."""
+        return Loader(self.train, self.batch_size, self.layout, seed, self.train_features)
+
+    def val_batches(self) -> Iterable[tuple[Any, Any, np.ndarray]]:
+        """Yield (rows on the devices, assignment, indices) over the validation set, in order."""
+        batches = in_order(
+            self.val, self.val_layout, self.batch_size, atom_features=self.val_features
+        )
+        for rows, assignment, indices in batches:
+            yield shard_batch(rows, self.mesh), assignment, indices
+
+    def train_batches(self) -> Iterable[Any]:
+        """Yield rows on the devices over the whole training set, in order, all of one shape."""
+        layout = _layout_in_order(self.train, self.batch_size, self.layout, self.mesh)
+        for rows, _, _ in in_order(self.train, layout, self.batch_size):
+            yield shard_batch(rows, self.mesh)
+
+    @property
+    def size_table(self) -> list[int]:
+        """Training crystals by number of atoms."""
+        return [int(n) for n in size_table(self.train)]
+
+
+def load_data(config: ConfigDict, *, edges: bool, padded_tokens: int = 0) -> StageData:
+    """Load the training and validation sets that `config.data` names and plan their rows.
+
+    Args:
+        config: of the run.
+        edges: whether the model wants pairs of atoms.
+        padded_tokens: > 0 for padded rows of at least so many tokens.
+    """
+    data = config.data
+    options: dict[str, Any] = {
+        "data_dir": data.data_dir,
+        "targets": split_names(data.target_condition),
+        "rename": rename_columns(data.rename),
+        "max_atoms": data.max_atoms,
+        "num_workers": data.num_workers or None,
+    }
+    train, val = (load_split(data.name, part, **options).crystals for part in ("train", "val"))
+    mesh = make_mesh(config.trainer.num_devices)
+    num_devices = mesh.devices.size
+    largest = int(max(train.num_atoms.max(), val.num_atoms.max()))
+    if config.packing.layout not in ("packed", "padded"):
+        raise ConfigError(f"packing.layout is {config.packing.layout!r}; it is packed or padded")
+    if config.packing.layout == "padded":
+        padded_tokens = max(padded_tokens, largest)
+    row_tokens = config.packing.row_tokens
+    if row_tokens and row_tokens < largest:
+        raise ConfigError(
+            f"packing.row_tokens is {row_tokens}, but the largest crystal has {largest} atoms"
+        )
+    layout = Layout.plan(
+        train.num_atoms,
+        data.batch_size,
+        num_devices=num_devices,
+        row_tokens=row_tokens,
+        padded_tokens=max(padded_tokens, largest) if padded_tokens else 0,
+        edges=edges,
+    )
+    val_layout = _layout_in_order(val, data.batch_size, layout, mesh)
+    return StageData(train, val, layout, val_layout, data.batch_size, mesh)
+
+
+def _layout_in_order(crystals: Crystals, batch_size: int, like: Layout, mesh: Mesh) -> Layout:
+    """One shape for all batches of `in_order`."""
+    starts = range(0, len(crystals), batch_size)
+    sizes = [crystals.num_atoms[i : i + batch_size] for i in starts]
+    return Layout.for_batches(sizes, like=like, num_devices=mesh.devices.size)
+
+
+def compute_dtype(config: ConfigDict) -> Any:
+    """The dtype that `trainer.precision` names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    precision = config.trainer.precision
+    if precision not in PRECISIONS:
+        raise ConfigError(f"trainer.precision is {precision!r}; it is {' or '.join(PRECISIONS)}")
+    return PRECISIONS[precision]
+
+
+def augmentation(options: ConfigDict) -> Augmentation:
+    """The `augmentation` block of a stage."""
+    return Augmentation(options.rotate, options.translate, options.per_crystal)
+
+
+def evaluator(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Jit a function of sharded rows; what it returns is whole on every device, so that each host can read it."""
+    return jax.jit(fn, out_shardings=replicated(mesh))
+
+
+def sum_terms(parts: Iterable[Terms]) -> dict[str, tuple[float, float]]:
+    """Add up (sum, weight) terms of batches, in float64 on the host."""
+    totals: dict[str, np.ndarray] = {}
+    for part in parts:
+        for name, pair in jax.device_get(part).items():
+            totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+    return {name: (float(total), float(weight)) for name, (total, weight) in totals.items()}
+
+
+def make_pool(config: ConfigDict) -> WorkerPool:
+    """Worker processes for host-side work, started when first used."""
+    return WorkerPool(config.data.num_workers or None)

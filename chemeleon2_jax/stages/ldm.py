@@ -1,0 +1,227 @@
+"""The latent diffusion stage: a DiT learns to generate the latents of a frozen VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+from ml_collections import ConfigDict
+
+from chemeleon2_jax.config import ConfigError
+from chemeleon2_jax.data.augment import augment
+from chemeleon2_jax.diffusion.gaussian import DiffusionConfig, training_loss
+from chemeleon2_jax.diffusion.sampler import SamplerConfig
+from chemeleon2_jax.diffusion.schedule import Schedule
+from chemeleon2_jax.generation import Generator, draw_num_atoms
+from chemeleon2_jax.loading import LDMParts, VAEParts, count_parameters, load_ldm, load_vae
+from chemeleon2_jax.metrics.structure import covalent_share, validity
+from chemeleon2_jax.models.dit import NAMED_SIZES, DiT, DiTSizes, split_output
+from chemeleon2_jax.models.losses import Terms
+from chemeleon2_jax.models.vae import sample_posterior
+from chemeleon2_jax.packing import Rows, atom_normal, crystal_keys
+from chemeleon2_jax.stages.common import (
+    StageData,
+    augmentation,
+    compute_dtype,
+    evaluator,
+    load_data,
+    sum_terms,
+)
+from chemeleon2_jax.training.checkpoints import CheckpointError
+from chemeleon2_jax.training.stage import Stage, params_and_ema
+
+_VALIDATION_SEED = 0
+
+
+def dit_sizes(module: ConfigDict, latent_dim: int) -> DiTSizes:
+    """Read the denoiser's sizes off `ldm_module`."""
+    denoiser, diffusion = module.denoiser, module.diffusion
+    if denoiser.size == "custom":
+        depth, hidden, heads = denoiser.depth, denoiser.hidden_size, denoiser.num_heads
+    elif denoiser.size in NAMED_SIZES:
+        depth, hidden, heads = NAMED_SIZES[denoiser.size]
+    else:
+        raise ConfigError(
+            f"ldm_module.denoiser.size is {denoiser.size!r}; it is {', '.join(NAMED_SIZES)} or custom"
+        )
+    return DiTSizes(
+        latent_dim=latent_dim,
+        hidden_size=hidden,
+        depth=depth,
+        num_heads=heads,
+        mlp_ratio=denoiser.mlp_ratio,
+        learn_sigma=diffusion.learn_sigma,
+        variance_layout=diffusion.variance_layout,
+    )
+
+
+def build_ldm(config: ConfigDict) -> Stage:
+    """Build the stage; see `stages.build`."""
+    module, dtype = config.ldm_module, compute_dtype(config)
+    vae, vae_meta = _load_frozen_vae(module, dtype)
+    options = module.diffusion
+    try:
+        diffusion = DiffusionConfig(options.num_steps, options.schedule, options.target)
+        schedule = diffusion.make_schedule()
+        sampler = SamplerConfig(
+            module.sampling.sampler, module.sampling.steps, module.sampling.eta
+        )
+        sizes = dit_sizes(module, vae.sizes.latent_dim)
+        model = DiT(sizes, rngs=nnx.Rngs(config.seed), dtype=dtype)
+    except ValueError as error:
+        raise ConfigError(f"ldm_module: {error}") from error
+    interleaved = sizes.learn_sigma and sizes.variance_layout == "interleaved"
+    # The interleaved variance is defined by the padding: always to the largest crystal of the training set.
+    data = load_data(config, edges=vae.sizes.encoder.name == "cspnet", padded_tokens=int(interleaved))
+    graphdef, params = nnx.split(model, nnx.Param)
+    latent_std = None
+    if module.ldm_ckpt_path:
+        params, latent_std = _start_weights(module.ldm_ckpt_path, sizes)
+    logging.info("DiT with %.1f million parameters", count_parameters(params) / 1e6)
+    if latent_std is None:
+        latent_std = measure_latent_std(data, vae, seed=config.seed)
+    logging.info("latent_std = %.6g over the training set", latent_std)
+
+    ldm = LDMParts(
+        sizes=sizes,
+        graphdef=graphdef,
+        params=params,
+        diffusion=diffusion,
+        vae=vae,
+        latent_std=latent_std,
+        size_table=np.asarray(data.size_table),
+    )
+    augment_options = augmentation(module.augmentation)
+
+    def loss_fn(params: Any, frozen: Any, key: jax.Array, rows: Rows) -> Any:
+        augment_key, loss_key = jax.random.split(key)
+        terms = _terms(ldm, params, frozen, augment(augment_key, rows, augment_options), loss_key, schedule)
+        means = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in terms.items()}
+        return means.pop("total_loss"), means
+
+    meta = {
+        "stage": "train_ldm",
+        "vae": vae.sizes.to_dict(),
+        "dit": sizes.to_dict(),
+        "diffusion": asdict(diffusion),
+        "latent_std": latent_std,
+        "size_table": data.size_table,
+        "sample_weights": "ema" if module.ema.decay > 0 else "raw",
+        "config": config.to_dict(),
+        "vae_config": dict(vae_meta.get("config", {})),
+    }
+    return Stage(
+        name="train_ldm",
+        init_params=params,
+        loss_fn=loss_fn,
+        batches=data.loader(config.seed),
+        meta=meta,
+        frozen=vae.params,
+        validate=_make_validate(config, data, ldm, schedule, sampler),
+        monitor=config.callbacks.model_checkpoint.monitor,
+        mode=config.callbacks.model_checkpoint.mode,
+        items=lambda params, ema: {**params_and_ema(params, ema), "vae": vae.params},
+    )
+
+
+def _load_frozen_vae(module: ConfigDict, dtype: Any) -> tuple[VAEParts, Mapping[str, Any]]:
+    path = module.ldm_ckpt_path or module.vae_ckpt_path
+    if not path:
+        raise ConfigError(
+            "ldm_module.vae_ckpt_path is empty: give the run folder of a trained VAE, "
+            "--config.ldm_module.vae_ckpt_path=logs/train_vae/runs/<run>"
+        )
+    return load_vae(path, dtype=dtype)
+
+
+def _start_weights(path: str, sizes: DiTSizes) -> tuple[Any, float]:
+    """Parameters of another LDM to start from, and its latent_std, which its weights were trained for."""
+    start, _ = load_ldm(path)
+    if start.sizes != sizes:
+        raise CheckpointError(f"{path} holds {start.sizes}, but the config asks for {sizes}")
+    return jax.tree.map(jnp.asarray, start.params), start.latent_std
+
+
+def _terms(
+    ldm: LDMParts, params: Any, vae_params: Any, rows: Rows, key: jax.Array, schedule: Schedule
+) -> Terms:
+    """Sums over crystals of the loss and its terms, and the number of crystals."""
+    sample_key, time_key, noise_key = jax.random.split(key, 3)
+    width = ldm.sizes.latent_dim
+    posterior = ldm.vae.module(vae_params).encode(rows)
+    z = sample_posterior(posterior, atom_normal(sample_key, rows, width)) / ldm.latent_std
+    z = jnp.where(rows.is_atom[..., None], z, 0.0)
+    draw = jax.vmap(jax.vmap(lambda k: jax.random.randint(k, (), 0, schedule.num_steps)))
+    t = draw(crystal_keys(time_key, rows))
+    dit = ldm.module(params)
+
+    def denoise(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        return split_output(dit(x, t, rows), rows, ldm.sizes)
+
+    noise = jnp.where(rows.is_atom[..., None], atom_normal(noise_key, rows, width), 0.0)
+    loss, parts = training_loss(
+        denoise,
+        jax.lax.stop_gradient(z),
+        t=t,
+        noise=noise,
+        schedule=schedule,
+        rows=rows,
+        target=ldm.diffusion.target,
+    )
+    weights = rows.is_crystal.astype(jnp.float32)
+    count = jnp.sum(weights)
+    named = {"total_loss": loss, **{f"loss_{name}": value for name, value in parts.items()}}
+    return {name: (jnp.sum(value * weights), count) for name, value in named.items()}
+
+
+def measure_latent_std(data: StageData, vae: VAEParts, *, seed: int) -> float:
+    """Standard deviation of all numbers in sampled latents of the whole training set, without augmentation."""
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+
+    def moments(params: Any, rows: Rows) -> Terms:
+        posterior = vae.module(params).encode(rows)
+        z = sample_posterior(posterior, atom_normal(key, rows, posterior.mean.shape[-1]))
+        weights = rows.is_atom.astype(jnp.float32)
+        count = jnp.sum(weights) * z.shape[-1]
+        return {
+            "first": (jnp.sum(jnp.sum(z, -1) * weights), count),
+            "second": (jnp.sum(jnp.sum(z**2, -1) * weights), count),
+        }
+
+    jitted = evaluator(moments, data.mesh)
+    sums = sum_terms(jitted(vae.params, rows) for rows in data.train_batches())
+    (first, count), (second, _) = sums["first"], sums["second"]
+    variance = (second - first**2 / count) / (count - 1)
+    return float(np.sqrt(variance))
+
+
+def _make_validate(
+    config: ConfigDict, data: StageData, ldm: LDMParts, schedule: Schedule, sampler: SamplerConfig
+) -> Callable[[Any, int], Mapping[str, float]]:
+    """Loss over the validation set, always with the same times and noises, and validity of samples if asked for."""
+    key = jax.random.key(_VALIDATION_SEED)
+    jitted = evaluator(
+        lambda params, vae_params, rows: _terms(ldm, params, vae_params, rows, key, schedule),
+        data.mesh,
+    )
+    num_samples = config.ldm_module.sampling.num_samples
+    generator = Generator(ldm, sampler, mesh=data.mesh) if num_samples else None
+
+    def validate(params: Any, step: int) -> dict[str, float]:
+        batches = (rows for rows, _, _ in data.val_batches())
+        sums = sum_terms(jitted(params, ldm.vae.params, rows) for rows in batches)
+        values = {f"val/{name}": total / count for name, (total, count) in sums.items()}
+        if generator is not None:
+            sizes = draw_num_atoms(ldm.size_table, num_samples, _VALIDATION_SEED)
+            found = generator.generate(sizes, seed=_VALIDATION_SEED, params=params).crystals
+            values["val/valid_share"] = validity(found).share
+            values["val/covalent_share"] = covalent_share(found).share
+        return values
+
+    return validate

@@ -1,0 +1,200 @@
+"""The VAE stage: crystals to latents and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+from ml_collections import ConfigDict
+
+from chemeleon2_jax.config import ConfigError
+from chemeleon2_jax.crystals import Crystals
+from chemeleon2_jax.data.augment import Noise, augment, corrupt
+from chemeleon2_jax.data.errors import DatasetError
+from chemeleon2_jax.metrics.reconstruction import Tolerances, match_rates
+from chemeleon2_jax.models.losses import (
+    LossWeights,
+    Terms,
+    foundation_alignment,
+    total_loss,
+    vae_terms,
+)
+from chemeleon2_jax.models.vae import (
+    FOUNDATION_WIDTH,
+    VAE,
+    DecoderSizes,
+    EncoderSizes,
+    VAESizes,
+    reconstruct,
+    sample_posterior,
+)
+from chemeleon2_jax.packing import Rows, atom_normal
+from chemeleon2_jax.stages.common import (
+    StageData,
+    augmentation,
+    compute_dtype,
+    evaluator,
+    load_data,
+    make_pool,
+    sum_terms,
+)
+from chemeleon2_jax.training.stage import Stage
+
+FOUNDATION = "foundation"
+_VALIDATION_SEED = 0
+
+
+def vae_sizes(module: ConfigDict) -> VAESizes:
+    """Read the model's sizes off `vae_module`."""
+    return VAESizes(
+        latent_dim=module.latent_dim,
+        encoder=EncoderSizes(**module.encoder.to_dict()),
+        decoder=DecoderSizes(**module.decoder.to_dict()),
+        atom_type_predict=module.atom_type_predict,
+        foundation_alignment=module.loss_weights.fa > 0,
+    )
+
+
+def build_vae(config: ConfigDict) -> Stage:
+    """Build the stage; see `stages.build`."""
+    module = config.vae_module
+    sizes, dtype = vae_sizes(module), compute_dtype(config)
+    data = load_data(config, edges=sizes.encoder.name == "cspnet")
+    if sizes.foundation_alignment:
+        data = _with_foundation_features(data, module.foundation_features)
+    try:
+        model = VAE(sizes, rngs=nnx.Rngs(config.seed), dtype=dtype)
+    except ValueError as error:
+        raise ConfigError(f"vae_module: {error}") from error
+    graphdef, params = nnx.split(model, nnx.Param)
+    num_parameters = sum(p.size for p in jax.tree.leaves(params))
+    logging.info("VAE with %.1f million parameters", num_parameters / 1e6)
+    weights = LossWeights(**module.loss_weights.to_dict())
+    noise = Noise(module.noise.ratio, module.noise.corruption_scale)
+    options = augmentation(module.augmentation)
+
+    def loss_fn(params: Any, frozen: Any, key: jax.Array, rows: Rows) -> Any:
+        augment_key, corrupt_key, sample_key = jax.random.split(key, 3)
+        clean = augment(augment_key, rows, options)
+        vae = nnx.merge(graphdef, params)
+        terms = _terms(vae, clean, corrupt(corrupt_key, clean, noise), sample_key)
+        return total_loss(terms, weights)
+
+    meta = {
+        "stage": "train_vae",
+        "vae": sizes.to_dict(),
+        "size_table": data.size_table,
+        "config": config.to_dict(),
+    }
+    return Stage(
+        name="train_vae",
+        init_params=params,
+        loss_fn=loss_fn,
+        batches=data.loader(config.seed),
+        meta=meta,
+        validate=_make_validate(config, data, graphdef, weights),
+        monitor=config.callbacks.model_checkpoint.monitor,
+        mode=config.callbacks.model_checkpoint.mode,
+    )
+
+
+def _terms(vae: VAE, clean: Rows, seen: Rows, key: jax.Array) -> Terms:
+    """Loss terms where the encoder sees `seen` and the target is `clean`."""
+    posterior = vae.encode(seen)
+    z = sample_posterior(posterior, atom_normal(key, clean, posterior.mean.shape[-1]))
+    terms = vae_terms(vae.decode(z, clean), posterior, clean)
+    if vae.projection is not None:
+        features = clean.features[FOUNDATION]
+        terms["loss_fa"] = foundation_alignment(vae.project(z), features, clean.is_atom)
+    return terms
+
+
+def _make_validate(
+    config: ConfigDict, data: StageData, graphdef: Any, weights: LossWeights
+) -> Callable[[Any, int], Mapping[str, float]]:
+    """Losses on the whole validation set as it is, and the match rate of a sample of it."""
+    module = config.vae_module
+    matching = module.structure_matcher
+    tolerances = {
+        "match_rate": Tolerances(),
+        "match_rate_loose": Tolerances(matching.ltol, matching.stol, matching.angle_tol),
+    }
+    pool = make_pool(config)
+    key = jax.random.key(_VALIDATION_SEED)
+
+    def evaluate(params: Any, rows: Rows) -> tuple[Terms, Any]:
+        vae = nnx.merge(graphdef, params)
+        return _terms(vae, rows, rows, key), reconstruct(vae.decode(vae.encode(rows).mean, rows), rows)
+
+    jitted = evaluator(evaluate, data.mesh)
+    count = min(module.match_rate.num_samples, len(data.val))
+    chosen = set(np.linspace(0, len(data.val) - 1, count).astype(int).tolist()) if count else set()
+
+    def validate(params: Any, step: int) -> dict[str, float]:
+        parts, pairs = [], []
+        for rows, where, indices in data.val_batches():
+            terms, crystals = jitted(params, rows)
+            parts.append(terms)
+            wanted = [i for i, index in enumerate(indices) if int(index) in chosen]
+            if wanted:
+                built = split_crystals(crystals, where)
+                pairs += [(built[i], data.val.crystal(int(indices[i]))) for i in wanted]
+        total, means = total_loss(sum_terms(parts), weights)
+        values = {"val/total_loss": float(total)}
+        values |= {f"val/{name}": float(mean) for name, mean in means.items()}
+        if pairs:
+            results = match_rates(
+                pairs, pool, tolerances=tolerances, timeout_s=module.match_rate.timeout_s
+            )
+            for name, result in results.items():
+                values[f"val/{name}"] = result.rate
+                values[f"val/{name}_rms"] = result.rate_by_rms
+            values["val/match_timeouts"] = float(results["match_rate"].num_timeouts)
+        return values
+
+    return validate
+
+
+def split_crystals(crystals: Any, where: Any) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """A `Reconstruction` of rows as (atom_types, frac_coords, lattice), one a crystal."""
+    types, frac = where.split_atoms(crystals.atom_types), where.split_atoms(crystals.frac_coords)
+    return list(zip(types, frac, where.take_slots(crystals.lattices), strict=True))
+
+
+def _with_foundation_features(data: StageData, path: str) -> StageData:
+    """Add the features of a .npz file with one (n, 256) array a material id."""
+    if not path:
+        raise ConfigError(
+            "vae_module.loss_weights.fa > 0 needs vae_module.foundation_features, a .npz file with an "
+            f"array (atoms, {FOUNDATION_WIDTH}) for each material id"
+        )
+    if not Path(path).is_file():
+        raise DatasetError(f"vae_module.foundation_features: there is no file {path!r}")
+    with np.load(path) as features:
+        return replace(
+            data,
+            train_features={FOUNDATION: _features(data.train, features, path)},
+            val_features={FOUNDATION: _features(data.val, features, path)},
+        )
+
+
+def _features(crystals: Crystals, features: Any, path: str) -> np.ndarray:
+    """Features of all atoms, (A, 256)."""
+    parts = []
+    for material_id, num_atoms in zip(crystals.material_ids, crystals.num_atoms, strict=True):
+        name = material_id.decode()
+        if name not in features:
+            raise DatasetError(f"{path} has no features for the crystal {name!r}")
+        if features[name].shape != (num_atoms, FOUNDATION_WIDTH):
+            raise DatasetError(
+                f"{path}: the features of {name!r} have the shape {features[name].shape}, not "
+                f"({num_atoms}, {FOUNDATION_WIDTH}); they must follow the atoms of the reduced cell"
+            )
+        parts.append(features[name])
+    return np.concatenate(parts).astype(np.float32)

@@ -1,0 +1,150 @@
+r"""Train a model.
+
+    python -m chemeleon2_jax.train --config=configs/train_vae.py:tiny/vae_dng
+    python -m chemeleon2_jax.train --config=configs/train_vae.py:mp_20/vae_dng \
+        --config.trainer.max_epochs=100 --config.data.batch_size=128
+    python -m chemeleon2_jax.train --config=configs/train_ldm.py:mp_20/ldm_null --print_config
+    python -m chemeleon2_jax.train --config=configs/train_vae.py \
+        --config.resume_from=logs/train_vae/runs/<run>
+
+The part after the colon is an experiment; without one the base config runs. Every value of the
+config is a flag.
+"""
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from chemeleon2_jax import cli
+from chemeleon2_jax.config import (
+    ConfigError,
+    fit_config,
+    load_config,
+    to_json,
+    unwrap_hub_keys,
+)
+from chemeleon2_jax.config_checks import check_config, check_overrides
+from chemeleon2_jax.run_folder import make_run_dir, resumed_config, save_config
+
+config_flags.DEFINE_config_file("config", None, "configs/train_<stage>.py[:experiment]")
+flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and exit.")
+
+# The module's own name is __main__ on the command line.
+log = logging.getLogger("chemeleon2_jax.train")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command line asks for.
+
+    Attributes:
+        config: resolved and checked.
+        resume_dir: the run to go on with; None starts a new one.
+        changes: a line for each value that differs from that run's.
+    """
+
+    config: ConfigDict
+    resume_dir: Path | None = None
+    changes: tuple[str, ...] = ()
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse the arguments; what config_flags would say in a traceback is said in a line.
+
+    Raises:
+        ConfigError: the config file, its experiment or an override is wrong.
+        flags.Error: another flag is wrong.
+    """
+    specs, others = _split_config_flag(argv[1:])
+    if len(specs) > 1:
+        raise ConfigError(f"--config is given {len(specs)} times: {', '.join(specs)}")
+    ordered = [argv[0], *(f"--config={spec}" for spec in specs), *others]
+    if specs:
+        check_overrides(load_config(specs[0]), others)
+    # config_flags reads sys.argv, and wants the file before the values that override it.
+    sys.argv = ordered
+    return flags.FLAGS(ordered)
+
+
+def _split_config_flag(arguments: list[str]) -> tuple[list[str], list[str]]:
+    specs, others = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            specs.append(value if equals else next(remaining, ""))
+        else:
+            others.append(argument)
+    return specs, others
+
+
+def make_plan(config: ConfigDict | None, overrides: dict[str, object]) -> Plan:
+    """Resolve and check what the command line says.
+
+    Args:
+        config: config file and experiment with the overrides; None if no file is given.
+        overrides: {dotted key: value} of the overrides alone.
+
+    Raises:
+        ConfigError: no config, a value that cannot be used, or a run that cannot be resumed so.
+    """
+    if config is None:
+        raise ConfigError("give a config: --config=configs/train_vae.py:tiny/vae_dng, for example")
+    plan = Plan(config)
+    if config.resume_from:
+        run_dir = Path(config.resume_from)
+        resumed, changes = resumed_config(config, overrides, run_dir)
+        plan = Plan(resumed, run_dir, tuple(changes))
+    unwrap_hub_keys(plan.config)
+    check_config(plan.config)
+    return plan
+
+
+def train(plan: Plan) -> int:
+    """Train in a run's folder and returns the exit code.
+
+    Raises:
+        ConfigError, DatasetError, CheckpointError, NonFiniteError: the text says what to do.
+    """
+    config = plan.config
+    run_dir = plan.resume_dir or make_run_dir(config.paths.log_dir, config.task_name)
+    save_config(config, run_dir)
+    with cli.log_file(run_dir / "train.log"):
+        log.info("Run folder: %s", run_dir)
+        for change in plan.changes:
+            log.info("Changed for this part of the run: %s", change)
+        # After the log file is open: loading JAX and pymatgen takes seconds.
+        from chemeleon2_jax import stages
+        from chemeleon2_jax.training.compilation import enable_compilation_cache
+        from chemeleon2_jax.training.loop import fit
+
+        enable_compilation_cache()
+        result = fit(
+            stages.build(config),
+            fit_config(config),
+            run_dir=run_dir,
+            resume=plan.resume_dir is not None,
+            config_text=to_json(config),
+        )
+    return result.exit_code
+
+
+def main() -> int:
+    """Do what the flags say."""
+    flag_values = flags.FLAGS
+    overrides = {}
+    if flag_values.config is not None:
+        overrides = config_flags.get_override_values(flag_values["config"])
+    plan = make_plan(flag_values.config, overrides)
+    if flag_values.print_config:
+        print(to_json(plan.config))
+        return 0
+    return train(plan)
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_flags=parse_flags)

@@ -1,0 +1,37 @@
+"""JAX's persistent compilation cache: the second launch of a program does not compile it again."""
+
+import os
+from pathlib import Path
+
+import jax
+
+_MIN_COMPILE_SECONDS = 0.5
+
+
+def enable_compilation_cache() -> Path | None:
+    """Keep compiled programs under `$XDG_CACHE_HOME/chemeleon2_jax/xla`.
+
+    A cache that the user configured (`JAX_COMPILATION_CACHE_DIR`, or switched off with
+    `JAX_ENABLE_COMPILATION_CACHE=0`) is left alone; so is everything when the folder cannot be
+    written.
+
+    Returns:
+        the folder in use, None without one.
+    """
+    if not jax.config.jax_enable_compilation_cache:
+        return None
+    configured = jax.config.jax_compilation_cache_dir
+    if configured:
+        return Path(configured)
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(home) / "chemeleon2_jax" / "xla"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    if not os.access(directory, os.W_OK):
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    return directory

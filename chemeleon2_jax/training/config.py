@@ -1,0 +1,137 @@
+"""Settings of a training run, as plain frozen structs (no ConfigDict below the stages)."""
+
+from dataclasses import dataclass, field
+
+OPTIMIZERS = ("adamw", "adam")
+SCHEDULERS = ("constant", "warmup_linear", "cosine", "plateau")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimiser by name; `weight_decay` is decoupled in adamw and an L2 term in adam."""
+
+    name: str = "adamw"
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on an unknown name or values out of range."""
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"optimizer {self.name!r} is none of {', '.join(OPTIMIZERS)}")
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"optimizer betas are two numbers in [0, 1), not {self.betas}")
+        if self.learning_rate < 0.0 or self.eps <= 0.0 or self.weight_decay < 0.0:
+            raise ValueError(f"optimizer values out of range: {self}")
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Learning rate over the run, as a factor on the optimiser's learning rate.
+
+    Attributes:
+        name: 'constant'; 'warmup_linear' (the same, under the name of its warm-up); 'cosine' (down
+            to `final_factor` at `total_steps`); 'plateau' (times `factor` when the monitored
+            validation value has not improved for more than `patience` validations).
+        warmup_steps: linear warm-up, for every name; step t (from 0) has (t + 1) / warmup_steps.
+        total_steps: horizon of the cosine; 0: the length of the run.
+        final_factor: what the cosine ends at.
+        factor, patience, threshold, min_lr: plateau; an improvement is one of more than
+            `threshold` relative to the best value; the rate does not go below `min_lr`.
+        monitor, mode: plateau; '' is the stage's.
+    """
+
+    name: str = "constant"
+    warmup_steps: int = 0
+    total_steps: int = 0
+    final_factor: float = 0.0
+    factor: float = 0.1
+    patience: int = 10
+    threshold: float = 1e-4
+    min_lr: float = 0.0
+    monitor: str = ""
+    mode: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on an unknown name or values out of range."""
+        if self.name not in SCHEDULERS:
+            raise ValueError(f"scheduler {self.name!r} is none of {', '.join(SCHEDULERS)}")
+        if self.warmup_steps < 0 or self.total_steps < 0:
+            raise ValueError(f"scheduler steps are 0 or more: {self}")
+        if self.name == "plateau" and not 0.0 < self.factor < 1.0:
+            raise ValueError(f"scheduler factor is between 0 and 1, not {self.factor}")
+
+
+@dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """Stop when `monitor` has not improved by `min_delta` for `patience` validations; 0: never."""
+
+    patience: int = 0
+    monitor: str = ""
+    mode: str = ""
+    min_delta: float = 0.0
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases beside TensorBoard; off without a project."""
+
+    project: str = ""
+    name: str = ""
+    group: str = ""
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Settings of `loop.fit`; 0 is 'no limit' or 'off'.
+
+    Attributes:
+        seed: of every random number in training.
+        max_steps, max_epochs: whichever comes first.
+        check_val_every_n_epoch: validation after every so many epochs, and at the end.
+        save_every_n_steps: `last` is saved at least this often, and after every validation.
+        log_every_n_steps: the host waits for the device only this often.
+        gradient_clip_val: largest global norm of the gradient.
+        ema_decay: of the exponential moving average of the parameters, after its warm-up.
+        keep_best: how many of the best checkpoints to keep, beside the last one.
+        num_devices: use only the first so many local devices.
+    """
+
+    seed: int = 0
+    max_steps: int = 0
+    max_epochs: int = 0
+    check_val_every_n_epoch: int = 1
+    save_every_n_steps: int = 1000
+    log_every_n_steps: int = 50
+    gradient_clip_val: float = 0.0
+    ema_decay: float = 0.0
+    keep_best: int = 1
+    num_devices: int = 0
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values out of range."""
+        for name in (
+            "max_steps",
+            "max_epochs",
+            "check_val_every_n_epoch",
+            "save_every_n_steps",
+            "gradient_clip_val",
+            "num_devices",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is 0 (off) or more")
+        if self.log_every_n_steps < 1 or self.keep_best < 1:
+            raise ValueError("log_every_n_steps and keep_best are 1 or more")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay is {self.ema_decay}; it is in [0, 1), 0 is off")
+
+    def total_steps(self, steps_per_epoch: int) -> int | None:
+        """Return the number of steps of the whole run, None without a limit."""
+        limits = [n for n in (self.max_steps, self.max_epochs * steps_per_epoch) if n > 0]
+        return min(limits, default=None)

@@ -1,0 +1,343 @@
+"""The training loop, the same for every stage."""
+
+import logging
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from chemeleon2_jax.training import monitors
+from chemeleon2_jax.training.checkpoints import Checkpoint, CheckpointError
+from chemeleon2_jax.training.config import FitConfig
+from chemeleon2_jax.training.interrupts import Interrupts, ValidationInterrupted
+from chemeleon2_jax.training.measure import NonFiniteError, StepMetrics
+from chemeleon2_jax.training.parallel import make_mesh, replicate
+from chemeleon2_jax.training.prefetch import Prefetcher
+from chemeleon2_jax.training.stage import Batch, Stage
+from chemeleon2_jax.training.state import (
+    TrainState,
+    abstract_state,
+    init_state,
+    restore_state,
+    train_item,
+)
+from chemeleon2_jax.training.step import Updater, all_finite, make_train_step
+from chemeleon2_jax.training.store import CheckpointStore
+from chemeleon2_jax.training.writer import Writers, open_writers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended.
+
+    Attributes:
+        status: 'finished', 'early_stopped' or 'interrupted'.
+        step: steps done.
+        exit_code: for the command line: 0, or 128 + the signal (SIGINT 130, SIGTERM 143).
+        state: on the devices.
+        values: of the last validation; {} if there was none.
+        best_step: step of the best checkpoint; None without a validation value.
+    """
+
+    status: str
+    step: int
+    exit_code: int
+    state: TrainState
+    values: dict[str, float]
+    best_step: int | None
+
+
+def fit(
+    stage: Stage, config: FitConfig, *, run_dir: Path, resume: bool = False, config_text: str = ""
+) -> FitResult:
+    """Train a stage in a run folder: events and checkpoints go there.
+
+    Args:
+        stage: what is trained.
+        config: how.
+        run_dir: the run folder; made if it is not there.
+        resume: go on from the folder's last complete checkpoint, exactly as if the run had never
+            stopped; without one, start at step 0.
+        config_text: the resolved configuration, for TensorBoard.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be written, or the one to resume from does not fit; or
+            there are checkpoints and `resume` is False.
+        NonFiniteError: the loss, gradient or parameters became NaN or infinite.
+        ValueError: the configuration cannot be used.
+    """
+    total_steps = config.total_steps(stage.batches.steps_per_epoch)
+    updater = Updater.from_config(config, total_steps=total_steps)
+    mesh = make_mesh(config.num_devices)
+    with CheckpointStore(
+        run_dir, monitor=stage.monitor, mode=stage.mode, keep_best=config.keep_best
+    ) as store:
+        checkpoint = store.last()
+        if checkpoint and not resume:
+            raise CheckpointError(
+                f"{store.directory} already holds checkpoints: go on with "
+                f"--config.resume_from={store.run_dir}, or train in another folder"
+            )
+        if resume and not checkpoint:
+            log.info("%s holds no whole checkpoint: starting at step 0", store.directory)
+        run = _Run(stage, config, updater=updater, mesh=mesh, store=store)
+        run.start(checkpoint)
+        if run.finished():
+            log.info("the run is finished at step %d: nothing is left to train", run.step)
+            return run.result(None)
+        first_step = run.step + 1 if checkpoint else 0
+        with (
+            open_writers(store.run_dir, wandb=config.wandb, first_step=first_step) as writers,
+            Interrupts() as interrupts,
+        ):
+            if config_text and not checkpoint:
+                writers.text("config", f"```json\n{config_text}\n```")
+            run.train(interrupts, writers)
+            return run.result(interrupts.received)
+
+
+class _Run:
+    """One run: its state, and what is done when."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        config: FitConfig,
+        *,
+        updater: Updater,
+        mesh: Mesh,
+        store: CheckpointStore,
+    ) -> None:
+        self.stage, self.config, self.updater, self.mesh = stage, config, updater, mesh
+        self.store, self.writers = store, Writers()
+        self.started = time.perf_counter()
+        self.steps_per_epoch = stage.batches.steps_per_epoch
+        self.total = config.total_steps(self.steps_per_epoch)
+        self.step = self.validated_step = 0
+        self.values: dict[str, float] = {}
+        self.stopping = monitors.early_stopping(config.early_stopping, mode=stage.mode)
+        self.plateau = monitors.plateau(config.scheduler, mode=stage.mode)
+        self.measured = StepMetrics()
+        self.frozen = replicate(stage.frozen, mesh)
+        self.train_step = make_train_step(stage.loss_fn, updater, mesh=mesh)
+        self.compiled = False
+        self.state: TrainState
+
+    def start(self, checkpoint: Checkpoint | None) -> None:
+        """Set the state to that of step 0, or of a checkpoint."""
+        tx, ema = self.updater.tx, self.config.ema_decay > 0
+        init = self.stage.init_params
+        if checkpoint is None:
+            self.state = init_state(init, tx, seed=self.config.seed, ema=ema, mesh=self.mesh)
+            return
+        target = abstract_state(init, tx, ema=ema)
+        self.state = restore_state(checkpoint, target, mesh=self.mesh)
+        progress = checkpoint.progress
+        self.step, self.validated_step = checkpoint.step, progress["validated_step"]
+        self.values = progress["values"]
+        self.stopping = self.stopping.from_json(progress["early_stopping"])
+        self.plateau = self.plateau.from_json(progress["plateau"])
+        log.info("resumed at step %d from %s", self.step, checkpoint.path)
+
+    def train(self, interrupts: Interrupts, writers: Writers) -> None:
+        """Train to the end, or until a signal; the last thing done is to save."""
+        self.writers = writers
+        if self._validation_due():  # the run was stopped in the middle of it
+            values = self._validate(interrupts)
+            if values is not None:
+                self._save(values)
+        prefetcher = Prefetcher(
+            self.stage.batches, self.mesh, first_step=self.step, end_step=self.total
+        )
+        with prefetcher as batches, self._progress_bar() as bar:
+            while not self.finished() and interrupts.received is None:
+                self._train_one(next(batches))
+                bar.update()
+                if self.step % self.config.log_every_n_steps == 0 or self.step == self.total:
+                    self._log(bar)
+                stop = interrupts.stop_after(self.step)
+                values = None
+                if self._validation_due() and not stop:
+                    values = self._validate(interrupts)
+                if stop or interrupts.received or values is not None or self._save_due():
+                    self._save(values)
+
+    def _progress_bar(self) -> Any:
+        return tqdm(
+            desc=self.stage.name,
+            total=self.total,
+            initial=self.step,
+            unit="step",
+            disable=None if jax.process_index() == 0 else True,  # None: only on a terminal
+            dynamic_ncols=True,
+        )
+
+    def finished(self) -> bool:
+        """Return whether nothing is left to do."""
+        patience = self.config.early_stopping.patience
+        if patience > 0 and self.stopping.num_bad >= patience:
+            return True
+        reached_end = self.total is not None and self.step >= self.total
+        return reached_end and not self._validation_due()
+
+    def _validation_due(self) -> bool:
+        if self.stage.validate is None or self.step == self.validated_step:
+            return False
+        every = self.config.check_val_every_n_epoch * self.steps_per_epoch
+        return self.step == self.total or (every > 0 and self.step % every == 0)
+
+    def _save_due(self) -> bool:
+        every = self.config.save_every_n_steps
+        return self.step == self.total or (every > 0 and self.step % every == 0)
+
+    def _train_one(self, batch: Batch) -> None:
+        start = time.perf_counter()
+        self.state, metrics = self.train_step(self.state, self.frozen, batch.arrays)
+        self.step += 1
+        self.measured.add(self.step, metrics, batch)
+        if not self.compiled:
+            jax.block_until_ready(metrics)
+            now = time.perf_counter()
+            log.info(
+                "step %d is done %.1f s after the start of training, %.1f s of it for this step "
+                "with its compilation",
+                *(self.step, now - self.started, now - start),
+            )
+            self.compiled = True
+            self.measured.restart_clock()
+
+    def _fetch(self) -> None:
+        """Bring the metrics to the host; nothing that is not finite goes further."""
+        try:
+            self.measured.fetch()
+        except NonFiniteError as error:
+            raise self._non_finite(error.step, error.names) from None
+
+    def _non_finite(self, step: int, names: list[str]) -> NonFiniteError:
+        return NonFiniteError(
+            step,
+            names,
+            advice=f"; {self.store.describe_last()}. Lower the learning rate or set "
+            "gradient_clip_val, and go on with "
+            f"--config.resume_from={self.store.run_dir}",
+        )
+
+    def _log(self, bar: Any) -> None:
+        self._fetch()
+        values = self.measured.read()
+        self.writers.scalars(
+            {f"train/{name}": value for name, value in values.items()}
+            | {"train/epoch": self.step / self.steps_per_epoch},
+            step=self.step,
+        )
+        bar.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
+        log.info("step %d/%s %s", self.step, self.total or "-", _format(values))
+
+    def _validate(self, interrupts: Interrupts) -> dict[str, float] | None:
+        """Return the validation values; None when a signal cut it short."""
+        assert self.stage.validate is not None
+        self._fetch()
+        start = time.perf_counter()
+        state = self.state
+        params = state.params if state.ema_params is None else state.ema_params
+        try:
+            with interrupts.during_validation():
+                found = self.stage.validate(params, self.step)
+        except ValidationInterrupted:
+            return None
+        values = {name: float(value) for name, value in found.items()}
+        self._watch(values)
+        self.values, self.validated_step = values, self.step
+        seconds = time.perf_counter() - start
+        self.measured.pause(seconds)
+        self.writers.scalars(values, step=self.step)
+        log.info("step %d validation (%.1f s) %s", self.step, seconds, _format(values))
+        return values
+
+    def _watch(self, values: Mapping[str, float]) -> None:
+        """Show a validation to early stopping and to the plateau scheduler."""
+        config = self.config
+        if self.config.early_stopping.patience:
+            name = config.early_stopping.monitor or self.stage.monitor
+            self.stopping = self.stopping.update(_monitored(values, name))
+        if config.scheduler.name == "plateau":
+            name = config.scheduler.monitor or self.stage.monitor
+            before = float(self.state.lr_scale)
+            self.plateau, scale = monitors.reduce_on_plateau(
+                self.plateau.update(_monitored(values, name)),
+                before,
+                config=config.scheduler,
+                learning_rate=config.optimizer.learning_rate,
+            )
+            if scale != before:
+                lr_scale = replicate(jnp.float32(scale), self.mesh)
+                self.state = replace(self.state, lr_scale=lr_scale)
+                log.info("%s is on a plateau: learning rate times %.3g", name, scale)
+
+    def _save(self, values: Mapping[str, float] | None) -> None:
+        self._fetch()
+        start = time.perf_counter()
+        if not bool(all_finite((self.state.params, self.state.ema_params))):
+            raise self._non_finite(self.step, ["params"])
+        if values is not None:
+            _monitored(values, self.stage.monitor)
+        items = self.stage.items(self.state.params, self.state.ema_params)
+        self.store.save(
+            self.step,
+            items={**items, "train": train_item(self.state)},
+            meta=self.stage.meta,
+            progress={
+                "epoch": self.step // self.steps_per_epoch,
+                "validated_step": self.validated_step,
+                "values": self.values,
+                "early_stopping": self.stopping.to_json(),
+                "plateau": self.plateau.to_json(),
+            },
+            metrics=values,
+        )
+        self.measured.pause(time.perf_counter() - start)
+
+    def result(self, received: signal.Signals | None) -> FitResult:
+        """Return how the run ended, given the signal that came, if any."""
+        status, exit_code = "finished", 0
+        if not self.finished() and received is not None:
+            status, exit_code = "interrupted", 128 + received
+            log.warning(
+                "%s: stopped and saved at step %d; go on with --config.resume_from=%s",
+                *(received.name, self.step, self.store.run_dir),
+            )
+        elif self.total is None or self.step < self.total:
+            status = "early_stopped"
+            log.info(
+                "stopped early at step %d: no improvement in %d validations",
+                *(self.step, self.stopping.num_bad),
+            )
+        return FitResult(
+            status=status,
+            step=self.step,
+            exit_code=exit_code,
+            state=self.state,
+            values=self.values,
+            best_step=self.store.best_step,
+        )
+
+
+def _monitored(values: Mapping[str, float], name: str) -> float:
+    if name not in values:
+        raise ValueError(
+            f"the monitored value {name!r} is not among the validation's: {', '.join(values)}"
+        )
+    return values[name]
+
+
+def _format(values: Mapping[str, float]) -> str:
+    return " ".join(f"{name}={value:.5g}" for name, value in values.items())

@@ -1,0 +1,78 @@
+"""Optimisers, learning rate schedules, gradient clipping and the moving average."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from chemeleon2_jax.training.config import OptimizerConfig, SchedulerConfig
+
+PyTree = Any
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Return the optimiser without its learning rate: updates are to be times -lr.
+
+    The learning rate is multiplied in by the step, which also reports it.
+    """
+    adam = optax.scale_by_adam(b1=config.betas[0], b2=config.betas[1], eps=config.eps)
+    if not config.weight_decay:
+        return optax.chain(adam)
+    decay = optax.add_decayed_weights(config.weight_decay)
+    return optax.chain(adam, decay) if config.name == "adamw" else optax.chain(decay, adam)
+
+
+def make_schedule(
+    config: SchedulerConfig, *, learning_rate: float, total_steps: int | None
+) -> Schedule:
+    """Return the learning rate as a function of the step (from 0).
+
+    Raises:
+        ValueError: a cosine in a run without a limit, or a warm-up that is longer than the cosine.
+    """
+    horizon = config.total_steps or total_steps or 0
+    if config.name == "cosine" and horizon <= config.warmup_steps:
+        raise ValueError(
+            f"the cosine schedule ends at step {horizon} with {config.warmup_steps} warm-up steps: "
+            "set max_steps, max_epochs or the scheduler's total_steps, longer than the warm-up"
+        )
+
+    def schedule(step: jax.Array) -> jax.Array:
+        step = step.astype(jnp.float32)
+        rate = jnp.float32(learning_rate)
+        if config.name == "cosine":
+            done = jnp.clip((step - config.warmup_steps) / (horizon - config.warmup_steps), 0, 1)
+            cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+            rate = rate * (config.final_factor + (1.0 - config.final_factor) * cosine)
+        if config.warmup_steps:
+            rate = rate * jnp.minimum(1.0, (step + 1.0) / config.warmup_steps)
+        return rate
+
+    return schedule
+
+
+def global_norm(tree: PyTree) -> jax.Array:
+    """Return the 2-norm over all leaves, () float32."""
+    squares = (jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree))
+    return jnp.sqrt(sum(squares, jnp.float32(0.0)))
+
+
+def clip_by_norm(gradients: PyTree, norm: jax.Array, *, max_norm: float) -> PyTree:
+    """Scale gradients of global norm `norm` down to `max_norm`; 0 leaves them alone."""
+    if not max_norm:
+        return gradients
+    scale = max_norm / jnp.maximum(norm, max_norm)  # exactly 1 where there is nothing to clip
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
+
+
+def update_ema(ema_params: PyTree, params: PyTree, *, step: jax.Array, decay: float) -> PyTree:
+    """Move the average towards `params` after update number `step` (from 0).
+
+    The decay is min(decay, (1 + step) / (10 + step)): a short run's average is not its start.
+    """
+    step = step.astype(jnp.float32)
+    weight = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, p: e + weight.astype(e.dtype) * (p - e), ema_params, params)

@@ -1,0 +1,66 @@
+"""The device mesh: data parallel over one axis, on one host or many.
+
+A multi-host run initialises `jax.distributed` before anything else touches a device; nothing here
+does it. The first axis of every batch array is sharded, parameters are replicated.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+DATA_AXIS = "data"
+PyTree = Any
+
+
+def make_mesh(num_devices: int = 0) -> Mesh:
+    """Return the mesh of all devices of all hosts, or of the first `num_devices`.
+
+    Raises:
+        ValueError: more devices asked for than there are, or a part of them on several hosts.
+    """
+    devices = jax.devices()
+    if num_devices:
+        if jax.process_count() > 1 and num_devices != len(devices):
+            raise ValueError("num_devices chooses among the devices of one host; use 0 on several")
+        if num_devices > len(devices):
+            raise ValueError(f"num_devices is {num_devices}, but jax sees {len(devices)} devices")
+        devices = devices[:num_devices]
+    # Auto: with explicit axes, gathers and segment sums ask for shardings at every call.
+    return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding that puts a whole copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def sharding_of(array: Any, mesh: Mesh) -> NamedSharding:
+    """Return a batch array's sharding: the first axis over the devices, a scalar on all."""
+    return NamedSharding(mesh, P(DATA_AXIS) if np.ndim(array) else P())
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Put a copy of every array on every device."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def shard_batch(arrays: PyTree, mesh: Mesh) -> PyTree:
+    """Make global arrays, sharded on the first axis, from this process's rows.
+
+    Raises:
+        ValueError: the rows cannot be divided among this process's devices.
+    """
+    num_local = len(mesh.local_devices)
+
+    def put(array: Any) -> jax.Array:
+        if np.ndim(array) and np.shape(array)[0] % num_local:
+            raise ValueError(
+                f"a batch array of shape {np.shape(array)} cannot be divided among {num_local} "
+                "devices: the number of rows must be a multiple of the number of devices"
+            )
+        return jax.make_array_from_process_local_data(sharding_of(array, mesh), np.asarray(array))
+
+    return jax.tree.map(put, arrays)

@@ -1,0 +1,88 @@
+"""What a stage hands to the training loop."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+
+PyTree = Any
+Metrics = dict[str, jax.Array]
+LossFn = Callable[[PyTree, PyTree, jax.Array, PyTree], tuple[jax.Array, Metrics]]
+ValidateFn = Callable[[PyTree, int], Mapping[str, float]]
+ItemsFn = Callable[[PyTree, PyTree | None], Mapping[str, PyTree]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One global batch, as this process holds it.
+
+    Attributes:
+        arrays: pytree of host arrays: the rows of this process, leading axis sharded over devices;
+            scalars are replicated. Must not be written to after it was handed over.
+        num_crystals: crystals in the global batch, for the rate in crystals/s.
+        useful_tokens: share of the global batch's tokens that are atoms, 0..1.
+    """
+
+    arrays: PyTree
+    num_crystals: int
+    useful_tokens: float = 1.0
+
+
+class BatchSource(Protocol):
+    """Batches by step: a pure function of the step, so that a resumed run sees the same ones."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps in one pass over the data."""
+        ...
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step (0-based, counted over the whole run).
+
+        Called from a background thread.
+        """
+        ...
+
+
+def params_and_ema(params: PyTree, ema_params: PyTree | None) -> dict[str, PyTree]:
+    """Return the items that every checkpoint holds: `params`, and `ema` where there is one."""
+    return {"params": params} if ema_params is None else {"params": params, "ema": ema_params}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A model and its data, ready to be trained by `loop.fit`.
+
+    Attributes:
+        name: for logs, e.g. 'train_vae'.
+        init_params: trainable parameters, any pytree of arrays.
+        loss_fn: pure `(params, frozen, key, batch) -> (loss, metrics)`, where `batch` is the pytree
+            of `Batch.arrays` as global arrays and `metrics` holds scalars by name. A mean is a sum
+            over the global batch by a sum of weights over the global batch.
+        batches: training batches.
+        meta: JSON-able: what is needed to build the model again; saved with every checkpoint.
+        frozen: pytree of arrays that the loss needs and that are not trained; {} if none.
+        validate: `(params, step) -> values by name`, called with the EMA parameters where EMA is
+            on; must return the same values in every process. None: no validation.
+        monitor: name of the validation value that chooses the best checkpoint.
+        mode: 'min' or 'max': which value of `monitor` is better.
+        items: `(params, ema_params or None) -> trees to save by name`. Must keep `params` and `ema`
+            as they are given (a run resumes from them) and may add others, e.g. a frozen `vae`.
+    """
+
+    name: str
+    init_params: PyTree
+    loss_fn: LossFn
+    batches: BatchSource
+    meta: Mapping[str, Any]
+    frozen: PyTree = field(default_factory=dict)
+    validate: ValidateFn | None = None
+    monitor: str = "val/total_loss"
+    mode: str = "min"
+    items: ItemsFn = params_and_ema
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on a mode that is not one of the two."""
+        if self.mode not in ("min", "max"):
+            raise ValueError(f"Stage.mode is {self.mode!r}; it is 'min' or 'max'")

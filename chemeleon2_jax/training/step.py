@@ -1,0 +1,119 @@
+"""The only place that compiles a training step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import export, stages
+from jax.sharding import Mesh
+
+from chemeleon2_jax.training.config import FitConfig
+from chemeleon2_jax.training.optim import (
+    Schedule,
+    clip_by_norm,
+    global_norm,
+    make_optimizer,
+    make_schedule,
+    update_ema,
+)
+from chemeleon2_jax.training.parallel import make_mesh, replicated, sharding_of
+from chemeleon2_jax.training.stage import LossFn, Metrics, PyTree, Stage
+from chemeleon2_jax.training.state import TrainState, abstract_state
+
+
+@dataclass(frozen=True)
+class Updater:
+    """How gradients become parameters: optimiser, schedule, clipping and moving average."""
+
+    tx: optax.GradientTransformation
+    schedule: Schedule
+    gradient_clip_val: float = 0.0
+    ema_decay: float = 0.0
+
+    @classmethod
+    def from_config(cls, config: FitConfig, *, total_steps: int | None) -> "Updater":
+        """Build it for a run of `total_steps` steps (None: no limit)."""
+        return cls(
+            tx=make_optimizer(config.optimizer),
+            schedule=make_schedule(
+                config.scheduler,
+                learning_rate=config.optimizer.learning_rate,
+                total_steps=total_steps,
+            ),
+            gradient_clip_val=config.gradient_clip_val,
+            ema_decay=config.ema_decay,
+        )
+
+    def apply(self, state: TrainState, gradients: PyTree) -> tuple[TrainState, Metrics]:
+        """Return the state after the update, and `grad_norm` (before clipping) and `lr`."""
+        norm = global_norm(gradients)
+        gradients = clip_by_norm(gradients, norm, max_norm=self.gradient_clip_val)
+        updates, opt_state = self.tx.update(gradients, state.opt_state, state.params)
+        rate = self.schedule(state.step) * state.lr_scale
+        params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
+        ema_params = state.ema_params
+        if ema_params is not None:
+            ema_params = update_ema(ema_params, params, step=state.step, decay=self.ema_decay)
+        state = replace(
+            state, step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params
+        )
+        return state, {"grad_norm": norm, "lr": rate}
+
+
+def make_train_step(loss_fn: LossFn, updater: Updater, *, mesh: Mesh) -> stages.Wrapped:
+    """Return the jitted `(state, frozen, batch) -> (state, metrics)`.
+
+    The state is donated: the one given is gone. `metrics` has the loss function's, and `loss`,
+    `grad_norm` (before clipping) and `lr`. Compiled once for each shape of the batch.
+    """
+
+    def train_step(state: TrainState, frozen: PyTree, batch: PyTree) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(state.key, state.step)
+        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, metrics), gradients = value_and_grad(state.params, frozen, step_key, batch)
+        state, update_metrics = updater.apply(state, gradients)
+        return state, {**metrics, "loss": loss, **update_metrics}
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
+
+
+@jax.jit
+def all_finite(tree: PyTree) -> jax.Array:
+    """Return whether every number in the tree is finite, () bool."""
+    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(leaves)) if leaves else jnp.bool_(True)
+
+
+def lower_train_step(
+    stage: Stage, config: FitConfig, *, platform: str, num_devices: int = 1
+) -> export.Exported:
+    """Lower a stage's training step, on its first batch, for a platform that need not be here.
+
+    Args:
+        stage: what would be trained.
+        config: as given to `fit`.
+        platform: 'tpu', 'cuda' or 'cpu'.
+        num_devices: local devices of the mesh.
+
+    Raises:
+        Exception: whatever the lowering of an operation that the platform lacks raises.
+    """
+    mesh = make_mesh(num_devices)
+    updater = Updater.from_config(config, total_steps=config.max_steps or 1_000)
+    state = abstract_state(stage.init_params, updater.tx, ema=config.ema_decay > 0)
+    batch = stage.batches.batch(0).arrays
+
+    def abstract(tree: PyTree, sharding_fn: Callable[[Any], jax.sharding.Sharding]) -> PyTree:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_fn(x)), tree
+        )
+
+    step = make_train_step(stage.loss_fn, updater, mesh=mesh)
+    return export.export(step, platforms=[platform])(
+        abstract(state, lambda _: replicated(mesh)),
+        abstract(stage.frozen, lambda _: replicated(mesh)),
+        abstract(batch, lambda x: sharding_of(x, mesh)),
+    )

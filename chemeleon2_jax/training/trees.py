@@ -1,0 +1,98 @@
+"""Any pytree <-> plain nested dicts: the form in which checkpoints keep arrays.
+
+Optimiser states and nnx states are library types that change between versions; on disk every tree
+is nested dicts of arrays by name, readable without the library that made it.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.tree_util import (
+    DictKey,
+    FlattenedIndexKey,
+    GetAttrKey,
+    KeyEntry,
+    SequenceKey,
+    tree_flatten_with_path,
+)
+
+PyTree = Any
+
+
+def _name(entry: KeyEntry) -> str:
+    match entry:
+        case GetAttrKey(name=name):
+            return name
+        case SequenceKey(idx=index):
+            return str(index)
+        case DictKey(key=key) | FlattenedIndexKey(key=key):
+            return str(key)
+    return str(entry)
+
+
+def _names(path: tuple[KeyEntry, ...]) -> tuple[str, ...]:
+    # An nnx variable wraps its array once more; the wrapper's name says nothing.
+    if path and path[-1] == GetAttrKey("value"):
+        path = path[:-1]
+    return tuple(_name(entry) for entry in path) or ("array",)
+
+
+def to_plain(tree: PyTree) -> dict[str, Any]:
+    """Return the tree's leaves in nested dicts, named by their paths.
+
+    Raises:
+        ValueError: two leaves have the same path.
+    """
+    plain: dict[str, Any] = {}
+    for path, leaf in tree_flatten_with_path(tree)[0]:
+        *parents, name = _names(path)
+        node = plain
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                break
+        if not isinstance(node, dict) or name in node:
+            raise ValueError(f"two leaves of the tree are named {'/'.join([*parents, name])}")
+        node[name] = leaf
+    return plain
+
+
+def flat_names(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dicts as one dict with names such as 'encoder/kernel'."""
+    flat: dict[str, Any] = {}
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            flat.update(flat_names(value, f"{prefix}{name}/"))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def from_plain(plain: dict[str, Any], target: PyTree) -> PyTree:
+    """Return the arrays of nested dicts in the structure, and with the dtypes, of `target`.
+
+    Args:
+        plain: nested dicts of host arrays, as `to_plain` names them.
+        target: pytree of arrays or `jax.ShapeDtypeStruct`.
+
+    Raises:
+        ValueError: an array is missing, unexpected, or has another shape; up to five are named.
+    """
+    found = flat_names(plain)
+    paths, treedef = tree_flatten_with_path(target)
+    wanted = {"/".join(_names(path)): leaf for path, leaf in paths}
+    problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    problems += [f"{name} is not in the model" for name in found.keys() - wanted.keys()]
+    problems += [
+        f"{name} has shape {np.shape(found[name])}, the model has {np.shape(leaf)}"
+        for name, leaf in wanted.items()
+        if name in found and np.shape(found[name]) != np.shape(leaf)
+    ]
+    if problems:
+        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        raise ValueError("; ".join(sorted(problems)[:5]) + more)
+    leaves = [
+        np.asarray(found[name]).astype(leaf.dtype, copy=False) for name, leaf in wanted.items()
+    ]
+    return jax.tree.unflatten(treedef, leaves)

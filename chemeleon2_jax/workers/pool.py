@@ -1,0 +1,145 @@
+"""The pool of worker processes that the rest of the package uses."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from chemeleon2_jax.workers.process import IN_WORKER, call_with_limit
+from chemeleon2_jax.workers.schedule import Outcome, Run, Worker, WorkerError
+
+
+def available_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _stop_all(workers: list[Worker]) -> None:
+    for worker in workers:
+        worker.kill()
+    workers.clear()
+
+
+class WorkerPool:
+    """Worker processes that are started when first needed and kept for every later map.
+
+    Starting costs a second or two where the function needs pymatgen, so one pool should serve a
+    whole run. Use it as a context manager, or call :meth:`close`; workers also end by themselves
+    when their parent does, however it ends.
+    """
+
+    def __init__(
+        self,
+        num_workers: int | None = None,
+        *,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+    ) -> None:
+        """Describe the pool; nothing is started yet.
+
+        Args:
+            num_workers: number of processes; None is one for each CPU, 0 works in this process
+                (where a time limit is only an alarm, heard in the main thread alone).
+            initializer: module-level function, called once in each worker before its first item.
+            initargs: its arguments.
+
+        Raises:
+            ValueError: a negative number of workers.
+        """
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"num_workers is {num_workers}; it must be 0 (this process) or more")
+        self.num_workers = available_cpus() if num_workers is None else num_workers
+        self._initializer = (initializer, initargs) if initializer is not None else None
+        self._is_initialized = False  # of this process, for num_workers=0
+        self._workers: list[Worker] = []
+        self._lock = threading.Lock()
+        # No reference to self, so that a forgotten pool is collected and its workers stopped.
+        self._finalizer = weakref.finalize(self, _stop_all, self._workers)
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers. A later map starts new ones."""
+        _stop_all(self._workers)
+
+    def map(
+        self,
+        fn: Callable[[Any], Any],
+        items: Iterable[Any],
+        *,
+        timeout_s: float | None = None,
+        chunk_size: int = 1,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[Outcome]:
+        """Call ``fn`` on every item and return the outcomes in the order of the items.
+
+        Args:
+            fn: module-level function of one argument. What it raises becomes an outcome.
+            items: what to call it on; items and results travel as pickles.
+            timeout_s: limit for one item in seconds of its own running time, without start-up of
+                the worker and waiting in the queue; None is no limit.
+            chunk_size: items sent to a worker at once; more is faster for items of milliseconds.
+            on_done: called in this process with the number of items that have just been finished
+                (a progress bar's ``update``).
+
+        Raises:
+            WorkerError: the workers do not start or cannot load ``fn``.
+            ValueError: a chunk size or time limit that is not positive.
+        """
+        if chunk_size < 1 or (timeout_s is not None and timeout_s <= 0):
+            raise ValueError(
+                f"chunk_size {chunk_size} must be 1 or more, timeout_s {timeout_s} positive or None"
+            )
+        queue = list(items)
+        if not queue:
+            return []
+        if self.num_workers == 0:
+            return self._map_here(fn, queue, timeout_s, on_done)
+        if os.environ.get(IN_WORKER):
+            raise WorkerError(
+                "a worker process cannot start workers of its own. If your script was imported by "
+                'a worker, put its top level under `if __name__ == "__main__":`, or move the '
+                "function to a module; inside a worker's function use num_workers=0"
+            )
+        with self._lock:
+            run = Run(
+                self._workers,
+                fn,
+                queue,
+                timeout_s=timeout_s,
+                chunk_size=chunk_size,
+                on_done=on_done,
+                initializer=self._initializer,
+            )
+            try:
+                return run.collect(self.num_workers)
+            except BaseException:
+                self.close()  # answers to this map must not reach the next one
+                raise
+
+    def _map_here(
+        self,
+        fn: Callable[[Any], Any],
+        items: list[Any],
+        timeout_s: float | None,
+        on_done: Callable[[int], None] | None,
+    ) -> list[Outcome]:
+        if self._initializer is not None and not self._is_initialized:
+            initializer, arguments = self._initializer
+            initializer(*arguments)
+            self._is_initialized = True
+        outcomes = []
+        for item in items:
+            outcomes.append(Outcome(*call_with_limit(fn, item, timeout_s)))
+            if on_done is not None:
+                on_done(1)
+        return outcomes

@@ -1,0 +1,264 @@
+"""The parent's side of one map over worker processes: who works on what, and since when."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.spawn import get_executable
+from typing import Any
+
+from chemeleon2_jax.workers.process import IN_WORKER, MainModule, error_text, timeout_text
+
+GRACE_S = 2.0
+"""Seconds from the alarm inside a worker to the moment when the worker is killed."""
+
+_MAX_FAILED_STARTS = 3
+
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+# The parent's import path has to be there before this package is imported.
+_BOOTSTRAP = (
+    "import json, sys; arguments = json.loads(sys.argv[1]); sys.path[:] = arguments.pop('path'); "
+    "from chemeleon2_jax.workers.process import serve; serve(**arguments)"
+)
+
+
+class WorkerError(RuntimeError):
+    """The workers cannot run at all: they do not start, or cannot load the function."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one item.
+
+    Attributes:
+        value: what the function returned; None where it failed.
+        error: None, "timeout after 3 s", "ValueError: ...", or "worker died (signal 11)".
+    """
+
+    value: Any
+    error: str | None = None
+
+
+@dataclass(eq=False)
+class Worker:
+    """A worker process as its parent sees it."""
+
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    items: deque[int] = field(default_factory=deque)  # in flight; the first one is running
+    is_initialized: bool = False
+    has_function: bool = False  # has been sent the function of the map that runs
+    is_ready: bool = False  # has loaded it, so that the clock runs
+    item_start: float = 0.0
+
+    def send(self, kind: str, content: Any) -> None:
+        """Send one message of :mod:`chemeleon2_jax.workers.process`."""
+        self.connection.send_bytes(pickle.dumps((kind, content)))
+
+    def kill(self) -> int:
+        """Kill the process if it lives, and return its exit status (negative: a signal)."""
+        self.connection.close()
+        self.process.kill()
+        return self.process.wait()
+
+    def last_words(self) -> str:
+        """Say how a worker ended that has closed its pipe."""
+        try:
+            status = self.process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            status = self.kill()
+        self.connection.close()
+        return f"signal {-status}" if status < 0 else f"exit status {status}"
+
+
+def _start_worker() -> Worker:
+    connection, child_end = Pipe()
+    arguments = {
+        "path": [entry or os.getcwd() for entry in sys.path],
+        "fd": child_end.fileno(),
+        "parent_pid": os.getpid(),
+        "main": _main_module(),
+    }
+    environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, "1")}
+    environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", IN_WORKER: "1"}
+    process = subprocess.Popen(
+        [os.fsdecode(get_executable()), "-c", _BOOTSTRAP, json.dumps(arguments)],
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        pass_fds=[child_end.fileno()],
+        process_group=0,  # Ctrl-C is for the parent, also while the worker starts
+    )
+    child_end.close()
+    return Worker(process, connection)
+
+
+def _main_module() -> MainModule:
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return {"name": spec.name}
+    file = getattr(main, "__file__", None)
+    return {"file": os.path.abspath(file)} if file else {}
+
+
+class Run:
+    """One map: what is still to do, who works on what since when, and what has come back."""
+
+    def __init__(
+        self,
+        workers: list[Worker],
+        fn: Callable[[Any], Any],
+        items: Sequence[Any],
+        *,
+        timeout_s: float | None,
+        chunk_size: int,
+        on_done: Callable[[int], None] | None,
+        initializer: tuple[Callable[..., object], tuple[Any, ...]] | None,
+    ) -> None:
+        self._workers = workers
+        self._items = items
+        self._timeout_s = timeout_s
+        self._on_done = on_done
+        self._initializer = initializer
+        self._function_name = getattr(fn, "__qualname__", repr(fn))
+        self._function = pickle.dumps((fn, timeout_s))
+        starts = range(0, len(items), chunk_size)
+        self._chunks = deque(deque(range(i, min(i + chunk_size, len(items)))) for i in starts)
+        self._outcomes: dict[int, Outcome] = {}
+        self._failed_starts = 0
+
+    def collect(self, num_workers: int) -> list[Outcome]:
+        """Work until every item has an outcome, with at most ``num_workers`` processes.
+
+        Raises:
+            WorkerError: the workers do not start or cannot load the function.
+        """
+        for worker in list(self._workers):
+            worker.has_function = worker.is_ready = False
+            if worker.process.poll() is not None:  # killed by something else since the last map
+                worker.kill()
+                self._workers.remove(worker)
+        while len(self._outcomes) < len(self._items):
+            self._assign(num_workers)
+            busy = [worker for worker in self._workers if worker.items]
+            answering = wait([worker.connection for worker in busy], self._patience())
+            for worker in busy:
+                if worker.connection in answering:
+                    self._receive(worker)
+            self._kill_late()
+        return [self._outcomes[index] for index in range(len(self._items))]
+
+    def _assign(self, num_workers: int) -> None:
+        """Give a chunk to every worker that has none, starting workers where there are too few."""
+        for worker in list(self._workers):
+            if self._chunks and not worker.items:
+                self._give(worker)
+        while self._chunks and len(self._workers) < num_workers:
+            worker = _start_worker()
+            self._workers.append(worker)
+            self._give(worker)
+
+    def _give(self, worker: Worker) -> None:
+        chunk = self._chunks.popleft()
+        payloads = []
+        for index in list(chunk):
+            try:
+                payloads.append((index, pickle.dumps(self._items[index])))
+            except Exception as error:  # whatever the item's own class raises
+                chunk.remove(index)
+                self._finish(index, None, f"item cannot be pickled: {error_text(error)}")
+        worker.items = chunk
+        try:
+            if not worker.has_function:
+                if self._initializer is not None and not worker.is_initialized:
+                    worker.send("initialize", pickle.dumps(self._initializer))
+                worker.send("function", self._function)
+                worker.has_function = worker.is_initialized = True
+            worker.item_start = time.monotonic()
+            worker.send("items", payloads)
+        except OSError:
+            self._bury(worker, is_at_work=False)
+
+    def _receive(self, worker: Worker) -> None:
+        """Take in all that a worker has sent, so that its clock is right."""
+        try:
+            while worker.connection.poll():
+                kind, *content = pickle.loads(worker.connection.recv_bytes())
+                worker.item_start = time.monotonic()
+                if kind == "ready":
+                    worker.is_ready = True
+                    self._failed_starts = 0
+                elif kind == "broken":
+                    raise WorkerError(
+                        f"worker processes cannot run {self._function_name}: {content[0]}"
+                    )
+                else:
+                    index, payload, error = content
+                    worker.items.remove(index)
+                    self._finish(index, payload, error)
+        except (EOFError, OSError):
+            self._bury(worker, is_at_work=worker.is_ready)
+
+    def _finish(self, index: int, payload: bytes | None, error: str | None) -> None:
+        value = None
+        if payload is not None:
+            try:
+                value = pickle.loads(payload)
+            except Exception as failure:  # whatever the value's own class raises
+                error = f"result cannot be unpickled: {error_text(failure)}"
+        self._outcomes[index] = Outcome(value, error)
+        if self._on_done is not None:
+            self._on_done(1)
+
+    def _bury(self, worker: Worker, *, is_at_work: bool) -> None:
+        """Take a dead worker out; the item it was at is lost, the others go to the next one."""
+        self._workers.remove(worker)
+        words = worker.last_words()
+        if is_at_work and worker.items:
+            self._finish(worker.items.popleft(), None, f"worker died ({words})")
+        elif not worker.is_ready:
+            self._failed_starts += 1
+            if self._failed_starts == _MAX_FAILED_STARTS:
+                raise WorkerError(
+                    f"worker processes end before they can run {self._function_name} ({words}); "
+                    "their messages are on stderr"
+                )
+        if worker.items:
+            self._chunks.appendleft(worker.items)
+
+    def _deadline(self, worker: Worker) -> float:
+        if self._timeout_s is None or not (worker.items and worker.is_ready):
+            return math.inf
+        return worker.item_start + self._timeout_s + GRACE_S
+
+    def _patience(self) -> float | None:
+        """Seconds until the next deadline; None where there is none."""
+        deadline = min(map(self._deadline, self._workers), default=math.inf)
+        return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+
+    def _kill_late(self) -> None:
+        for worker in list(self._workers):
+            if time.monotonic() < self._deadline(worker) or worker.connection.poll():
+                continue
+            worker.kill()
+            self._workers.remove(worker)
+            assert self._timeout_s is not None
+            self._finish(worker.items.popleft(), None, timeout_text(self._timeout_s))
+            if worker.items:
+                self._chunks.appendleft(worker.items)

@@ -1,0 +1,1 @@
+"""Configurations of the training stages, and the experiments that change them."""

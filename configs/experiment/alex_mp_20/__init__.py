@@ -1,0 +1,1 @@
+"""Experiments on Alex-MP-20."""

@@ -1,0 +1,19 @@
+"""VAE for crystal structure prediction on Alex-MP-20: atom types are given, not predicted.
+
+    python -m chemeleon2_jax.train --config=configs/train_vae.py:alex_mp_20/vae_csp
+
+The model's users give the atom types and get a cell and positions.
+"""
+
+from ml_collections import ConfigDict
+
+TASK = "train_vae"
+
+
+def update(config: ConfigDict) -> None:
+    """Change the base config."""
+    config.data.name = "alex-mp-20"
+    config.vae_module.atom_type_predict = False
+    config.vae_module.loss_weights.atom_types = 0.0
+    config.logger.wandb.name = "vae_csp"
+    config.logger.wandb.tags = "vae,csp"

@@ -1,0 +1,1 @@
+"""Experiments on MP-20."""

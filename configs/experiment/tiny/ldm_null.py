@@ -1,0 +1,30 @@
+r"""A small unconditional latent diffusion model, minutes on a CPU.
+
+    python -m chemeleon2_jax.train --config=configs/train_ldm.py:tiny/ldm_null \
+        --config.ldm_module.vae_ckpt_path=logs/train_vae/runs/<run of tiny/vae_dng>
+"""
+
+from ml_collections import ConfigDict
+
+TASK = "train_ldm"
+
+
+def update(config: ConfigDict) -> None:
+    """Change the base config."""
+    config.data.name = "prototypes"
+    config.trainer.max_epochs = 0
+    config.trainer.max_steps = 1500
+    config.trainer.check_val_every_n_epoch = 20
+    config.trainer.save_every_n_steps = 500
+    config.trainer.log_every_n_steps = 10
+    config.trainer.gradient_clip_val = 1.0
+    config.callbacks.early_stopping.patience = 0
+
+    config.ldm_module.denoiser.size = "custom"
+    config.ldm_module.denoiser.hidden_size = 192
+    config.ldm_module.denoiser.depth = 4
+    config.ldm_module.denoiser.num_heads = 4
+    config.ldm_module.optimizer.lr = 5e-4
+    config.ldm_module.scheduler.name = "cosine"
+    config.logger.wandb.name = "tiny_ldm_null"
+    config.logger.wandb.tags = "ldm,dng,null_condition,tiny"

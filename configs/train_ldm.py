@@ -1,0 +1,58 @@
+r"""Train the latent diffusion transformer on the latents of a trained VAE.
+
+    python -m chemeleon2_jax.train --config=configs/train_ldm.py:mp_20/ldm_null
+    python -m chemeleon2_jax.train --config=configs/train_ldm.py:tiny/ldm_null \
+        --config.ldm_module.vae_ckpt_path=logs/train_vae/runs/<run>
+
+The base values are the published sizes of Chemeleon2: DiT-B, 129.5 million parameters.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(experiment: str = "") -> ConfigDict:
+    """Return the base config with the changes of an experiment."""
+    config = common.base("train_ldm")
+    config.data = common.data("mp-20")
+    config.packing = common.packing()
+    config.trainer = common.trainer(max_epochs=5000)
+    config.callbacks = common.callbacks(patience=200)
+    config.logger = common.logger()
+    config.ldm_module = _ldm_module()
+    return common.with_experiment(config, experiment)
+
+
+def _ldm_module() -> ConfigDict:
+    return ConfigDict(
+        {
+            "vae_ckpt_path": "",  # the VAE: a run or checkpoint folder
+            "ldm_ckpt_path": "",  # weights to start from; brings its own VAE
+            "denoiser": {
+                "size": "B",  # S, B, L, XL; "custom" takes the four numbers below
+                "hidden_size": 768,
+                "depth": 12,
+                "num_heads": 12,
+                "mlp_ratio": 4.0,
+            },
+            "diffusion": {
+                "num_steps": 1000,
+                "schedule": "linear",  # or "squaredcos_cap_v2"
+                "target": "eps",  # or "x_0"
+                "learn_sigma": True,
+                "variance_layout": "per_token",  # or "interleaved", Chemeleon2's
+            },
+            "ema": {"decay": 0.9999},  # 0 is off
+            # Off: latents of cells in standard orientation are what Chemeleon2 learns.
+            "augmentation": {"rotate": False, "translate": False, "per_crystal": True},
+            "sampling": {
+                "sampler": "ddim",  # or "ddpm"
+                "steps": 50,
+                "eta": 1.0,
+                "num_samples": 0,  # crystals sampled and checked at a validation; 0 is off
+            },
+            "optimizer": common.optimizer(lr=1e-4),
+            "scheduler": common.scheduler(),
+        }
+    )

@@ -1,0 +1,58 @@
+"""Train the VAE: crystals to one latent vector an atom, and back.
+
+    python -m chemeleon2_jax.train --config=configs/train_vae.py:mp_20/vae_dng
+    python -m chemeleon2_jax.train --config=configs/train_vae.py:mp_20/vae_csp
+    python -m chemeleon2_jax.train --config=configs/train_vae.py:tiny/vae_dng
+
+The base values are the published sizes of Chemeleon2: 51.1 million parameters.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(experiment: str = "") -> ConfigDict:
+    """Return the base config with the changes of an experiment."""
+    config = common.base("train_vae")
+    config.data = common.data("mp-20")
+    config.packing = common.packing()
+    config.trainer = common.trainer(max_epochs=5000)
+    config.callbacks = common.callbacks(patience=10)
+    config.logger = common.logger()
+    config.vae_module = _vae_module()
+    return common.with_experiment(config, experiment)
+
+
+def _vae_module() -> ConfigDict:
+    transformer = {"d_model": 512, "nhead": 8, "dim_feedforward": 2048, "num_layers": 8}
+    cspnet = {"num_freqs": 10, "layer_norm": True}  # read with encoder.name = "cspnet" only
+    return ConfigDict(
+        {
+            "latent_dim": 8,
+            "encoder": {"name": "transformer", **transformer, **cspnet},  # or "cspnet"
+            "decoder": dict(transformer),
+            "atom_type_predict": True,  # false: atom types are given (structure prediction)
+            "loss_weights": {
+                "atom_types": 1.0,
+                "lengths": 1.0,
+                "angles": 10.0,
+                "frac_coords": 10.0,
+                "kl": 1e-5,
+                "fa": 0.0,  # alignment with foundation_features
+            },
+            "foundation_features": "",  # .npz: material id -> (atoms, 256)
+            "augmentation": common.augmentation(),
+            "noise": {
+                "ratio": 0.0,  # share of atoms masked, and share moved
+                "corruption_scale": 0.1,  # angstrom
+            },
+            "structure_matcher": {"ltol": 0.3, "stol": 0.5, "angle_tol": 10.0},
+            "match_rate": {
+                "num_samples": 256,  # validation crystals matched; 0 is off
+                "timeout_s": 3.0,  # a pair
+            },
+            "optimizer": common.optimizer(lr=1e-4),
+            "scheduler": common.scheduler(),
+        }
+    )

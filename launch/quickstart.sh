@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The whole pipeline on small models and embedded crystals: set up, train a VAE, train a diffusion
+# model on its latents, sample crystals, and say what came out. Minutes on a CPU.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash launch/setup_env.sh
+
+num_samples=64
+logs=logs/quickstart/$(date +%Y-%m-%d_%H-%M-%S)
+output=outputs/quickstart
+seconds=()
+
+# step <name> <module> <flags>: prints the command and runs it.
+step() {
+    local name=$1 started=$SECONDS
+    shift
+    printf '\n$ python -m %s\n' "$*"
+    .venv/bin/python -m "$@"
+    seconds+=("$name=$((SECONDS - started))")
+}
+
+# The folder of the one run of a task.
+run_of() {
+    local runs=("$logs/$1/runs"/*)
+    echo "${runs[0]}"
+}
+
+step 'train VAE' chemeleon2_jax.train --config=configs/train_vae.py:tiny/vae_dng \
+    --config.paths.log_dir="$logs"
+vae_run=$(run_of train_vae)
+
+step 'train latent diffusion' chemeleon2_jax.train --config=configs/train_ldm.py:tiny/ldm_null \
+    --config.ldm_module.vae_ckpt_path="$vae_run" --config.paths.log_dir="$logs"
+ldm_run=$(run_of train_ldm)
+
+step 'sample' chemeleon2_jax.sample --model="$ldm_run" --num_samples="$num_samples" --seed=0 \
+    --output_dir="$output" --cif
+
+printf '\n'
+.venv/bin/python -m chemeleon2_jax.quickstart --vae_run="$vae_run" --ldm_run="$ldm_run" \
+    --samples="$output" --num_samples="$num_samples" --seconds="$(IFS=,; echo "${seconds[*]}")"

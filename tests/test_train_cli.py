@@ -1,0 +1,195 @@
+"""The train command as a process: what it prints, and how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chemeleon2_jax import cli, train
+from chemeleon2_jax.config import ConfigError, load_config
+from chemeleon2_jax.data.errors import DatasetError
+
+VAE = "--config=configs/train_vae.py"
+
+
+def run_train(repository_dir, *arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "chemeleon2_jax.train", *arguments],
+        cwd=cwd or repository_dir,
+        env={**os.environ, "PYTHONPATH": str(repository_dir)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_print_config(repository_dir, tmp_path):
+    config_file = repository_dir / "configs" / "train_ldm.py"
+    done = run_train(
+        repository_dir,
+        "--config.trainer.max_epochs=3",  # also before the file
+        "--config",
+        f"{config_file}:tiny/ldm_null",
+        "--config.ldm_module.vae_ckpt_path=${hub:mp_20_vae}",
+        "--noconfig.ldm_module.augmentation.rotate",
+        "--print_config",
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    config = json.loads(done.stdout)
+    assert config["trainer"]["max_epochs"] == 3
+    assert config["data"]["name"] == "prototypes"
+    assert config["ldm_module"]["vae_ckpt_path"] == "mp_20_vae"
+    assert config["ldm_module"]["augmentation"]["rotate"] is False
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "error: give a config"),
+        ((VAE, VAE), "error: --config is given 2 times"),
+        ((VAE, "--config.data.batchsize=1"), "error: unknown config key 'data.batchsize'"),
+        ((VAE, "--config.data.batch_size", "x"), "error: flag --config.data.batch_size=x"),
+        ((VAE, "--print_confg"), "error: Unknown command line flag 'print_confg'. Did you mean"),
+        ((VAE, "--print_config", "3"), "error: unexpected argument '3'"),
+        ((VAE, "--config.resume_from=nowhere"), "error: nowhere is not the folder of a run"),
+        ((VAE, "--config.trainer.precision=f64"), "error: trainer.precision is 'f64'"),
+    ],
+)
+def test_mistake_is_one_line_and_exit_code_1(repository_dir, arguments, message):
+    done = run_train(repository_dir, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+
+
+def test_plan_needs_no_jax(repository_dir):
+    code = (
+        "import sys; from chemeleon2_jax import train\n"
+        "config = train.load_config('configs/train_vae.py:tiny/vae_dng')\n"
+        "assert train.make_plan(config, {}).resume_dir is None\n"
+        "assert not {'jax', 'pymatgen', 'orbax'} & sys.modules.keys(), sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=repository_dir, check=True, timeout=60)
+
+
+class FakeTraining:
+    """Stands in for the stages and the loop: notes what it is given, then does as told."""
+
+    def __init__(self, monkeypatch, outcome):
+        self.calls = []
+        self.outcome = outcome
+        monkeypatch.setattr("chemeleon2_jax.stages.build", lambda config: config, raising=False)
+        monkeypatch.setattr("chemeleon2_jax.training.loop.fit", self.fit)
+
+    def fit(self, stage, fit_config, *, run_dir, resume, config_text):
+        self.calls.append((stage, fit_config, run_dir, resume, config_text))
+        return self.outcome()
+
+
+class Result:
+    exit_code = 0
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    config = load_config(f"{Path(__file__).parents[1]}/configs/train_vae.py:tiny/vae_dng")
+    config.paths.log_dir = str(tmp_path / "logs")
+    return config
+
+
+def test_run_folder_and_its_resume(monkeypatch, tiny):
+    fake = FakeTraining(monkeypatch, Result)
+    assert train.train(train.make_plan(tiny, {})) == 0
+    stage, fit_config, run_dir, resume, text = fake.calls[0]
+    assert stage.experiment == "tiny/vae_dng"
+    assert fit_config.max_steps == tiny.trainer.max_steps
+    assert json.loads(text) == json.loads((run_dir / "config.json").read_text())
+    assert not resume
+    assert run_dir.parent == Path(tiny.paths.log_dir) / "train_vae" / "runs"
+    assert f"Run folder: {run_dir}" in (run_dir / "train.log").read_text()
+
+    overrides = {"resume_from": str(run_dir), "trainer.max_steps": 5}
+    tiny.update_from_flattened_dict(overrides)
+    assert train.train(train.make_plan(tiny, overrides)) == 0
+    _, fit_config, resumed_dir, resume, _ = fake.calls[1]
+    assert (fit_config.max_steps, resumed_dir, resume) == (5, run_dir, True)
+    assert "trainer.max_steps = 5 (was " in (run_dir / "train.log").read_text()
+    saved = json.loads((run_dir / "config.json").read_text())
+    assert (saved["trainer"]["max_steps"], saved["resume_from"]) == (5, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "traceback"), [(DatasetError("row 3 is broken"), False), (ZeroDivisionError(), True)]
+)
+def test_error_is_in_the_log_file(monkeypatch, tiny, error, traceback):
+    def fail():
+        raise error
+
+    fake = FakeTraining(monkeypatch, fail)
+    with pytest.raises(type(error)):
+        train.train(train.make_plan(tiny, {}))
+    text = (fake.calls[0][2] / "train.log").read_text()
+    assert f"{type(error).__name__}: {error}" in text
+    assert ("Traceback" in text) == traceback
+
+
+MAIN = """
+import logging, os, signal
+from absl import logging as absl_logging
+from chemeleon2_jax import cli
+from chemeleon2_jax.config import ConfigError
+def main():
+    logging.getLogger("chemeleon2_jax.x").info("ours")
+    logging.getLogger("other").info("theirs")
+    absl_logging.info("theirs")
+    logging.getLogger("other").warning("theirs")
+    {body}
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "lines"),
+    [
+        ("return 143", 143, []),
+        ("raise ConfigError('wrong key')", 1, ["error: wrong key"]),
+        ("os.kill(os.getpid(), signal.SIGINT)", 130, ["interrupted"]),
+    ],
+)
+def test_exit_codes_and_console(repository_dir, body, code, lines):
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN.format(body=body)],
+        cwd=repository_dir,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code
+    assert done.stderr.splitlines() == ["ours", "warning: theirs", *lines]
+
+
+def test_unexpected_error_shows_its_traceback(repository_dir):
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN.format(body="return {}['key']")],
+        cwd=repository_dir,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "KeyError: 'key'" in done.stderr
+
+
+def test_expected_errors_grow_with_what_is_imported():
+    assert {ConfigError, DatasetError} <= set(cli.expected_errors())
+    from chemeleon2_jax.training.loop import NonFiniteError
+
+    assert NonFiniteError in cli.expected_errors()
+    assert signal.SIGINT + 128 == cli.INTERRUPTED

@@ -1,0 +1,291 @@
+import logging
+import math
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from toy_stage import (
+    ToyBatches,
+    arrays_of,
+    same_trees,
+    step_folders,
+    toy_stage,
+    validate,
+    validation_from,
+)
+
+from chemeleon2_jax.training.checkpoints import CheckpointError, open_checkpoint
+from chemeleon2_jax.training.config import (
+    EarlyStoppingConfig,
+    FitConfig,
+    OptimizerConfig,
+    SchedulerConfig,
+)
+from chemeleon2_jax.training.interrupts import Interrupts
+from chemeleon2_jax.training.loop import FitResult, fit
+from chemeleon2_jax.training.measure import NonFiniteError
+
+OPTIMIZER = OptimizerConfig(learning_rate=0.01, weight_decay=0.01)
+
+
+def settings(**changes: Any) -> FitConfig:
+    values: dict[str, Any] = {
+        "optimizer": OPTIMIZER,
+        "ema_decay": 0.9,
+        "gradient_clip_val": 1.0,
+        "log_every_n_steps": 2,
+        "seed": 5,
+    }
+    return FitConfig(**{**values, **changes})
+
+
+def same_states(first: FitResult, second: FitResult) -> bool:
+    return same_trees(arrays_of(first.state), arrays_of(second.state))
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        SchedulerConfig(),
+        SchedulerConfig(name="cosine", warmup_steps=2, total_steps=4),
+    ],
+)
+def test_four_steps_are_two_and_restore_and_two(tmp_path: Path, scheduler: SchedulerConfig) -> None:
+    whole = fit(toy_stage(), settings(max_steps=4, scheduler=scheduler), run_dir=tmp_path / "a")
+    half = fit(toy_stage(), settings(max_steps=2, scheduler=scheduler), run_dir=tmp_path / "b")
+    rest = fit(
+        toy_stage(),
+        settings(max_steps=4, scheduler=scheduler),
+        run_dir=tmp_path / "b",
+        resume=True,
+    )
+    assert (whole.step, half.step, rest.step) == (4, 2, 4)
+    assert same_states(whole, rest)
+    assert not same_states(whole, half)
+
+
+def test_checkpoint_is_the_state_and_holds_what_the_stage_adds(tmp_path: Path) -> None:
+    result = fit(toy_stage(), settings(max_epochs=1), run_dir=tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.step == result.step == 4
+    assert checkpoint.meta == {"hidden": 16, "size_table": [0, 1, 2]}
+    assert checkpoint.items == ("ema", "params", "train", "vae")
+    assert same_trees(checkpoint.restore("params", result.state.params), result.state.params)
+    assert same_trees(checkpoint.restore("ema"), result.state.ema_params)
+    assert checkpoint.progress["metrics"] == result.values
+    # Validated are the averaged parameters.
+    assert result.values == validate(result.state.ema_params, 4)
+
+
+def test_learns_and_shapes_may_change(tmp_path: Path) -> None:
+    stage = toy_stage(batches=ToyBatches(alternate=True))
+    config = settings(max_steps=150, check_val_every_n_epoch=10, save_every_n_steps=0)
+    result = fit(stage, config, run_dir=tmp_path)
+    assert result.values["val/total_loss"] < 0.5 * validate(stage.init_params, 0)["val/total_loss"]
+
+
+def test_finished_run_resumed_does_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = settings(max_steps=3)
+    first = fit(toy_stage(), config, run_dir=tmp_path)
+    files = sorted(tmp_path.rglob("*"))
+    stage = toy_stage(batches=ToyBatches(fail_at=3), validate=validation_from([]))
+    with caplog.at_level(logging.INFO):
+        again = fit(stage, config, run_dir=tmp_path, resume=True)
+    assert "the run is finished at step 3" in caplog.text
+    assert (again.status, again.exit_code, again.step) == ("finished", 0, 3)
+    assert same_states(first, again)
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_run_folder_without_a_checkpoint_starts_at_step_0(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step_7.orbax-checkpoint-tmp").mkdir(parents=True)
+    result = fit(toy_stage(), settings(max_steps=2), run_dir=tmp_path, resume=True)
+    assert result.step == 2
+    assert step_folders(tmp_path) == ["step_2"]
+
+
+def test_new_run_does_not_write_over_checkpoints(tmp_path: Path) -> None:
+    fit(toy_stage(), settings(max_steps=1), run_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="already holds checkpoints"):
+        fit(toy_stage(), settings(max_steps=2), run_dir=tmp_path)
+
+
+def test_resuming_another_model_is_an_error(tmp_path: Path) -> None:
+    fit(toy_stage(), settings(max_steps=1), run_dir=tmp_path)
+    other = toy_stage(init_params={"out": np.ones(3, np.float32)})
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        fit(other, settings(max_steps=2), run_dir=tmp_path, resume=True)
+
+
+def test_validates_by_epoch_and_at_the_end_and_keeps_the_best(tmp_path: Path) -> None:
+    steps: list[int] = []
+    values = iter([3.0, 1.0, 2.0])
+
+    def recording(params: Any, step: int) -> dict[str, float]:
+        del params
+        steps.append(step)
+        return {"val/total_loss": next(values)}
+
+    config = settings(max_steps=18, check_val_every_n_epoch=2, save_every_n_steps=3)
+    result = fit(toy_stage(validate=recording), config, run_dir=tmp_path)
+    assert steps == [8, 16, 18]
+    assert result.best_step == 16
+    assert step_folders(tmp_path) == ["step_16", "step_18"]
+
+
+def test_without_validation_the_last_is_kept(tmp_path: Path) -> None:
+    config = settings(max_steps=5, save_every_n_steps=2)
+    result = fit(toy_stage(validate=None), config, run_dir=tmp_path)
+    assert (result.values, result.best_step) == ({}, None)
+    assert step_folders(tmp_path) == ["step_5"]
+
+
+def test_monitored_value_that_is_not_there(tmp_path: Path) -> None:
+    stage = toy_stage(monitor="val/accuracy")
+    with pytest.raises(
+        ValueError, match="'val/accuracy' is not among .* val/total_loss, val/other"
+    ):
+        fit(stage, settings(max_steps=1), run_dir=tmp_path)
+
+
+def test_early_stopping_counts_validations_also_over_a_resume(tmp_path: Path) -> None:
+    values = [3.0, 2.0, 2.5, 2.6, 2.7, 0.1]
+    early = EarlyStoppingConfig(patience=3)
+    config = settings(max_epochs=50, early_stopping=early)
+    whole = fit(toy_stage(validate=validation_from(values)), config, run_dir=tmp_path / "whole")
+    assert (whole.status, whole.step, whole.best_step) == ("early_stopped", 20, 8)
+
+    cut = settings(max_epochs=3, early_stopping=early)
+    fit(toy_stage(validate=validation_from(values)), cut, run_dir=tmp_path / "cut")
+    stage = toy_stage(validate=validation_from(values[3:]))
+    rest = fit(stage, config, run_dir=tmp_path / "cut", resume=True)
+    assert (rest.status, rest.step, rest.best_step) == ("early_stopped", 20, 8)
+    assert same_states(whole, rest)
+    again = fit(stage, config, run_dir=tmp_path / "cut", resume=True)
+    assert (again.status, again.step) == ("early_stopped", 20)
+
+
+def test_plateau_resumes_exactly(tmp_path: Path) -> None:
+    values = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    scheduler = SchedulerConfig(name="plateau", factor=0.5, patience=1)
+    config = settings(max_epochs=6, scheduler=scheduler)
+    whole = fit(toy_stage(validate=validation_from(values)), config, run_dir=tmp_path / "whole")
+    # Bad validations 2 and 3 lower the rate, and so do 4 and 5.
+    assert float(whole.state.lr_scale) == 0.25
+    cut = settings(max_epochs=4, scheduler=scheduler)
+    half = fit(toy_stage(validate=validation_from(values)), cut, run_dir=tmp_path / "cut")
+    assert float(half.state.lr_scale) == 0.5
+    stage = toy_stage(validate=validation_from(values[4:]))
+    rest = fit(stage, config, run_dir=tmp_path / "cut", resume=True)
+    assert same_states(whole, rest)
+
+
+def test_not_a_number_is_named_with_its_step_and_never_saved(tmp_path: Path) -> None:
+    stage = toy_stage(batches=ToyBatches(nan_at=6), validate=None)
+    config = settings(max_steps=50, log_every_n_steps=50, save_every_n_steps=3)
+    with pytest.raises(NonFiniteError, match="step 7: .*loss.* not finite") as caught:
+        fit(stage, config, run_dir=tmp_path)
+    assert caught.value.step == 7
+    assert {"loss", "grad_norm"} <= set(caught.value.names)
+    assert str(tmp_path / "checkpoints" / "step_6") in str(caught.value)
+    assert step_folders(tmp_path) == ["step_6"]
+    assert all(
+        np.isfinite(x).all() for x in jax.tree.leaves(open_checkpoint(tmp_path).restore("params"))
+    )
+
+
+def test_parameters_that_overflow_are_not_saved(tmp_path: Path) -> None:
+    config = settings(max_steps=1, optimizer=OptimizerConfig(learning_rate=math.inf))
+    with pytest.raises(NonFiniteError, match=r"step 1: .*params not finite; this run has no"):
+        fit(toy_stage(validate=None), config, run_dir=tmp_path)
+    assert step_folders(tmp_path) == []
+
+
+def test_broken_batch_is_raised_in_the_loop(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="batch 3 is broken"):
+        fit(toy_stage(batches=ToyBatches(fail_at=3)), settings(max_steps=9), run_dir=tmp_path)
+
+
+class SignallingBatches(ToyBatches):
+    """Sends a signal to this process when the batch of step 4 is made."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        object.__setattr__(self, "number", number)
+
+    def batch(self, step: int) -> Any:
+        if step == 4:
+            os.kill(os.getpid(), self.number)  # type: ignore[attr-defined]
+        return super().batch(step)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_saves_and_the_resumed_run_is_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, number: signal.Signals, exit_code: int
+) -> None:
+    config = settings(max_steps=10)
+    whole = fit(toy_stage(), config, run_dir=tmp_path / "whole")
+    before = signal.getsignal(number)
+    stopped = fit(
+        toy_stage(batches=SignallingBatches(number)), config, run_dir=tmp_path / "stopped"
+    )
+    assert signal.getsignal(number) is before
+    assert (stopped.status, stopped.exit_code) == ("interrupted", exit_code)
+    assert 1 <= stopped.step < 10
+    assert f"--config.resume_from={tmp_path / 'stopped'}" in caplog.text
+    assert open_checkpoint(tmp_path / "stopped" / "checkpoints" / "last").step == stopped.step
+    rest = fit(toy_stage(), config, run_dir=tmp_path / "stopped", resume=True)
+    assert (rest.status, rest.step, rest.best_step) == ("finished", 10, whole.best_step)
+    assert same_states(whole, rest)
+
+
+@pytest.mark.parametrize("max_steps", [4, 6])
+def test_signal_in_a_validation_ends_it_and_it_is_made_up_for(
+    tmp_path: Path, max_steps: int
+) -> None:
+    def interrupted(params: Any, step: int) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        return validate(params, step)
+
+    config = settings(max_steps=max_steps)
+    whole = fit(toy_stage(), config, run_dir=tmp_path / "whole")
+    start = time.monotonic()
+    stopped = fit(toy_stage(validate=interrupted), config, run_dir=tmp_path / "stopped")
+    assert time.monotonic() - start < 30
+    assert (stopped.status, stopped.step, stopped.values) == ("interrupted", 4, {})
+    rest = fit(toy_stage(), config, run_dir=tmp_path / "stopped", resume=True)
+    assert (rest.status, rest.values, rest.best_step) == (
+        "finished",
+        whole.values,
+        whole.best_step,
+    )
+    assert same_states(whole, rest)
+
+
+def test_second_interrupt_is_immediate() -> None:
+    with Interrupts() as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts.stop_after(1)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_first_line_says_how_long_compiling_took(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        fit(toy_stage(), settings(max_steps=2), run_dir=tmp_path)
+    lines = [r.getMessage() for r in caplog.records if r.name.startswith("chemeleon2_jax")]
+    assert lines[0].startswith("step 1 is done ")
+    assert lines[1].startswith("step 2/2 loss=")
+    assert "crystals_per_second" in lines[1]
+    assert "validation" in lines[2]
+    assert not [r for r in caplog.records if "orbax" in r.pathname]
