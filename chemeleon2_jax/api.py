@@ -1,8 +1,8 @@
 """Trained models as Python objects: encode, decode, sample.
 
-    import chemeleon2_jax as c2
-    ldm = c2.load_model("logs/train_ldm/runs/<run>")
-    structures = ldm.sample(num_samples=100, seed=0)
+import chemeleon2_jax as c2
+ldm = c2.load_model("logs/train_ldm/runs/<run>")
+structures = ldm.sample(num_samples=100, seed=0)
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class VAEModel:
     meta: dict[str, Any] = field(repr=False)
 
     def encode(self, structures: Sequence[Structure]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return means and logvars of the latents, (n_atoms, L) each, one a structure; the cell is taken as it is.
+        """Return means and logvars of the latents, (n_atoms, L) each, one a structure; the cell is
+        taken as it is.
 
         Raises:
             ValueError: a structure is disordered or holds no element up to Z = 99.
@@ -93,11 +94,13 @@ class VAEModel:
     def decode(
         self, latents: Sequence[np.ndarray], *, atom_types: Sequence[np.ndarray] | None = None
     ) -> list[Structure | None]:
-        """Return one Structure a latent (n_atoms, L); None, with a warning that says why, where no cell can be built.
+        """Return one Structure a latent (n_atoms, L); None, with a warning that says why, where no
+        cell can be built.
 
         Args:
             latents: as `encode` gives them.
-            atom_types: atomic numbers (n_atoms,), for a VAE that does not predict them, and only for those.
+            atom_types: atomic numbers (n_atoms,), for a VAE that does not predict them, and only
+                for those.
 
         Raises:
             ValueError: atom types missing or not wanted, or shapes that do not fit.
@@ -181,7 +184,8 @@ class LDMModel:
         chunk_size: int = 0,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Structure]:
-        """Generate crystals; those that could be built, in the order of their index. `last_report` has the rest.
+        """Generate crystals; those that could be built, in the order of their index. `last_report`
+        has the rest.
 
         Args:
             num_samples: how many; their sizes are drawn from those of the training set.
@@ -198,7 +202,8 @@ class LDMModel:
         """
         if not self.parts.vae.sizes.atom_type_predict:
             raise ValueError(
-                "the VAE of this model does not predict atom types (csp), so it cannot generate freely"
+                "the VAE of this model does not predict atom types (csp), so that it cannot "
+                "generate freely"
             )
         sizes = self._sizes(num_samples, num_atoms, seed)
         config = SamplerConfig(sampler, steps, eta)
@@ -219,7 +224,9 @@ class LDMModel:
         )
         return structures
 
-    def denoise(self, latents: Sequence[np.ndarray], t: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+    def denoise(
+        self, latents: Sequence[np.ndarray], t: Sequence[int] | np.ndarray
+    ) -> list[np.ndarray]:
         """Return the noise prediction, (n_atoms, L) each.
 
         Args:
@@ -234,7 +241,9 @@ class LDMModel:
         if times.shape != (len(latents),) or not np.issubdtype(times.dtype, np.integer):
             raise ValueError(f"t must be {len(latents)} integers, one a latent; it is {times!r}")
         if len(times) and (times.min() < 0 or times.max() > last):
-            raise ValueError(f"diffusion times go from 0 to {last}; got {times.min()}..{times.max()}")
+            raise ValueError(
+                f"diffusion times go from 0 to {last}; got {times.min()}..{times.max()}"
+            )
         if self.parts.diffusion.target != "eps":
             raise ValueError("this model predicts x_0, not the noise")
         if not latents:
@@ -250,7 +259,9 @@ class LDMModel:
             out += where.split_atoms(fn(self.parts.params, rows))
         return out
 
-    def _sizes(self, num_samples: int | None, num_atoms: Sequence[int] | None, seed: int) -> np.ndarray:
+    def _sizes(
+        self, num_samples: int | None, num_atoms: Sequence[int] | None, seed: int
+    ) -> np.ndarray:
         if num_samples is None and num_atoms is None:
             raise ValueError("give num_samples, num_atoms or both")
         if num_samples is not None and num_samples < 1:
@@ -259,7 +270,12 @@ class LDMModel:
             assert num_samples is not None
             return draw_num_atoms(self.parts.size_table, num_samples, seed)
         sizes = np.asarray(num_atoms)
-        if sizes.ndim != 1 or not len(sizes) or not np.issubdtype(sizes.dtype, np.integer) or sizes.min() < 1:
+        if (
+            sizes.ndim != 1
+            or not len(sizes)
+            or not np.issubdtype(sizes.dtype, np.integer)
+            or sizes.min() < 1
+        ):
             raise ValueError(f"num_atoms must be positive integers, not {num_atoms!r}")
         return np.resize(sizes, num_samples or len(sizes))
 
@@ -278,7 +294,9 @@ def load_model(name: str | Path) -> VAEModel | LDMModel:
     if "dit" in checkpoint.meta:
         ldm, meta = ldm_of(checkpoint)
         return LDMModel(ldm, dict(meta))
-    raise CheckpointError(f"{checkpoint.path} was written by stage {stage!r}, which this version cannot open")
+    raise CheckpointError(
+        f"{checkpoint.path} was written by stage {stage!r}, which this version cannot open"
+    )
 
 
 def _batches(

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,8 @@ def run(
 
     def guarded(_argv: Sequence[str]) -> int:
         _log_to_console()
+        # pymatgen, whenever it sorts the elements of a formula that has a noble gas in it.
+        warnings.filterwarnings("ignore", message="No Pauling electronegativity")
         try:
             return main()
         except KeyboardInterrupt:

@@ -1,7 +1,9 @@
-"""Crystals as arrays, and the geometry of their cells: the vocabulary that every other module speaks.
+"""Crystals as arrays, and the geometry of their cells: the vocabulary that every other module
+speaks.
 
-A lattice is a (3, 3) matrix whose rows are the cell vectors in angstrom. Angles are in radians; fractional coordinates are
-wrapped to [0, 1) only where a function says so. The geometry works on numpy and on JAX arrays alike.
+A lattice is a (3, 3) matrix whose rows are the cell vectors in angstrom. Angles are in radians;
+fractional coordinates are wrapped to [0, 1) only where a function says so. The geometry works on
+numpy and on JAX arrays alike.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ CrystalArrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Crystals:
-    """Many crystals in flat arrays: G crystals with A atoms in all (13 bytes an atom, 40 a crystal).
+    """Many crystals in flat arrays: G crystals with A atoms in all (13 bytes an atom, 40 a
+    crystal).
 
     Attributes:
         num_atoms: (G,) int32.
@@ -69,7 +72,9 @@ class Crystals:
         )
 
     def atom_indices(self, indices: np.ndarray) -> np.ndarray:
-        """Return the flat positions of the atoms of the crystals at `indices`, crystal after crystal."""
+        """Return the flat positions of the atoms of the crystals at `indices`, crystal after
+        crystal.
+        """
         sizes = self.num_atoms[indices].astype(np.int64)
         starts = np.cumsum(sizes) - sizes
         return np.repeat(self.offsets[indices] - starts, sizes) + np.arange(sizes.sum())
@@ -122,10 +127,12 @@ def _array_module(array: Any) -> ModuleType:
 
 
 def lattice_from_parameters(lengths: Any, angles: Any) -> Any:
-    """Return the lattice (..., 3, 3) with cell lengths (..., 3) in angstrom and angles (..., 3) in radians.
+    """Return the lattice (..., 3, 3) with cell lengths (..., 3) in angstrom and angles (..., 3) in
+    radians.
 
-    Standard orientation of pymatgen's `Lattice.from_parameters`: c along z, a in the xz plane. The cosine of gamma* is
-    clipped to [-1, 1], so that angles that no cell can have still give finite numbers.
+    Standard orientation of pymatgen's `Lattice.from_parameters`: c along z, a in the xz plane. The
+    cosine of gamma* is clipped to [-1, 1], so that angles that no cell can have still give finite
+    numbers.
     """
     xp = _array_module(lengths)
     lengths, angles = xp.asarray(lengths), xp.asarray(angles)
@@ -145,7 +152,9 @@ def lattice_from_parameters(lengths: Any, angles: Any) -> Any:
 
 
 def lattice_parameters(lattice: Any) -> tuple[Any, Any]:
-    """Return cell lengths (..., 3) in angstrom and angles (..., 3) in radians of lattices (..., 3, 3)."""
+    """Return cell lengths (..., 3) in angstrom and angles (..., 3) in radians of lattices (..., 3,
+    3).
+    """
     xp = _array_module(lattice)
     lengths = xp.sqrt(xp.sum(lattice**2, -1))
     unit = lattice / lengths[..., None]
@@ -155,7 +164,9 @@ def lattice_parameters(lattice: Any) -> tuple[Any, Any]:
 
 
 def scale_lengths(lengths: Any, num_atoms: Any) -> Any:
-    """Divide lengths (..., 3) by the cube root of the number of atoms (...): about constant over crystals."""
+    """Divide lengths (..., 3) by the cube root of the number of atoms (...): about constant over
+    crystals.
+    """
     return lengths / _cube_root(num_atoms)
 
 

@@ -1,4 +1,6 @@
-"""From a latent diffusion model to crystals: sizes, the sampling chain and the decoder, chunk by chunk."""
+"""From a latent diffusion model to crystals: sizes, the sampling chain and the decoder, chunk by
+chunk.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +19,29 @@ from chemeleon2_jax.diffusion.sampler import SamplerConfig, sample_chain
 from chemeleon2_jax.loading import LDMParts
 from chemeleon2_jax.models.dit import split_output
 from chemeleon2_jax.models.vae import Reconstruction, reconstruct
-from chemeleon2_jax.packing import Rows, build_rows, empty_crystals
+from chemeleon2_jax.packing import Assignment, Rows, build_rows, empty_crystals
 from chemeleon2_jax.training.parallel import make_mesh, replicate, replicated, shard_batch
 
-# float32 numbers that a token holds at once in one block of the denoiser, in units of the hidden width: modulation, projections,
-# MLP and some room. Measured on the compiled program, rounded up.
+# float32 numbers that a token holds at once in one block of the denoiser, in units of the hidden
+# width: modulation, projections, MLP and some room. Measured on the compiled program, rounded up.
 _ACTIVATIONS = 40
 _DEFAULT_CHUNK = 512
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Generated crystals in the order of their index; `latents` are (n, L), NaN where the chain was not finite."""
+    """Generated crystals in the order of their index; `latents` are (n, L), NaN where the chain was
+    not finite.
+    """
 
     crystals: list[CrystalArrays]
     latents: list[np.ndarray]
 
 
 def draw_num_atoms(size_table: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
-    """Draw numbers of atoms from a histogram, each from (seed, its index) alone: (num_samples,) int32."""
+    """Draw numbers of atoms from a histogram, each from (seed, its index) alone: (num_samples,)
+    int32.
+    """
     key = jax.random.fold_in(jax.random.key(seed), _SIZES)
     uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))
     draws = np.asarray(uniform(jnp.arange(num_samples)), np.float64)
@@ -48,9 +54,13 @@ _SIZES, _CHAIN = 0, 1
 
 
 class Generator:
-    """A compiled sampling program over a mesh; kept between calls, so that equal shapes compile once."""
+    """A compiled sampling program over a mesh; kept between calls, so that equal shapes compile
+    once.
+    """
 
-    def __init__(self, parts: LDMParts, sampler: SamplerConfig, *, mesh: Mesh | None = None) -> None:
+    def __init__(
+        self, parts: LDMParts, sampler: SamplerConfig, *, mesh: Mesh | None = None
+    ) -> None:
         """Prepare sampling.
 
         Raises:
@@ -95,7 +105,8 @@ class Generator:
         chunk_size: int = 0,
         on_done: Callable[[int], None] | None = None,
     ) -> Generated:
-        """Generate a crystal of each size; crystal i depends on (seed, first_index + i) and its size alone.
+        """Generate a crystal of each size; crystal i depends on (seed, first_index + i) and its
+        size alone.
 
         Args:
             num_atoms: of each crystal.
@@ -109,31 +120,46 @@ class Generator:
         if not len(sizes):
             return Generated([], [])
         if sizes.min() < 1:
-            raise ValueError(f"num_atoms must be at least 1; crystal {sizes.argmin()} has {sizes.min()}")
-        key = jax.random.fold_in(jax.random.key(seed), _CHAIN)
-        params = replicate(self.parts.params if params is None else params, self.mesh)
-        vae_params = replicate(self.parts.vae.params, self.mesh)
+            raise ValueError(
+                f"num_atoms must be at least 1; crystal {sizes.argmin()} has {sizes.min()}"
+            )
+        arguments = self._arguments(seed, params)
         crystals: list[CrystalArrays] = []
         latents: list[np.ndarray] = []
-        for rows, where, _ in self._chunks(sizes, first_index, chunk_size):
-            found, built = jax.device_get(self.program(params, vae_params, key, rows))
+        for rows, where in self._chunks(sizes, first_index, chunk_size):
+            found, built = jax.device_get(self.program(*arguments, rows))
             latents += where.split_atoms(found)
             crystals += self._split(built, where, latents[len(crystals) :])
             if on_done:
                 on_done(len(where.sizes))
         return Generated(crystals, latents)
 
+    def program_arguments(
+        self, num_atoms: np.ndarray, *, seed: int, padded_tokens: int = 0
+    ) -> tuple[tuple[Any, ...], Assignment]:
+        """Arguments of `program` for one chunk of all crystals, and where they are: for
+        measuring.
+        """
+        chunks = self._chunks(num_atoms, 0, len(num_atoms), padded_tokens=padded_tokens)
+        rows, where = next(chunks)
+        return (*self._arguments(seed, None), rows), where
+
+    def _arguments(self, seed: int, params: Any) -> tuple[Any, ...]:
+        """Parameters on the devices, and the key."""
+        params = self.parts.params if params is None else params
+        key = jax.random.fold_in(jax.random.key(seed), _CHAIN)
+        return replicate(params, self.mesh), replicate(self.parts.vae.params, self.mesh), key
+
     def _chunks(
-        self, sizes: np.ndarray, first_index: int, chunk_size: int
-    ) -> Iterator[tuple[Rows, Any, np.ndarray]]:
+        self, sizes: np.ndarray, first_index: int, chunk_size: int, *, padded_tokens: int = 0
+    ) -> Iterator[tuple[Rows, Assignment]]:
         """Yield rows on the devices, equal in shape, for all crystals in order."""
         chunk_size = min(chunk_size or self._fitting_chunk(sizes), len(sizes))
         parts = [sizes[i : i + chunk_size] for i in range(0, len(sizes), chunk_size)]
         num_devices = self.mesh.devices.size
-        padded_tokens = max(len(self.parts.size_table) - 1, int(sizes.max())) if self.padded else 0
-        like = Layout.plan(
-            sizes, chunk_size, num_devices=num_devices, padded_tokens=padded_tokens
-        )
+        if self.padded:
+            padded_tokens = max(len(self.parts.size_table) - 1, int(sizes.max()))
+        like = Layout.plan(sizes, chunk_size, num_devices=num_devices, padded_tokens=padded_tokens)
         layout = Layout.for_batches(parts, like=like, num_devices=num_devices)
         start = first_index
         for part in parts:
@@ -142,11 +168,13 @@ class Generator:
             rows = build_rows(
                 empty_crystals(part), where, crystal_ids=index, row_range=local_rows(where.shape)
             )
-            yield shard_batch(rows, self.mesh), where, index
+            yield shard_batch(rows, self.mesh), where
             start += len(part)
 
     def _fitting_chunk(self, sizes: np.ndarray) -> int:
-        """Crystals that fit into half of the free memory of the devices; a default where they do not tell."""
+        """Crystals that fit into half of the free memory of the devices; a default where they do
+        not tell.
+        """
         stats = self.mesh.devices.flat[0].memory_stats() or {}
         limit, used = stats.get("bytes_limit", 0), stats.get("bytes_in_use", 0)
         if not limit:
@@ -158,7 +186,9 @@ class Generator:
     def _split(
         self, built: Reconstruction, where: Any, latents: list[np.ndarray]
     ) -> list[CrystalArrays]:
-        """One (atom_types, frac_coords, lattice) a crystal; NaN coordinates where the chain was not finite."""
+        """One (atom_types, frac_coords, lattice) a crystal; NaN coordinates where the chain was not
+        finite.
+        """
         types, frac = where.split_atoms(built.atom_types), where.split_atoms(built.frac_coords)
         lattices = where.take_slots(built.lattices)
         out = []

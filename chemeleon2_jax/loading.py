@@ -1,6 +1,7 @@
 """Trained models from checkpoints: what to build, and its parameters.
 
-A name is a run folder (its best checkpoint) or a checkpoint folder. Everything else, and everything broken, is a CheckpointError.
+A name is a run folder (its best checkpoint) or a checkpoint folder. Everything else, and everything
+broken, is a CheckpointError.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def load_vae(name: str, *, dtype: Any = jnp.float32) -> tuple[VAEParts, Mapping[
     return vae_of(open_checkpoint(name), dtype=dtype)
 
 
-def vae_of(checkpoint: Checkpoint, *, dtype: Any = jnp.float32) -> tuple[VAEParts, Mapping[str, Any]]:
+def vae_of(
+    checkpoint: Checkpoint, *, dtype: Any = jnp.float32
+) -> tuple[VAEParts, Mapping[str, Any]]:
     """Return the VAE of an open checkpoint and the meta."""
     meta = checkpoint.meta
     item = "params" if meta.get("stage") == "train_vae" else "vae"
@@ -87,20 +90,23 @@ def load_ldm(name: str, *, dtype: Any = jnp.float32) -> tuple[LDMParts, Mapping[
     return ldm_of(open_checkpoint(name), dtype=dtype)
 
 
-def ldm_of(checkpoint: Checkpoint, *, dtype: Any = jnp.float32) -> tuple[LDMParts, Mapping[str, Any]]:
+def ldm_of(
+    checkpoint: Checkpoint, *, dtype: Any = jnp.float32
+) -> tuple[LDMParts, Mapping[str, Any]]:
     """Return the LDM of an open checkpoint and the meta."""
     meta = checkpoint.meta
     if "dit" not in meta:
         raise CheckpointError(
-            f"{checkpoint.path} is a checkpoint of {meta.get('stage', 'an unknown stage')}, which cannot "
-            "generate; give the run folder of a latent diffusion model (train_ldm)"
+            f"{checkpoint.path} is a checkpoint of {meta.get('stage', 'an unknown stage')}, which "
+            "cannot generate; give the run folder of a latent diffusion model (train_ldm)"
         )
     sizes = DiTSizes.from_dict(_entry(checkpoint, "dit"))
     graphdef, target = abstract_module(DiT, sizes, dtype=dtype)
     weights = meta.get("sample_weights")
     if weights not in SAMPLE_WEIGHTS:
         raise CheckpointError(
-            f"{checkpoint.path} says sample_weights = {weights!r}; it must be one of {SAMPLE_WEIGHTS}"
+            f"{checkpoint.path} says sample_weights = {weights!r}; it must be one of "
+            f"{SAMPLE_WEIGHTS}"
         )
     parts = LDMParts(
         sizes=sizes,
@@ -115,15 +121,19 @@ def ldm_of(checkpoint: Checkpoint, *, dtype: Any = jnp.float32) -> tuple[LDMPart
 
 
 def abstract_module(module: Any, sizes: Any, *, dtype: Any = jnp.float32) -> tuple[Any, Any]:
-    """Return the graph definition of `module(sizes)` and the shapes of its parameters, without computing any."""
-    return nnx.split(nnx.eval_shape(lambda: module(sizes, rngs=nnx.Rngs(0), dtype=dtype)), nnx.Param)
+    """Return the graph definition of `module(sizes)` and the shapes of its parameters, without
+    computing any.
+    """
+    return nnx.split(
+        nnx.eval_shape(lambda: module(sizes, rngs=nnx.Rngs(0), dtype=dtype)), nnx.Param
+    )
 
 
 def _entry(checkpoint: Checkpoint, key: str) -> Any:
     if key not in checkpoint.meta:
         raise CheckpointError(
-            f"{checkpoint.path} has no entry {key!r} in its meta: it was not written by this package, "
-            "or by another version of it"
+            f"{checkpoint.path} has no entry {key!r} in its meta: it was not written by this "
+            "package, or by another version of it"
         )
     return checkpoint.meta[key]
 

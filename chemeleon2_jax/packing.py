@@ -1,8 +1,10 @@
-"""Packed rows: whole crystals packed into rows of tokens with static shapes, the one layout that every model computes on.
+"""Packed rows: whole crystals packed into rows of tokens with static shapes, the one layout that
+every model computes on.
 
-Letters: R rows, T tokens in a row, S slots (crystals) in a row. A crystal never leaves its row, so that all arrays shard on the
-first axis. Sizes alone decide where a crystal goes, hence every host plans the same batch. In a packed row the last slot is a
-dummy (identity lattice, no atoms) that the padding tokens belong to. The planner is numpy; the helpers at the end are for models.
+Letters: R rows, T tokens in a row, S slots (crystals) in a row. A crystal never leaves its row, so
+that all arrays shard on the first axis. Sizes alone decide where a crystal goes, hence every host
+plans the same batch. In a packed row the last slot is a dummy (identity lattice, no atoms) that the
+padding tokens belong to. The planner is numpy; the helpers at the end are for models.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ _SIMULATED_CRYSTALS = 50_000
 
 
 class RowShape(NamedTuple):
-    """Static shape of a batch: rows R, tokens T in a row, slots S in a row; E pairs of atoms, 0 where no model wants them."""
+    """Static shape of a batch: rows R, tokens T in a row, slots S in a row; E pairs of atoms, 0
+    where no model wants them.
+    """
 
     rows: int
     tokens: int
@@ -47,12 +51,13 @@ class Rows:
         position: (R, T) int32, the index of an atom in its crystal.
         lattices: (R, S, 3, 3) float32, angstrom; identity where there is no crystal.
         num_atoms: (R, S) int32.
-        crystal_id: (R, S) int32, row of the data set or index of the sample; NO_CRYSTAL where empty.
+        crystal_id: (R, S) int32, row of the data set or index of the sample; NO_CRYSTAL where
+            empty.
         is_crystal: (R, S) bool.
         targets: name -> (R, S) float32.
         features: name -> (R, T, width) float32, what is known of an atom beside its crystal.
-        edges: empty, or for graph encoders `senders` and `receivers` (E,) int32, tokens r * T + t of all ordered pairs within
-            crystals, and `is_edge` (E,) bool.
+        edges: empty, or for graph encoders `senders` and `receivers` (E,) int32, tokens r * T + t
+            of all ordered pairs within crystals, and `is_edge` (E,) bool.
     """
 
     atom_types: Any
@@ -71,7 +76,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Where each of B crystals goes: its row, its slot and its first token in the row, each (B,) int64."""
+    """Where each of B crystals goes: its row, its slot and its first token in the row, each (B,)
+    int64.
+    """
 
     shape: RowShape
     sizes: np.ndarray
@@ -109,10 +116,12 @@ class Assignment:
         return array.reshape(-1, *array.shape[2:])[self.slot_index]
 
 
-# --- planning -------------------------------------------------------------------------------------------------------------------
+# --- planning -------------------------------------------------------------------------------------
 
 
-def best_fit(sizes: np.ndarray, tokens: int, slots: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def best_fit(
+    sizes: np.ndarray, tokens: int, slots: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pack crystals into rows: largest first, each into the fullest row that still takes it.
 
     Args:
@@ -147,7 +156,8 @@ def num_rows(sizes: np.ndarray, tokens: int, slots: int) -> int:
 
 
 def assign(sizes: Sequence[int] | np.ndarray, shapes: Sequence[RowShape]) -> Assignment:
-    """Pack crystals of `sizes` (B,) into the smallest of `shapes` (all with the same T and S) that holds them.
+    """Pack crystals of `sizes` (B,) into the smallest of `shapes` (all with the same T and S) that
+    holds them.
 
     Raises:
         ValueError: none of the shapes holds them.
@@ -164,13 +174,16 @@ def assign(sizes: Sequence[int] | np.ndarray, shapes: Sequence[RowShape]) -> Ass
     for shape in sorted(shapes):
         if shape.rows >= needed and (not shape.edges or shape.edges >= pairs):
             return Assignment(shape, sizes, row, slot, start)
-    raise ValueError(f"{len(sizes)} crystals need {needed} rows; the largest shape is {max(shapes)}")
+    raise ValueError(
+        f"{len(sizes)} crystals need {needed} rows; the largest shape is {max(shapes)}"
+    )
 
 
 def assign_padded(
     sizes: Sequence[int] | np.ndarray, tokens: int, *, rows: int = 0, edges: int = 0
 ) -> Assignment:
-    """One crystal a row, padded to `tokens`, the padding belonging to the crystal: the layout of the original.
+    """One crystal a row, padded to `tokens`, the padding belonging to the crystal: the layout of
+    the original.
 
     Needed where the interleaved variance of converted models makes the padding part of the result.
     """
@@ -189,12 +202,14 @@ def plan_shapes(
     row_tokens: int = 0,
     edges: bool = False,
 ) -> tuple[RowShape, ...]:
-    """Choose at most MAX_SHAPES row shapes for batches of `batch_size` drawn from crystals of `sizes`.
+    """Choose at most MAX_SHAPES row shapes for batches of `batch_size` drawn from crystals of
+    `sizes`.
 
-    Random batches are packed to see how many rows they need; the shapes waste least on those, and the last one holds the
-    worst batch that can be drawn. Rows come in multiples of `num_devices`. The answer depends on the multiset of sizes alone.
-    `row_tokens` = 0 takes 64 tokens if at least 95 % of them would be atoms, else more. With `edges` the shapes have room for all
-    pairs of atoms, too.
+    Random batches are packed to see how many rows they need; the shapes waste least on those, and
+    the last one holds the worst batch that can be drawn. Rows come in multiples of `num_devices`.
+    The answer depends on the multiset of sizes alone. `row_tokens` = 0 takes 64 tokens if at least
+    95 % of them would be atoms, else more. With `edges` the shapes have room for all pairs of
+    atoms, too.
     """
     sizes = np.sort(np.asarray(sizes, np.int64))
     batch_size = min(batch_size, len(sizes))
@@ -219,14 +234,16 @@ def _plan_for_tokens(
     draws = _draw_batches(sizes, batch_size)
     slots = _choose_slots(draws[:8], tokens)
     rows = np.array([num_rows(draw, tokens, slots) for draw in draws])
-    # A little above the largest seen, since a run draws more batches than these; exact where all batches are alike.
+    # A little above the largest seen, since a run draws more batches than these; exact where all
+    # batches are alike.
     largest = int(np.ceil(rows.max() + 0.5 * rows.std()))
     # The worst batch: all the largest crystals, or so many small ones that slots run out first.
     worst = max(
         num_rows(sizes[-batch_size:], tokens, slots), -(-batch_size // (slots - 1)), largest
     )
-    rows, largest, worst = (num_devices * -(-r // num_devices) for r in (rows, largest, worst))
-    levels = _choose_levels(rows, int(largest), MAX_SHAPES - 1)
+    rows = num_devices * -(-rows // num_devices)
+    largest, worst = (num_devices * -(-r // num_devices) for r in (largest, worst))
+    levels = _choose_levels(rows, largest, MAX_SHAPES - 1)
     taken = levels[np.searchsorted(levels, rows)]
     share = np.mean([draw.sum() for draw in draws]) / (taken.mean() * tokens)
     shapes = tuple(RowShape(int(r), tokens, slots) for r in np.unique([*levels, worst]))
@@ -242,7 +259,9 @@ def _draw_batches(sizes: np.ndarray, batch_size: int) -> list[np.ndarray]:
 def _with_edges(
     shapes: Sequence[RowShape], sizes: np.ndarray, batch_size: int, num_devices: int
 ) -> tuple[RowShape, ...]:
-    """Add room for the pairs of atoms: what batches of that many rows hold, a tenth to spare; all of them in the last shape."""
+    """Add room for the pairs of atoms: what batches of that many rows hold, a tenth to spare; all
+    of them in the last shape.
+    """
     draws = _draw_batches(sizes, batch_size)
     placed = [(assign(draw, shapes).shape.rows, int((draw**2).sum())) for draw in draws]
     out, room = [], 0
@@ -256,7 +275,9 @@ def _with_edges(
 
 
 def _choose_levels(rows: np.ndarray, largest: int, count: int) -> np.ndarray:
-    """Return at most `count` row numbers, `largest` among them, that waste the fewest rows on batches needing `rows`."""
+    """Return at most `count` row numbers, `largest` among them, that waste the fewest rows on
+    batches needing `rows`.
+    """
     options = [int(r) for r in np.unique(rows) if r < largest]
     best = np.array([largest])
     least = np.inf
@@ -271,7 +292,8 @@ def _choose_levels(rows: np.ndarray, largest: int, count: int) -> np.ndarray:
 def _choose_slots(draws: Sequence[np.ndarray], tokens: int) -> int:
     """Return the number of slots that makes a batch cheapest.
 
-    Few slots leave tokens unused, many leave slots unused, and adaLN is computed for every slot: a slot counts as a quarter of
+    Few slots leave tokens unused, many leave slots unused, and adaLN is computed for every slot: a
+        slot counts as a quarter of
     a token, between its cost in the diffusion transformer (half) and in the VAE (nothing).
     """
 
@@ -281,7 +303,7 @@ def _choose_slots(draws: Sequence[np.ndarray], tokens: int) -> int:
     return min((s for s in _SLOT_CHOICES if s <= tokens + 1), key=cost)
 
 
-# --- filling --------------------------------------------------------------------------------------------------------------------
+# --- filling --------------------------------------------------------------------------------------
 
 
 def build_rows(
@@ -346,9 +368,11 @@ def build_rows(
 def pair_edges(
     assignment: Assignment, row_range: tuple[int, int] | None = None
 ) -> dict[str, np.ndarray]:
-    """All ordered pairs of atoms within crystals, self pairs included, as tokens r * T + t of the whole batch; padded.
+    """All ordered pairs of atoms within crystals, self pairs included, as tokens r * T + t of the
+    whole batch; padded.
 
-    With `row_range` a host gets its equal part of the list, which belongs to the batch and not to its rows.
+    With `row_range` a host gets its equal part of the list, which belongs to the batch and not to
+    its rows.
     """
     shape, sizes = assignment.shape, assignment.sizes
     first = np.repeat(assignment.row * shape.tokens + assignment.start, sizes**2)
@@ -377,13 +401,14 @@ def empty_crystals(num_atoms: Sequence[int] | np.ndarray) -> Crystals:
     )
 
 
-# --- helpers for models ---------------------------------------------------------------------------------------------------------
+# --- helpers for models ---------------------------------------------------------------------------
 
 
 def slot_matrix(rows: Rows) -> jax.Array:
     """Return (R, T, S) float32, 1 where a token belongs to a slot.
 
-    Gathering and pooling within a row are products with this matrix: exact (one term a sum), and faster than gather and
+    Gathering and pooling within a row are products with this matrix: exact (one term a sum), and
+        faster than gather and
     scatter on every device.
     """
     return jax.nn.one_hot(rows.slot, rows.is_crystal.shape[1], dtype=jnp.float32)
@@ -396,23 +421,27 @@ def gather_slots(membership: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def pool_tokens(membership: jax.Array, values: jax.Array, weights: jax.Array) -> jax.Array:
-    """Sum (R, T, D) values of tokens, times weights (R, T), over each crystal: (R, S, D) in float32."""
+    """Sum (R, T, D) values of tokens, times weights (R, T), over each crystal: (R, S, D) in
+    float32.
+    """
     weighted = values.astype(jnp.float32) * weights[..., None]
-    return jnp.einsum(
-        "rts,rtd->rsd", membership, weighted, precision=jax.lax.Precision.HIGHEST
-    )
+    return jnp.einsum("rts,rtd->rsd", membership, weighted, precision=jax.lax.Precision.HIGHEST)
 
 
 def mean_over_crystal(rows: Rows, membership: jax.Array, values: jax.Array) -> jax.Array:
-    """Mean of (R, T, D) values over the atoms of each crystal: (R, S, D) float32, 0 in empty slots."""
+    """Mean of (R, T, D) values over the atoms of each crystal: (R, S, D) float32, 0 in empty
+    slots.
+    """
     total = pool_tokens(membership, values, rows.is_atom.astype(jnp.float32))
     return total / jnp.maximum(rows.num_atoms, 1)[..., None]
 
 
 def attention_bias(rows: Rows) -> jax.Array:
-    """Return (R, T, T) float32: 0 where a query (second axis) may see a key (third axis), else -1e9.
+    """Return (R, T, T) float32: 0 where a query (second axis) may see a key (third axis), else
+    -1e9.
 
-    A query sees the atoms of its own crystal. The dummy slot has none; its queries see everything equally: finite, unused.
+    A query sees the atoms of its own crystal. The dummy slot has none; its queries see everything
+    equally: finite, unused.
     """
     same = rows.slot[:, :, None] == rows.slot[:, None, :]
     return jnp.where(same & rows.is_atom[:, None, :], 0.0, -1e9).astype(jnp.float32)
@@ -424,7 +453,7 @@ def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
-# --- random numbers that do not see the packing ---------------------------------------------------------------------------------
+# --- random numbers that do not see the packing ---------------------------------------------------
 
 
 def crystal_keys(key: jax.Array, rows: Rows) -> jax.Array:
@@ -444,6 +473,8 @@ def atom_keys(key: jax.Array, rows: Rows) -> jax.Array:
 
 
 def atom_normal(key: jax.Array, rows: Rows, width: int) -> jax.Array:
-    """Return (R, T, width) standard normal numbers that depend on the key, the crystal and the atom alone."""
+    """Return (R, T, width) standard normal numbers that depend on the key, the crystal and the atom
+    alone.
+    """
     draw = jax.vmap(jax.vmap(lambda k: jax.random.normal(k, (width,))))
     return draw(atom_keys(key, rows))

@@ -17,12 +17,20 @@ from rich.table import Table
 from chemeleon2_jax import cli
 from chemeleon2_jax.config import ConfigError
 from chemeleon2_jax.data.datasets import load_split
-from chemeleon2_jax.metrics.structure import covalent_share, randomise_coordinates, validity
+from chemeleon2_jax.metrics.structure import (
+    COVALENT_FACTOR,
+    MIN_DISTANCE,
+    MIN_VOLUME_PER_ATOM,
+    covalent_share,
+    randomise_coordinates,
+    validity,
+)
 from chemeleon2_jax.run_folder import read_config
 from chemeleon2_jax.training.checkpoints import open_checkpoint
 from chemeleon2_jax.visualize import save_grid
 
 STRUCTURES_FILE = "generated_structures.json.gz"
+REPORT_FILE = "run.json"
 PICTURE_FILE = "crystals.png"
 SUMMARY_FILE = "quickstart.json"
 NUM_DRAWN = 16
@@ -31,7 +39,6 @@ NUM_REFERENCES = 500  # enough for a share to a few percent, and done in seconds
 flags.DEFINE_string("vae_run", None, "Run folder of the VAE.", required=True)
 flags.DEFINE_string("ldm_run", None, "Run folder of the latent diffusion model.", required=True)
 flags.DEFINE_string("samples", None, "Folder that sample wrote into.", required=True)
-flags.DEFINE_integer("num_samples", None, "Crystals that were asked for.", required=True)
 flags.DEFINE_list("seconds", [], "Times to print: name=seconds, comma-separated.")
 
 
@@ -50,18 +57,18 @@ class Shares:
     random: float
 
 
-def read_structures(folder: Path) -> list[Structure]:
-    """Return what `sample` wrote.
+def read_samples(folder: Path) -> tuple[list[Structure], int]:
+    """Return what `sample` wrote: the crystals that could be built, and how many were asked for.
 
     Raises:
         ConfigError: the folder holds no samples.
     """
-    path = folder / STRUCTURES_FILE
     try:
-        with gzip.open(path, "rt") as file:
-            return [Structure.from_dict(entry) for entry in json.load(file)]
+        num_samples = json.loads((folder / REPORT_FILE).read_text())["num_samples"]
+        with gzip.open(folder / STRUCTURES_FILE, "rt") as file:
+            return [Structure.from_dict(entry) for entry in json.load(file)], num_samples
     except OSError as error:
-        raise ConfigError(f"--samples: cannot read {path}: {error}") from error
+        raise ConfigError(f"--samples: there are no samples in {folder}: {error}") from error
 
 
 def reference_crystals(run_dir: Path) -> list[Any]:
@@ -71,7 +78,9 @@ def reference_crystals(run_dir: Path) -> list[Any]:
     return [crystals.crystal(i) for i in range(min(len(crystals), NUM_REFERENCES))]
 
 
-def summarise(structures: list[Structure], references: list[Any], *, num_samples: int) -> dict:
+def check_shares(
+    structures: list[Structure], references: list[Any], *, num_samples: int
+) -> dict[str, Shares]:
     """Check generated crystals, and real ones with and without their coordinates.
 
     Args:
@@ -94,35 +103,36 @@ def best_values(run_dir: Path) -> dict[str, float]:
 
 def print_report(summary: dict[str, Any], *, files: dict[str, Path]) -> None:
     """Print a summary as a table, and where the files are."""
-    console = Console()
     table = Table(title="What came out", show_header=False, title_justify="left")
-    for name in ("VAE", "latent diffusion"):
-        for key, value in summary[name].items():
-            table.add_row(f"{name}: {key}", _format(key, value))
-    asked, built = summary["asked"], summary["built"]
-    table.add_row("crystals asked for / built", f"{asked} / {built}")
-    table.add_row(
-        "structurally valid (distances > 0.5 Å, volume > 0.1 Å³ an atom)",
-        f"{summary['valid']['generated']:.0%}",
-    )
+    vae, ldm = summary["VAE"], summary["latent diffusion"]
+    table.add_row("VAE: validation loss", f"{vae['val/total_loss']:.4g}")
+    for key, label in (
+        ("val/match_rate", "VAE: validation crystals rebuilt (match rate)"),
+        ("val/match_rate_loose", "  at the looser tolerances of its config"),
+    ):
+        if key in vae:  # matching can be switched off
+            table.add_row(label, f"{vae[key]:.0%}")
+    table.add_row("latent diffusion: validation loss", f"{ldm['val/total_loss']:.4g}")
     table.add_section()
-    table.add_row("closest pairs all > 0.7 x sum of covalent radii", "")
+    table.add_row("crystals asked for", str(summary["asked"]))
+    table.add_row("  that could be built", str(summary["built"]))
+    limits = f"distances > {MIN_DISTANCE} Å, volume > {MIN_VOLUME_PER_ATOM} Å³ an atom"
+    table.add_row(f"  structurally valid ({limits})", f"{summary['valid']['generated']:.0%}")
+    table.add_section()
+    table.add_row(f"All pairs farther apart than {COVALENT_FACTOR} x their covalent radii", "")
     for key, label in (
         ("generated", "generated crystals"),
-        ("reference", "real crystals (test set)"),
-        ("random", "real cells, random coordinates"),
+        ("reference", "real crystals (the test set)"),
+        ("random", "the same cells with random coordinates"),
     ):
         table.add_row(f"  {label}", f"{summary['covalent'][key]:.0%}")
     table.add_section()
-    for key, seconds in summary["seconds"].items():
-        table.add_row(f"time: {key}", f"{float(seconds):.0f} s")
+    for name, seconds in summary["seconds"].items():
+        table.add_row(f"time: {name}", f"{seconds:.0f} s")
+    console = Console()
     console.print(table)
     for label, path in files.items():
-        console.print(f"{label:<18} {path}", soft_wrap=True, highlight=False)
-
-
-def _format(key: str, value: float) -> str:
-    return f"{value:.1%}" if key.endswith("rate") else f"{value:.4g}"
+        console.print(f"{label:<17} {path}", soft_wrap=True, highlight=False)
 
 
 def main() -> int:
@@ -130,15 +140,18 @@ def main() -> int:
     flag_values = flags.FLAGS
     vae_run, ldm_run = Path(flag_values.vae_run), Path(flag_values.ldm_run)
     samples = Path(flag_values.samples)
-    structures = read_structures(samples)
-    shares = summarise(structures, reference_crystals(ldm_run), num_samples=flag_values.num_samples)
+    structures, asked = read_samples(samples)
+    shares = check_shares(structures, reference_crystals(ldm_run), num_samples=asked)
     summary = {
         "VAE": best_values(vae_run),
         "latent diffusion": best_values(ldm_run),
-        "asked": flag_values.num_samples,
+        "asked": asked,
         "built": len(structures),
         **{name: dataclasses.asdict(share) for name, share in shares.items()},
-        "seconds": dict(item.split("=") for item in flag_values.seconds),
+        "seconds": {
+            name: float(value)
+            for name, _, value in (item.partition("=") for item in flag_values.seconds)
+        },
     }
     (samples / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
     picture = save_grid(structures[:NUM_DRAWN], samples / PICTURE_FILE)

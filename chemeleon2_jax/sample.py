@@ -1,11 +1,13 @@
 r"""Generate crystals.
 
-    python -m chemeleon2_jax.sample --model=logs/train_ldm/runs/<run> --num_samples=100 --output_dir=outputs/first
-    python -m chemeleon2_jax.sample --model=logs/train_ldm/runs/<run> --num_atoms=8,12 --num_samples=20 --seed=1 \
+    python -m chemeleon2_jax.sample --model=logs/train_ldm/runs/<run> --num_samples=100
+    --output_dir=outputs/first python -m chemeleon2_jax.sample --model=logs/train_ldm/runs/<run>
+    --num_atoms=8,12 --num_samples=20 --seed=1 \
         --sampler=ddpm --steps=200 --output_dir=outputs/sizes --cif
 
-Writes generated_structures.json.gz (a list of pymatgen Structures in the order of their index), run.json (what was asked for, and
-index and reason of what could not be built) and, with --cif, one CIF each.
+Writes generated_structures.json.gz (a list of pymatgen Structures in the order of their index),
+run.json (what was asked for, and index and reason of what could not be built) and, with --cif, one
+CIF each.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ log = logging.getLogger("chemeleon2_jax.sample")
 
 flags.DEFINE_string("model", "", "A run folder (its best checkpoint) or a checkpoint folder.")
 flags.DEFINE_integer("num_samples", 0, "Crystals to generate.", lower_bound=0)
-flags.DEFINE_list("num_atoms", [], "Atoms a crystal, repeated in turn; default: as in the training set.")
+flags.DEFINE_list(
+    "num_atoms", [], "Atoms a crystal, repeated in turn; default: as in the training set."
+)
 flags.DEFINE_integer("seed", 0, "The same seed gives the same crystals.", lower_bound=0)
 flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "Sampler.")
 flags.DEFINE_integer("steps", 50, "Steps of the sampler.", lower_bound=1)
@@ -85,13 +89,17 @@ def _read_sizes(texts: list[str]) -> list[int]:
     try:
         return [int(text) for text in texts]
     except ValueError:
-        raise ConfigError(f"--num_atoms is {','.join(texts)!r}; give integers, as in 8,12") from None
+        raise ConfigError(
+            f"--num_atoms is {','.join(texts)!r}; give integers, as in 8,12"
+        ) from None
 
 
 def _sample(model: LDMModel, num_atoms: list[int]) -> list[Structure]:
     values = flags.FLAGS
     total = values.num_samples or len(num_atoms)
-    with tqdm(desc="sampling", total=total, unit="crystal", disable=None, dynamic_ncols=True) as bar:
+    with tqdm(
+        desc="sampling", total=total, unit="crystal", disable=None, dynamic_ncols=True
+    ) as bar:
         try:
             return model.sample(
                 values.num_samples or None,
@@ -111,7 +119,9 @@ def _write(output_dir: Path, model: LDMModel, structures: list[Structure], secon
     report = model.last_report
     assert report is not None
     dicts = [structure.as_dict() for structure in structures]
-    _write_atomically(output_dir / STRUCTURES_FILE, gzip.compress(json.dumps(dicts).encode(), mtime=0))
+    _write_atomically(
+        output_dir / STRUCTURES_FILE, gzip.compress(json.dumps(dicts).encode(), mtime=0)
+    )
     values = flags.FLAGS
     if values.cif:
         folder = output_dir / "cif"
@@ -120,7 +130,9 @@ def _write(output_dir: Path, model: LDMModel, structures: list[Structure], secon
         for stale in folder.glob("*.cif"):
             stale.unlink()
         for index, structure in zip(report.indices, structures, strict=True):
-            structure.to(filename=str(folder / f"{index:06d}_{structure.composition.reduced_formula}.cif"))
+            structure.to(
+                filename=str(folder / f"{index:06d}_{structure.composition.reduced_formula}.cif")
+            )
     summary: dict[str, Any] = {
         "model": values.model,
         "seed": report.seed,
@@ -129,7 +141,11 @@ def _write(output_dir: Path, model: LDMModel, structures: list[Structure], secon
         "failures": [{"index": f.index, "reason": f.reason} for f in report.failures],
         "indices": list(report.indices),
         "num_atoms": list(report.num_atoms),
-        "sampler": {"name": report.sampler.sampler, "steps": report.sampler.steps, "eta": report.sampler.eta},
+        "sampler": {
+            "name": report.sampler.sampler,
+            "steps": report.sampler.steps,
+            "eta": report.sampler.eta,
+        },
         "seconds": round(seconds, 3),
         "versions": {
             "chemeleon2_jax": __version__,
@@ -144,7 +160,9 @@ def _write(output_dir: Path, model: LDMModel, structures: list[Structure], secon
     for failure in report.failures[:5]:
         log.warning("crystal %d could not be built: %s", failure.index, failure.reason)
     if len(report.failures) > 5:
-        log.warning("and %d more; all are in %s", len(report.failures) - 5, output_dir / REPORT_FILE)
+        log.warning(
+            "and %d more; all are in %s", len(report.failures) - 5, output_dir / REPORT_FILE
+        )
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

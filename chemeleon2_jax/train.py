@@ -36,6 +36,13 @@ flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and 
 # The module's own name is __main__ on the command line.
 log = logging.getLogger("chemeleon2_jax.train")
 
+_NEXT = {
+    "train_vae": "Diffusion on its latents: train with --config=configs/train_ldm.py "
+    "--config.ldm_module.vae_ckpt_path=%s",
+    "train_ldm": "Crystals from it: python -m chemeleon2_jax.sample --model=%s "
+    "--num_samples=100 --output_dir=outputs/first",
+}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -105,7 +112,7 @@ def make_plan(config: ConfigDict | None, overrides: dict[str, object]) -> Plan:
 
 
 def train(plan: Plan) -> int:
-    """Train in a run's folder and returns the exit code.
+    """Train in a run's folder and return the exit code.
 
     Raises:
         ConfigError, DatasetError, CheckpointError, NonFiniteError: the text says what to do.
@@ -121,8 +128,13 @@ def train(plan: Plan) -> int:
         from chemeleon2_jax import stages
         from chemeleon2_jax.training.compilation import enable_compilation_cache
         from chemeleon2_jax.training.loop import fit
+        from chemeleon2_jax.training.parallel import make_mesh
 
         enable_compilation_cache()
+        try:
+            make_mesh(config.trainer.num_devices)
+        except ValueError as error:
+            raise ConfigError(f"trainer.num_devices: {error}") from error
         result = fit(
             stages.build(config),
             fit_config(config),
@@ -130,6 +142,10 @@ def train(plan: Plan) -> int:
             resume=plan.resume_dir is not None,
             config_text=to_json(config),
         )
+        if result.status != "interrupted":
+            best = "" if result.best_step is None else f"; the best is of step {result.best_step}"
+            log.info("Done at step %d%s", result.step, best)
+            log.info(_NEXT[config.task_name], run_dir)
     return result.exit_code
 
 

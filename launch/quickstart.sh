@@ -6,7 +6,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash launch/setup_env.sh
 
-num_samples=64
 logs=logs/quickstart/$(date +%Y-%m-%d_%H-%M-%S)
 output=outputs/quickstart
 seconds=()
@@ -34,9 +33,9 @@ step 'train latent diffusion' chemeleon2_jax.train --config=configs/train_ldm.py
     --config.ldm_module.vae_ckpt_path="$vae_run" --config.paths.log_dir="$logs"
 ldm_run=$(run_of train_ldm)
 
-step 'sample' chemeleon2_jax.sample --model="$ldm_run" --num_samples="$num_samples" --seed=0 \
+step 'sample' chemeleon2_jax.sample --model="$ldm_run" --num_samples=64 --seed=0 \
     --output_dir="$output" --cif
 
 printf '\n'
 .venv/bin/python -m chemeleon2_jax.quickstart --vae_run="$vae_run" --ldm_run="$ldm_run" \
-    --samples="$output" --num_samples="$num_samples" --seconds="$(IFS=,; echo "${seconds[*]}")"
+    --samples="$output" --seconds="$(IFS=,; echo "${seconds[*]}")"

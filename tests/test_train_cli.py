@@ -93,7 +93,7 @@ class FakeTraining:
 
 
 class Result:
-    exit_code = 0
+    exit_code, status, step, best_step = 0, "finished", 7, 5
 
 
 @pytest.fixture
@@ -103,7 +103,8 @@ def tiny(tmp_path):
     return config
 
 
-def test_run_folder_and_its_resume(monkeypatch, tiny):
+def test_run_folder_and_its_resume(monkeypatch, caplog, tiny):
+    caplog.set_level("INFO")
     fake = FakeTraining(monkeypatch, Result)
     assert train.train(train.make_plan(tiny, {})) == 0
     stage, fit_config, run_dir, resume, text = fake.calls[0]
@@ -112,7 +113,10 @@ def test_run_folder_and_its_resume(monkeypatch, tiny):
     assert json.loads(text) == json.loads((run_dir / "config.json").read_text())
     assert not resume
     assert run_dir.parent == Path(tiny.paths.log_dir) / "train_vae" / "runs"
-    assert f"Run folder: {run_dir}" in (run_dir / "train.log").read_text()
+    log_text = (run_dir / "train.log").read_text()
+    assert f"Run folder: {run_dir}" in log_text
+    assert "Done at step 7; the best is of step 5" in log_text
+    assert f"--config.ldm_module.vae_ckpt_path={run_dir}" in log_text
 
     overrides = {"resume_from": str(run_dir), "trainer.max_steps": 5}
     tiny.update_from_flattened_dict(overrides)
@@ -137,6 +141,14 @@ def test_error_is_in_the_log_file(monkeypatch, tiny, error, traceback):
     text = (fake.calls[0][2] / "train.log").read_text()
     assert f"{type(error).__name__}: {error}" in text
     assert ("Traceback" in text) == traceback
+
+
+def test_more_devices_than_there_are(monkeypatch, tiny):
+    fake = FakeTraining(monkeypatch, Result)
+    tiny.trainer.num_devices = 1000
+    with pytest.raises(ConfigError, match=r"trainer\.num_devices"):
+        train.train(train.make_plan(tiny, {}))
+    assert not fake.calls
 
 
 MAIN = """

@@ -1,4 +1,6 @@
-"""Random rotations, translations and noise, keyed by crystal: what a crystal gets does not depend on its batch."""
+"""Random rotations, translations and noise, keyed by crystal: what a crystal gets does not depend
+on its batch.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from chemeleon2_jax.packing import (
 
 @dataclass(frozen=True)
 class Augmentation:
-    """rotate and translate at random; per_crystal = False draws one rotation and one translation for the batch, as the original."""
+    """rotate and translate at random; per_crystal = False draws one rotation and one translation
+    for the batch, as the original.
+    """
 
     rotate: bool = True
     translate: bool = True
@@ -29,7 +33,9 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Noise:
-    """A share `ratio` of the atoms loses its element, another is moved by N(0, corruption_scale) angstrom."""
+    """A share `ratio` of the atoms loses its element, another is moved by N(0, corruption_scale)
+    angstrom.
+    """
 
     ratio: float = 0.0
     corruption_scale: float = 0.1
@@ -78,13 +84,17 @@ def rotation_matrix(quaternion: jax.Array) -> jax.Array:
 
 
 def _uniform_rotations(key: jax.Array, rows: Rows) -> jax.Array:
-    """Uniform over rotations: normalised 4-vectors of standard normals (Shoemake 1992). (R, S, 3, 3)."""
+    """Uniform over rotations: normalised 4-vectors of standard normals (Shoemake 1992). (R, S, 3,
+    3).
+    """
     draw = jax.vmap(jax.vmap(lambda k: jax.random.normal(k, (4,))))
     return rotation_matrix(draw(crystal_keys(key, rows)))
 
 
 def _batch_rotation(key: jax.Array, rows: Rows) -> jax.Array:
-    """One rotation for all, its quaternion from U[0, 1]^4 as in the original: not uniform. (R, S, 3, 3)."""
+    """One rotation for all, its quaternion from U[0, 1]^4 as in the original: not uniform. (R, S,
+    3, 3).
+    """
     rotation = rotation_matrix(jax.random.uniform(key, (4,)))
     return jnp.broadcast_to(rotation, rows.lattices.shape)
 
@@ -96,8 +106,8 @@ def _uniform_translations(key: jax.Array, rows: Rows) -> jax.Array:
 
 
 def _batch_translation(key: jax.Array, rows: Rows) -> jax.Array:
-    """One Cartesian translation for all, as in the original: normal with half the batch's mean and standard deviation of the cell
-    lengths. Returned as fractions of each cell, (R, S, 3).
+    """One Cartesian translation for all, as in the original: normal with half the batch's mean and
+    standard deviation of the cell lengths. Returned as fractions of each cell, (R, S, 3).
     """
     lengths, _ = lattice_parameters(rows.lattices)
     weights = rows.is_crystal[..., None].astype(jnp.float32)

@@ -21,6 +21,8 @@ MISSING = ("", "nan", "none", "null", "na", "n/a", "<na>")
 
 Fields = list[str]
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def find_split_file(folder: Path, split: str) -> Path:
     """Return `{split}.csv` of a folder, or else `{split}.csv.gz`.
@@ -130,7 +132,7 @@ def _parse_number(text: str, column: str) -> tuple[float, str]:
         value = float(text.replace("_", "?"))  # Python reads 1_000 as a number; nobody else does
     except ValueError:
         return math.nan, f"property {column!r} is not a number: {text[:40]!r}"
-    if not abs(value) <= np.finfo(np.float32).max:
+    if not abs(value) <= _LARGEST:
         return math.nan, f"property {column!r} is not finite: {text[:40]!r}"
     return value, ""
 

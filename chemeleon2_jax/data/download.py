@@ -200,11 +200,12 @@ def _download(url: str, partial: Path, *, progress: bool) -> None:
         _TransientError: the transfer broke off.
     """
     start = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "chemeleon2_jax"})
+    headers = {"User-Agent": "chemeleon2_jax"}
     if start:
-        request.add_header("Range", f"bytes={start}-")
+        headers["Range"] = f"bytes={start}-"
     fail = functools.partial(_failure, url, partial.with_name(partial.name.removesuffix(".part")))
     try:
+        request = urllib.request.Request(url, headers=headers)
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             start = start if response.status == http.HTTPStatus.PARTIAL_CONTENT else 0
             _copy(response, partial, start=start, progress=progress)

@@ -1,7 +1,7 @@
 """Batches of rows, in an order that depends on the seed and the step alone.
 
-Every process plans the whole global batch from the sizes and fills only its own rows, so that nothing is exchanged and a resumed
-run continues where it stopped without having to replay anything.
+Every process plans the whole global batch from the sizes and fills only its own rows, so that
+nothing is exchanged and a resumed run continues where it stopped without having to replay anything.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from chemeleon2_jax.training.stage import Batch
 
 @dataclass(frozen=True)
 class Layout:
-    """How batches become rows: packed into one of `shapes`, or padded to `padded_tokens`, one crystal a row."""
+    """How batches become rows: packed into one of `shapes`, or padded to `padded_tokens`, one
+    crystal a row.
+    """
 
     shapes: tuple[RowShape, ...]
     padded: bool = False
@@ -44,7 +46,9 @@ class Layout:
         padded_tokens: int = 0,
         edges: bool = False,
     ) -> Layout:
-        """Choose shapes for batches drawn from crystals of `sizes`; `padded_tokens` > 0 asks for padded rows."""
+        """Choose shapes for batches drawn from crystals of `sizes`; `padded_tokens` > 0 asks for
+        padded rows.
+        """
         if not padded_tokens:
             shapes = plan_shapes(
                 sizes, batch_size, num_devices=num_devices, row_tokens=row_tokens, edges=edges
@@ -61,12 +65,16 @@ class Layout:
 
     @staticmethod
     def for_batches(batches: Sequence[np.ndarray], *, like: Layout, num_devices: int = 1) -> Layout:
-        """One shape that holds each of the given batches of sizes, with the tokens and slots of `like` where they fit."""
+        """One shape that holds each of the given batches of sizes, with the tokens and slots of
+        `like` where they fit.
+        """
         tokens, slots = like.shapes[0].tokens, like.shapes[0].slots
         largest = max(int(sizes.max()) for sizes in batches)
         tokens = max(tokens, largest if like.padded else 64 * -(-largest // 64))
         rows = [len(b) if like.padded else num_rows(b, tokens, slots) for b in batches]
-        pairs = [int((b.astype(np.int64) ** 2).sum()) if like.shapes[0].edges else 0 for b in batches]
+        pairs = [
+            int((b.astype(np.int64) ** 2).sum()) if like.shapes[0].edges else 0 for b in batches
+        ]
         rows_needed, edges = (num_devices * -(-max(v) // num_devices) for v in (rows, pairs))
         return Layout((RowShape(rows_needed, tokens, slots, edges),), padded=like.padded)
 
@@ -137,7 +145,9 @@ def fill_rows(
     layout: Layout,
     atom_features: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[Rows, Assignment]:
-    """Place the crystals at `indices` and fill this process's rows; their crystal_id is their index."""
+    """Place the crystals at `indices` and fill this process's rows; their crystal_id is their
+    index.
+    """
     chosen = crystals.take(indices)
     assignment = layout.assign(chosen.num_atoms)
     atoms = crystals.atom_indices(indices)
@@ -158,7 +168,9 @@ def in_order(
     *,
     atom_features: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[Rows, Assignment, np.ndarray]]:
-    """Yield (rows, assignment, indices) over all crystals in order, the last batch partial: for validation and encoding."""
+    """Yield (rows, assignment, indices) over all crystals in order, the last batch partial: for
+    validation and encoding.
+    """
     for start in range(0, len(crystals), batch_size):
         indices = np.arange(start, min(start + batch_size, len(crystals)))
         rows, assignment = fill_rows(crystals, indices, layout, atom_features)

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,9 @@ def parse_crystal(cif: str) -> CrystalArrays:
 
     structure = structure_from_cif(cif)
     try:
-        reduced = reduce_structure(structure)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reduced = reduce_structure(structure)
     except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
         raise ValueError(f"irreducible cell: {error}") from error
     types, frac, lattice = arrays_from_structure(reduced)

@@ -134,7 +134,8 @@ def _describe(name: str, structure: Structure) -> Prototype:
     species = np.array([symbols.index(label) for label in labels])
     centers, neighbors, _, distances = structure.get_neighbor_list(_CUTOFF)
     radius = np.array([COVALENT_RADII[symbol] for symbol in symbols])[species]
-    ratios = distances / (radius[centers] + radius[neighbors])
+    # Rounded, so that equal distances are equal on every machine.
+    ratios = np.round(distances / (radius[centers] + radius[neighbors]), 6)
 
     nearest = np.full(len(species), np.inf)
     np.minimum.at(nearest, centers, ratios)
@@ -149,7 +150,7 @@ def _describe(name: str, structure: Structure) -> Prototype:
         symbols=symbols,
         species=species,
         frac_coords=wrap(np.round(structure.frac_coords, 6)),
-        lengths=np.array(structure.lattice.abc),
+        lengths=np.round(structure.lattice.abc, 6),
         angles=np.round(structure.lattice.angles, 4),
         bonds=bonds,
         closest=closest,

@@ -1,7 +1,8 @@
 """Gaussian diffusion: noising, what a model's output means, and the training loss.
 
-`diffusion` knows no model: eps and variance values come from a function. Shapes: x (R, T, L); t (R, S) is the time of each crystal,
-an index into a schedule of K steps; `at_tokens` spreads schedule values to (R, T, 1).
+`diffusion` knows no model: eps and variance values come from a function. Shapes: x (R, T, L); t (R,
+S) is the time of each crystal, an index into a schedule of K steps; `at_tokens` spreads schedule
+values to (R, T, 1).
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         """Check the target."""
         if self.target not in TARGETS:
-            raise ValueError(f"diffusion target {self.target!r} is unknown; choose one of {TARGETS}")
+            raise ValueError(
+                f"diffusion target {self.target!r} is unknown; choose one of {TARGETS}"
+            )
 
     def make_schedule(self) -> Schedule:
         """The training schedule."""
@@ -40,7 +43,9 @@ class DiffusionConfig:
 
 
 def at_tokens(values: np.ndarray, t: jax.Array, rows: Rows) -> jax.Array:
-    """Look up schedule values (K,) at the time t (R, S) of each token's crystal: (R, T, 1) float32."""
+    """Look up schedule values (K,) at the time t (R, S) of each token's crystal: (R, T, 1)
+    float32.
+    """
     per_slot = jnp.asarray(values, jnp.float32)[t]
     return jnp.take_along_axis(per_slot, rows.slot, axis=1)[..., None]
 
@@ -57,7 +62,9 @@ def add_noise(
 def predict_start_and_eps(
     prediction: jax.Array, x: jax.Array, alphas_cumprod: jax.Array, *, target: str
 ) -> tuple[jax.Array, jax.Array]:
-    """Return (x_0, eps) from what a model with that target predicts at x; alphas_cumprod broadcasts to x."""
+    """Return (x_0, eps) from what a model with that target predicts at x; alphas_cumprod broadcasts
+    to x.
+    """
     signal, spread = jnp.sqrt(alphas_cumprod), jnp.sqrt(1.0 - alphas_cumprod)
     if target == "x_0":
         return prediction, (x - signal * prediction) / spread
@@ -67,7 +74,9 @@ def predict_start_and_eps(
 def interpolate_log_variance(
     values: jax.Array, log_beta: jax.Array, log_posterior: jax.Array
 ) -> jax.Array:
-    """Learned variance: values in [-1, 1] go from the clipped posterior log variance to log beta (Nichol and Dhariwal 2021, eq. 15)."""
+    """Learned variance: values in [-1, 1] go from the clipped posterior log variance to log beta
+    (Nichol and Dhariwal 2021, eq. 15).
+    """
     share = (values + 1.0) / 2.0
     return share * log_beta + (1.0 - share) * log_posterior
 
@@ -82,9 +91,11 @@ def training_loss(
     rows: Rows,
     target: str = "eps",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Loss of each crystal: MSE of the prediction, plus the variational bound where the variance is learned.
+    """Loss of each crystal: MSE of the prediction, plus the variational bound where the variance is
+    learned.
 
-    The bound is in bits, sees the mean through a stop-gradient and is scaled by K / 1000. Means are over a crystal's atoms and L.
+    The bound is in bits, sees the mean through a stop-gradient and is scaled by K / 1000. Means are
+    over a crystal's atoms and L.
 
     Args:
         denoise: the model.
@@ -143,7 +154,9 @@ def _variational_bound(
     rows: Rows,
     target: str,
 ) -> jax.Array:
-    """KL(q(x_{t-1} | x_t, x_0) || p) in bits, and at t = 0 the negative log-density of x_0; (R, T, L)."""
+    """KL(q(x_{t-1} | x_t, x_0) || p) in bits, and at t = 0 the negative log-density of x_0; (R, T,
+    L).
+    """
 
     def lookup(values: np.ndarray) -> jax.Array:
         return at_tokens(values, t, rows)
@@ -159,7 +172,8 @@ def _variational_bound(
     difference = true_log_variance - log_variance
     squared = (true_mean - mean) ** 2 * jnp.exp(-log_variance)
     kl = 0.5 * (-1.0 - difference + jnp.exp(difference) + squared)
-    # As the original: a standard normal density of the standardised residual, without its -log(std) term.
+    # As the original: a standard normal density of the standardised residual, without its -log(std)
+    # term.
     residual = (x_start - mean) * jnp.exp(-0.5 * log_variance)
     nll = 0.5 * residual**2 + 0.5 * np.log(2.0 * np.pi)
     first = jnp.take_along_axis(t == 0, rows.slot, axis=1)[..., None]

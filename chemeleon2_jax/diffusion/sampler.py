@@ -1,7 +1,7 @@
 """DDPM and DDIM as one compiled scan (Ho et al. 2020; Song et al. 2021).
 
-One function, `transition`, gives the Gaussian of a step: sampling draws from it, and scoring (log-probability of a given next state)
-reads the same numbers.
+One function, `transition`, gives the Gaussian of a step: sampling draws from it, and scoring
+(log-probability of a given next state) reads the same numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from chemeleon2_jax.packing import Rows, atom_normal, mean_over_crystal, slot_ma
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """Which sampler, how many steps, and for DDIM how much noise: eta 0 is deterministic, 1 as DDPM."""
+    """Which sampler, how many steps, and for DDIM how much noise: eta 0 is deterministic, 1 as
+    DDPM.
+    """
 
     sampler: str = "ddim"
     steps: int = 50
@@ -33,13 +35,17 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         """Check name and ranges."""
         if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler {self.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
+            raise ValueError(
+                f"sampler {self.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}"
+            )
         if self.steps < 1 or self.eta < 0:
             raise ValueError(f"steps {self.steps} must be at least 1 and eta {self.eta} at least 0")
 
 
 class StepConstants(NamedTuple):
-    """Of one step, each a float32 scalar (stacked over steps for the scan); `t` is the time that the model sees, int32."""
+    """Of one step, each a float32 scalar (stacked over steps for the scan); `t` is the time that
+    the model sees, int32.
+    """
 
     t: Any
     alphas_cumprod: Any
@@ -62,11 +68,9 @@ class Gaussian(NamedTuple):
 
 def step_constants(schedule: Schedule, config: SamplerConfig) -> StepConstants:
     """Constants of all steps in sampling order, the noisiest first: (K,) each."""
-    kept = schedule.respace(
-        sampling_timesteps(config.sampler, config.steps, schedule.num_steps)
-    )
-    # Song et al. 2021, eq. 16. In float32, as the original: 1 - bar / previous cancels where bar is near 1, and log-probabilities
-    # hang on the digits that are left.
+    kept = schedule.respace(sampling_timesteps(config.sampler, config.steps, schedule.num_steps))
+    # Song et al. 2021, eq. 16. In float32, as the original: 1 - bar / previous cancels where bar is
+    # near 1, and log-probabilities hang on the digits that are left.
     bar, previous = (np.float32(v) for v in (kept.alphas_cumprod, kept.alphas_cumprod_prev))
     ddim_std = config.eta * np.sqrt((1 - previous) / (1 - bar)) * np.sqrt(1 - bar / previous)
     values = StepConstants(
@@ -94,7 +98,8 @@ def transition(
     sampler: str,
     target: str = "eps",
 ) -> Gaussian:
-    """Return the Gaussian of the next state at x (R, T, L), of which std is 0 at the last step of DDIM.
+    """Return the Gaussian of the next state at x (R, T, L), of which std is 0 at the last step of
+    DDIM.
 
     Raises:
         ValueError: DDPM with a variance that the layout does not give.
@@ -116,7 +121,9 @@ def transition(
 
 
 def log_probability(gaussian: Gaussian, state: jax.Array, rows: Rows) -> jax.Array:
-    """Mean over a crystal's atoms and L of the log density of `state` (R, T, L): (R, S). The std must not be 0."""
+    """Mean over a crystal's atoms and L of the log density of `state` (R, T, L): (R, S). The std
+    must not be 0.
+    """
     std = jnp.broadcast_to(gaussian.std, state.shape)
     density = -0.5 * ((state - gaussian.mean) / std) ** 2 - jnp.log(std) - 0.5 * np.log(2 * np.pi)
     means = mean_over_crystal(rows, slot_matrix(rows), density.mean(-1, keepdims=True))
@@ -140,8 +147,9 @@ def sample_chain(
 ) -> jax.Array:
     """Run the chain from noise to clean latents over latent_std: (R, T, L).
 
-    The noise of step k comes from fold_in(key, k + 1), crystal and atom. A crystal that stops being finite is set to 0 within the
-    chain, so that it cannot reach its neighbours in the row, and to NaN in the result.
+    The noise of step k comes from fold_in(key, k + 1), crystal and atom. A crystal that stops being
+    finite is set to 0 within the chain, so that it cannot reach its neighbours in the row, and to
+    NaN in the result.
     """
     constants = step_constants(schedule, config)
     membership = slot_matrix(rows)
@@ -151,9 +159,7 @@ def sample_chain(
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
         x, failed = state
         number, values = inputs
-        gaussian = transition(
-            denoise, x, values, rows=rows, sampler=config.sampler, target=target
-        )
+        gaussian = transition(denoise, x, values, rows=rows, sampler=config.sampler, target=target)
         noise = atom_normal(jax.random.fold_in(key, number), rows, latent_dim)
         x = gaussian.mean + values.has_noise * gaussian.std * noise
         bad_token = ~jnp.all(jnp.isfinite(x), -1)

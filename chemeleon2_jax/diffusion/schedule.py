@@ -1,4 +1,6 @@
-"""Noise schedules of the diffusion chain, in float64 (Ho et al. 2020; Nichol and Dhariwal 2021), and the steps that samplers keep."""
+"""Noise schedules of the diffusion chain, in float64 (Ho et al. 2020; Nichol and Dhariwal 2021),
+and the steps that samplers keep.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ SAMPLERS = ("ddim", "ddpm")
 def make_betas(name: str, num_steps: int) -> np.ndarray:
     """Return the variances beta_t, (K,) float64.
 
-    `linear` goes from 1e-4 to 0.02 for 1000 steps, scaled for others; `squaredcos_cap_v2` follows a squared cosine in
-    alphas_cumprod with beta at most 0.999.
+    `linear` goes from 1e-4 to 0.02 for 1000 steps, scaled for others; `squaredcos_cap_v2` follows a
+    squared cosine in alphas_cumprod with beta at most 0.999.
 
     Raises:
         ValueError: unknown name.
@@ -26,7 +28,9 @@ def make_betas(name: str, num_steps: int) -> np.ndarray:
     if name == "squaredcos_cap_v2":
         edges = np.cos((np.arange(num_steps + 1) / num_steps + 0.008) / 1.008 * np.pi / 2) ** 2
         return np.minimum(1.0 - edges[1:] / edges[:-1], 0.999)
-    raise ValueError(f"diffusion schedule {name!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+    raise ValueError(
+        f"diffusion schedule {name!r} is unknown; choose one of {', '.join(SCHEDULES)}"
+    )
 
 
 @dataclass(frozen=True)
@@ -73,14 +77,18 @@ class Schedule:
 
     @cached_property
     def posterior_log_variance_clipped(self) -> np.ndarray:
-        """log posterior_variance, with the value of the second step at the first, where the variance is 0."""
+        """log posterior_variance, with the value of the second step at the first, where the
+        variance is 0.
+        """
         variance = self.posterior_variance
         first = variance[1] if len(variance) > 1 else self.betas[0]
         return np.log(np.append(first, variance[1:]))
 
     @cached_property
     def fixed_large_log_variance(self) -> np.ndarray:
-        """log beta, with the posterior's value at the first step: the variance of models that do not learn it."""
+        """log beta, with the posterior's value at the first step: the variance of models that do
+        not learn it.
+        """
         return np.append(self.posterior_log_variance_clipped[0], np.log(self.betas[1:]))
 
     @cached_property
@@ -96,10 +104,11 @@ class Schedule:
 
 
 def sampling_timesteps(sampler: str, steps: int, num_steps: int = 1000) -> np.ndarray:
-    """Return the times, ascending (steps,) int64, that a sampler of `steps` steps keeps out of `num_steps`.
+    """Return the times, ascending (steps,) int64, that a sampler of `steps` steps keeps out of
+    `num_steps`.
 
-    DDIM takes an integer stride where one gives exactly that many steps (the original knows only those), and even spacing from 0
-    otherwise. DDPM takes rounded even spacing with both ends.
+    DDIM takes an integer stride where one gives exactly that many steps (the original knows only
+    those), and even spacing from 0 otherwise. DDPM takes rounded even spacing with both ends.
 
     Raises:
         ValueError: unknown sampler, or a number of steps out of range.

@@ -1,0 +1,1 @@
+"""The neural networks: VAE (transformer and CSPNet encoders) and diffusion transformer."""

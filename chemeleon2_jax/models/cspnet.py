@@ -1,4 +1,6 @@
-"""CSPNet encoder: message passing over all pairs of atoms of a crystal (after DiffCSP, Jiao et al. 2023)."""
+"""CSPNet encoder: message passing over all pairs of atoms of a crystal (after DiffCSP, Jiao et al.
+2023).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def pair_graph(rows: Rows) -> jraph.GraphsTuple:
-    """Return the graph of all ordered pairs within crystals: node r * T + t, edge features (E, 9 + 3) of cell and offset.
+    """Return the graph of all ordered pairs within crystals: node r * T + t, edge features (E, 9 +
+    3) of cell and offset.
 
     Padded edges lead from node 0 to itself; `rows.edges["is_edge"]` tells them.
 
@@ -47,7 +50,9 @@ def pair_graph(rows: Rows) -> jraph.GraphsTuple:
 
 
 def fourier_features(offset: jax.Array, num_freqs: int) -> jax.Array:
-    """Return concat(sin, cos) of 2 pi f x_c, axis-major, f < num_freqs: (E, 3) -> (E, 6 num_freqs)."""
+    """Return concat(sin, cos) of 2 pi f x_c, axis-major, f < num_freqs: (E, 3) -> (E, 6
+    num_freqs).
+    """
     freqs = 2.0 * jnp.pi * jnp.arange(num_freqs, dtype=jnp.float32)
     angle = (offset[:, :, None] * freqs).reshape(offset.shape[0], -1)
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
@@ -81,9 +86,11 @@ class CSPLayer(nnx.Module):
         edge_weight, node_weight = weights
         d = self.width
         x = h if self.norm is None else self.norm(h)
-        # The first edge layer is linear in (h_i, h_j, edge): its atom parts are computed once an atom, not once an edge.
+        # The first edge layer is linear in (h_i, h_j, edge): its atom parts are computed once an
+        # atom, not once an edge.
         kernel = self.edge1.kernel[...].astype(x.dtype)
         as_sender, as_receiver = x @ kernel[:d], x @ kernel[d : 2 * d]
+        assert self.edge1.bias is not None
         edges = graph.edges @ kernel[2 * d :] + self.edge1.bias[...].astype(x.dtype)
         edges = edges + as_sender[graph.senders] + as_receiver[graph.receivers]
         edges = jax.nn.silu(self.edge2(jax.nn.silu(edges)))

@@ -1,7 +1,7 @@
 """The diffusion transformer (DiT, Peebles and Xie 2023) over the latents of a crystal's atoms.
 
-Index letters as in `packing`; H hidden width, L latent width. What depends on the crystal alone (time, condition, the modulation
-of each block) is computed once a slot and spread to the tokens.
+Index letters as in `packing`; H hidden width, L latent width. What depends on the crystal alone
+(time, condition, the modulation of each block) is computed once a slot and spread to the tokens.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ VARIANCE_LAYOUTS = ("per_token", "interleaved")
 class DiTSizes:
     """Everything that determines the parameters of a DiT, and how its output is read.
 
-    variance_layout says where eps and variance are in the (T, 2L) output: `per_token` splits each token's output; `interleaved`
-    is the layout of published weights (see `split_output`).
+    variance_layout says where eps and variance are in the (T, 2L) output: `per_token` splits each
+    token's output; `interleaved` is the layout of published weights (see `split_output`).
     """
 
     latent_dim: int = 8
@@ -66,7 +66,9 @@ NAMED_SIZES = {
 
 
 def time_embedding(t: jax.Array) -> jax.Array:
-    """Embed diffusion times (N,) as concat(cos, sin) of t * exp(-ln(10000) k / 128), k < 128: (N, 256)."""
+    """Embed diffusion times (N,) as concat(cos, sin) of t * exp(-ln(10000) k / 128), k < 128: (N,
+    256).
+    """
     half = TIME_EMBEDDING_WIDTH // 2
     freqs = np.exp(-np.log(10000.0) * np.arange(half) / half).astype(np.float32)
     angle = t.astype(jnp.float32)[:, None] * freqs
@@ -86,7 +88,6 @@ class DiTBlock(nnx.Module):
             (h, hidden, h), rngs=rngs, activation=gelu, kernel_init=xavier_init, dtype=dtype
         )
         self.modulation = linear(h, 6 * h, rngs=rngs, kernel_init=zeros_init, dtype=dtype)
-        self.modulation.bias[...] = jnp.zeros_like(self.modulation.bias[...])
 
     def __call__(
         self, x: jax.Array, c: jax.Array, membership: jax.Array, bias: jax.Array
@@ -131,9 +132,7 @@ class DiT(nnx.Module):
         self.blocks = nnx.List(DiTBlock(sizes, rngs=rngs, dtype=dtype) for _ in range(sizes.depth))
         self.final_norm = layer_norm(h, eps=1e-6, affine=False, rngs=rngs, dtype=dtype)
         self.final_modulation = linear(h, 2 * h, rngs=rngs, kernel_init=zeros_init, dtype=dtype)
-        self.final_modulation.bias[...] = jnp.zeros_like(self.final_modulation.bias[...])
         self.final = linear(h, width, rngs=rngs, kernel_init=zeros_init)
-        self.final.bias[...] = jnp.zeros_like(self.final.bias[...])
         self.dtype = dtype
 
     def __call__(
@@ -166,12 +165,15 @@ class DiT(nnx.Module):
         return self.final(h.astype(jnp.float32)).reshape(num_rows, tokens, -1)
 
 
-def split_output(output: jax.Array, rows: Rows, sizes: DiTSizes) -> tuple[jax.Array, jax.Array | None]:
+def split_output(
+    output: jax.Array, rows: Rows, sizes: DiTSizes
+) -> tuple[jax.Array, jax.Array | None]:
     """Read eps (R, T, L) and the variance values (R, T, L) or None off a DiT's output.
 
-    Published weights read a crystal's (N, 2L) output as (2N, L), the first N rows being eps and the last N the variance. So eps of
-    atom i is half i % 2 of token i // 2 of its crystal, wherever that lies, while the variance depends on the padded length N and
-    exists in padded rows (one slot a row) alone. In packed rows it is None, which DDIM does not need.
+    Published weights read a crystal's (N, 2L) output as (2N, L), the first N rows being eps and the
+    last N the variance. So eps of atom i is half i % 2 of token i // 2 of its crystal, wherever
+    that lies, while the variance depends on the padded length N and exists in padded rows (one slot
+    a row) alone. In packed rows it is None, which DDIM does not need.
     """
     latent_dim = sizes.latent_dim
     if not sizes.learn_sigma:

@@ -1,7 +1,8 @@
 """Layers that the VAE, the diffusion transformer and the predictor share.
 
-Tokens travel flattened, as (R * T, width): every matmul is two-dimensional, which XLA on CPUs computes at full speed, and which
-is the same to XLA on GPUs and TPUs. Linear layers start as PyTorch's do, so that published learning rates carry over.
+Tokens travel flattened, as (R * T, width): every matmul is two-dimensional, which XLA on CPUs
+computes at full speed, and which is the same to XLA on GPUs and TPUs. Linear layers start as
+PyTorch's do, so that published learning rates carry over.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def index_embedding(position: jax.Array, width: int, max_positions: int) -> jax.Array:
-    """Embed the index of an atom in its crystal: concat(sin, cos) of idx * pi / 2048**(2k/width), k < width / 2.
+    """Embed the index of an atom in its crystal: concat(sin, cos) of idx * pi / 2048**(2k/width), k
+    < width / 2.
 
     Args:
         position: (...) int, smaller than `max_positions`.
@@ -98,7 +100,9 @@ class MLP(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention within rows, with one fused projection to queries, keys and values (in this order)."""
+    """Multi-head self-attention within rows, with one fused projection to queries, keys and values
+    (in this order).
+    """
 
     def __init__(
         self, width: int, num_heads: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
@@ -106,9 +110,7 @@ class SelfAttention(nnx.Module):
         if width % num_heads:
             raise ValueError(f"width {width} is not a multiple of the {num_heads} attention heads")
         self.qkv = linear(width, 3 * width, rngs=rngs, kernel_init=xavier_init, dtype=dtype)
-        self.qkv.bias[...] = jnp.zeros_like(self.qkv.bias[...])
         self.out = linear(width, width, rngs=rngs, dtype=dtype)
-        self.out.bias[...] = jnp.zeros_like(self.out.bias[...])
         self.num_heads = num_heads
 
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ from chemeleon2_jax.crystals import lattice_parameters, scale_lengths
 from chemeleon2_jax.models.vae import Decoded, Posterior
 from chemeleon2_jax.packing import Rows, weighted_mean
 
-# Margins of the foundation alignment, as VA-VAE (Yao et al. 2025) calls its distance-matrix and point-wise losses.
+# Margins of the foundation alignment, as VA-VAE (Yao et al. 2025) calls its distance-matrix and
+# point-wise losses.
 PAIR_MARGIN = 0.25
 POINT_MARGIN = 0.5
 
@@ -30,11 +33,12 @@ class LossWeights:
 
 
 # A loss term as (sum, weight): batches add up exactly, whatever their sizes.
-Terms = dict[str, tuple[jax.Array, jax.Array]]
+Terms = Mapping[str, tuple[Any, Any]]
 
 
 def vae_terms(decoded: Decoded, posterior: Posterior, target: Rows) -> Terms:
-    """Terms of the loss, each the sum over all atoms (elements, coordinates, KL) or crystals (cell) and their number.
+    """Terms of the loss, each the sum over all atoms (elements, coordinates, KL) or crystals (cell)
+    and their number.
 
     The KL is summed over the latent width. Coordinates are compared without wrapping.
 
@@ -88,8 +92,8 @@ def foundation_alignment(
 ) -> tuple[jax.Array, jax.Array]:
     """Align projected latents with features of a foundation model.
 
-    mean over all pairs of atoms of the batch of relu(|cos(p_i, p_j) - cos(f_i, f_j)| - 0.25), plus mean over atoms of
-    relu(0.5 - cos(f_i, p_i)).
+    mean over all pairs of atoms of the batch of relu(|cos(p_i, p_j) - cos(f_i, f_j)| - 0.25), plus
+    mean over atoms of relu(0.5 - cos(f_i, p_i)).
 
     Args:
         projected: (R, T, W).
@@ -104,9 +108,7 @@ def foundation_alignment(
     f = _normalise(features.reshape(-1, features.shape[-1]))
     exact = jax.lax.Precision.HIGHEST
     distance = jnp.abs(jnp.dot(p, p.T, precision=exact) - jnp.dot(f, f.T, precision=exact))
-    pairs = weighted_mean(
-        jax.nn.relu(distance - PAIR_MARGIN), weights[:, None] * weights[None, :]
-    )
+    pairs = weighted_mean(jax.nn.relu(distance - PAIR_MARGIN), weights[:, None] * weights[None, :])
     points = weighted_mean(jax.nn.relu(POINT_MARGIN - jnp.sum(p * f, -1)), weights)
     count = jnp.sum(weights)
     return (pairs + points) * count, count

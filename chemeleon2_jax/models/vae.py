@@ -28,7 +28,9 @@ FOUNDATION_WIDTH = 256
 
 @dataclass(frozen=True)
 class EncoderSizes:
-    """Sizes of an encoder; `num_freqs` and `layer_norm` are for CSPNet, the heads and feedforward for the transformer."""
+    """Sizes of an encoder; `num_freqs` and `layer_norm` are for CSPNet, the heads and feedforward
+    for the transformer.
+    """
 
     name: str = "transformer"
     d_model: int = 512
@@ -71,7 +73,9 @@ class VAESizes:
 
 
 class Posterior(NamedTuple):
-    """Gaussian of the latents: mean and logvar (R, T, L); `features` (R, T, D) is the encoder's output."""
+    """Gaussian of the latents: mean and logvar (R, T, L); `features` (R, T, D) is the encoder's
+    output.
+    """
 
     mean: jax.Array
     logvar: jax.Array
@@ -81,8 +85,9 @@ class Posterior(NamedTuple):
 class Decoded(NamedTuple):
     """What the decoder predicts.
 
-    atom_logits (R, T, 100) or None without a types head; frac_coords (R, T, 3), not wrapped; lengths_scaled (R, S, 3), angstrom
-    over the cube root of the number of atoms; angles (R, S, 3), radians. All float32.
+    atom_logits (R, T, 100) or None without a types head; frac_coords (R, T, 3), not wrapped;
+    lengths_scaled (R, S, 3), angstrom over the cube root of the number of atoms; angles (R, S, 3),
+    radians. All float32.
     """
 
     atom_logits: jax.Array | None
@@ -92,8 +97,8 @@ class Decoded(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """Crystals read off the decoder: atom_types (R, T), frac_coords (R, T, 3), lattices (R, S, 3, 3) in angstrom, lengths (R, S, 3),
-    angles (R, S, 3) in radians.
+    """Crystals read off the decoder: atom_types (R, T), frac_coords (R, T, 3), lattices (R, S, 3,
+    3) in angstrom, lengths (R, S, 3), angles (R, S, 3) in radians.
     """
 
     atom_types: jax.Array
@@ -138,7 +143,9 @@ class TransformerEncoder(nnx.Module):
 
 
 def _lookup(table: jax.Array, index: jax.Array) -> jax.Array:
-    """Rows of an embedding table (C, D) at index (N,): a product with one-hot vectors, whose gradient is a product too."""
+    """Rows of an embedding table (C, D) at index (N,): a product with one-hot vectors, whose
+    gradient is a product too.
+    """
     one_hot = jax.nn.one_hot(index, table.shape[0], dtype=table.dtype)
     return jnp.dot(one_hot, table, precision=jax.lax.Precision.HIGHEST)
 
@@ -236,8 +243,8 @@ def sample_posterior(posterior: Posterior, noise: jax.Array) -> jax.Array:
 def reconstruct(decoded: Decoded, rows: Rows) -> Reconstruction:
     """Read crystals off the decoder's output.
 
-    Elements are the argmax, with 0 (the mask) becoming 1; without a types head those of `rows`. Cells follow
-    `crystals.lattice_from_parameters`.
+    Elements are the argmax, with 0 (the mask) becoming 1; without a types head those of `rows`.
+    Cells follow `crystals.lattice_from_parameters`.
     """
     if decoded.atom_logits is None:
         types = rows.atom_types

@@ -1,4 +1,6 @@
-"""From a config to a stage that `training.loop.fit` can run. The only library code that sees a ConfigDict."""
+"""From a config to a stage that `training.loop.fit` can run. The only library code that sees a
+ConfigDict.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What stages share: data and row layout from a config, jitted evaluation over a mesh, sums of loss terms."""
+"""What stages share: data and row layout from a config, jitted evaluation over a mesh, sums of loss
+terms.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ PRECISIONS = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 class StageData:
     """Training and validation crystals, and how they become rows on a mesh.
 
-    `train_features` and `val_features` hold what is known of atoms beside the crystals, name -> (A, width).
+    `train_features` and `val_features` hold what is known of atoms beside the crystals, name -> (A,
+    width).
     """
 
     train: Crystals
@@ -130,7 +133,9 @@ def augmentation(options: ConfigDict) -> Augmentation:
 
 
 def evaluator(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """Jit a function of sharded rows; what it returns is whole on every device, so that each host can read it."""
+    """Jit a function of sharded rows; what it returns is whole on every device, so that each host
+    can read it.
+    """
     return jax.jit(fn, out_shardings=replicated(mesh))
 
 

@@ -48,7 +48,8 @@ def dit_sizes(module: ConfigDict, latent_dim: int) -> DiTSizes:
         depth, hidden, heads = NAMED_SIZES[denoiser.size]
     else:
         raise ConfigError(
-            f"ldm_module.denoiser.size is {denoiser.size!r}; it is {', '.join(NAMED_SIZES)} or custom"
+            f"ldm_module.denoiser.size is {denoiser.size!r}; it is {', '.join(NAMED_SIZES)} or "
+            "custom"
         )
     return DiTSizes(
         latent_dim=latent_dim,
@@ -69,16 +70,17 @@ def build_ldm(config: ConfigDict) -> Stage:
     try:
         diffusion = DiffusionConfig(options.num_steps, options.schedule, options.target)
         schedule = diffusion.make_schedule()
-        sampler = SamplerConfig(
-            module.sampling.sampler, module.sampling.steps, module.sampling.eta
-        )
+        sampler = SamplerConfig(module.sampling.sampler, module.sampling.steps, module.sampling.eta)
         sizes = dit_sizes(module, vae.sizes.latent_dim)
         model = DiT(sizes, rngs=nnx.Rngs(config.seed), dtype=dtype)
     except ValueError as error:
         raise ConfigError(f"ldm_module: {error}") from error
     interleaved = sizes.learn_sigma and sizes.variance_layout == "interleaved"
-    # The interleaved variance is defined by the padding: always to the largest crystal of the training set.
-    data = load_data(config, edges=vae.sizes.encoder.name == "cspnet", padded_tokens=int(interleaved))
+    # The interleaved variance is defined by the padding: always to the largest crystal of the
+    # training set.
+    data = load_data(
+        config, edges=vae.sizes.encoder.name == "cspnet", padded_tokens=int(interleaved)
+    )
     graphdef, params = nnx.split(model, nnx.Param)
     latent_std = None
     if module.ldm_ckpt_path:
@@ -101,7 +103,9 @@ def build_ldm(config: ConfigDict) -> Stage:
 
     def loss_fn(params: Any, frozen: Any, key: jax.Array, rows: Rows) -> Any:
         augment_key, loss_key = jax.random.split(key)
-        terms = _terms(ldm, params, frozen, augment(augment_key, rows, augment_options), loss_key, schedule)
+        terms = ldm_terms(
+            ldm, params, frozen, augment(augment_key, rows, augment_options), loss_key, schedule
+        )
         means = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in terms.items()}
         return means.pop("total_loss"), means
 
@@ -141,14 +145,16 @@ def _load_frozen_vae(module: ConfigDict, dtype: Any) -> tuple[VAEParts, Mapping[
 
 
 def _start_weights(path: str, sizes: DiTSizes) -> tuple[Any, float]:
-    """Parameters of another LDM to start from, and its latent_std, which its weights were trained for."""
+    """Parameters of another LDM to start from, and its latent_std, which its weights were trained
+    for.
+    """
     start, _ = load_ldm(path)
     if start.sizes != sizes:
         raise CheckpointError(f"{path} holds {start.sizes}, but the config asks for {sizes}")
     return jax.tree.map(jnp.asarray, start.params), start.latent_std
 
 
-def _terms(
+def ldm_terms(
     ldm: LDMParts, params: Any, vae_params: Any, rows: Rows, key: jax.Array, schedule: Schedule
 ) -> Terms:
     """Sums over crystals of the loss and its terms, and the number of crystals."""
@@ -181,7 +187,9 @@ def _terms(
 
 
 def measure_latent_std(data: StageData, vae: VAEParts, *, seed: int) -> float:
-    """Standard deviation of all numbers in sampled latents of the whole training set, without augmentation."""
+    """Standard deviation of all numbers in sampled latents of the whole training set, without
+    augmentation.
+    """
     key = jax.random.fold_in(jax.random.key(seed), 1)
 
     def moments(params: Any, rows: Rows) -> Terms:
@@ -204,10 +212,12 @@ def measure_latent_std(data: StageData, vae: VAEParts, *, seed: int) -> float:
 def _make_validate(
     config: ConfigDict, data: StageData, ldm: LDMParts, schedule: Schedule, sampler: SamplerConfig
 ) -> Callable[[Any, int], Mapping[str, float]]:
-    """Loss over the validation set, always with the same times and noises, and validity of samples if asked for."""
+    """Loss over the validation set, always with the same times and noises, and validity of samples
+    if asked for.
+    """
     key = jax.random.key(_VALIDATION_SEED)
     jitted = evaluator(
-        lambda params, vae_params, rows: _terms(ldm, params, vae_params, rows, key, schedule),
+        lambda params, vae_params, rows: ldm_terms(ldm, params, vae_params, rows, key, schedule),
         data.mesh,
     )
     num_samples = config.ldm_module.sampling.num_samples

@@ -83,7 +83,7 @@ def build_vae(config: ConfigDict) -> Stage:
         augment_key, corrupt_key, sample_key = jax.random.split(key, 3)
         clean = augment(augment_key, rows, options)
         vae = nnx.merge(graphdef, params)
-        terms = _terms(vae, clean, corrupt(corrupt_key, clean, noise), sample_key)
+        terms = autoencoder_terms(vae, clean, corrupt(corrupt_key, clean, noise), sample_key)
         return total_loss(terms, weights)
 
     meta = {
@@ -104,11 +104,11 @@ def build_vae(config: ConfigDict) -> Stage:
     )
 
 
-def _terms(vae: VAE, clean: Rows, seen: Rows, key: jax.Array) -> Terms:
+def autoencoder_terms(vae: VAE, clean: Rows, seen: Rows, key: jax.Array) -> Terms:
     """Loss terms where the encoder sees `seen` and the target is `clean`."""
     posterior = vae.encode(seen)
     z = sample_posterior(posterior, atom_normal(key, clean, posterior.mean.shape[-1]))
-    terms = vae_terms(vae.decode(z, clean), posterior, clean)
+    terms = dict(vae_terms(vae.decode(z, clean), posterior, clean))
     if vae.projection is not None:
         features = clean.features[FOUNDATION]
         terms["loss_fa"] = foundation_alignment(vae.project(z), features, clean.is_atom)
@@ -130,7 +130,9 @@ def _make_validate(
 
     def evaluate(params: Any, rows: Rows) -> tuple[Terms, Any]:
         vae = nnx.merge(graphdef, params)
-        return _terms(vae, rows, rows, key), reconstruct(vae.decode(vae.encode(rows).mean, rows), rows)
+        return autoencoder_terms(vae, rows, rows, key), reconstruct(
+            vae.decode(vae.encode(rows).mean, rows), rows
+        )
 
     jitted = evaluator(evaluate, data.mesh)
     count = min(module.match_rate.num_samples, len(data.val))
@@ -171,8 +173,8 @@ def _with_foundation_features(data: StageData, path: str) -> StageData:
     """Add the features of a .npz file with one (n, 256) array a material id."""
     if not path:
         raise ConfigError(
-            "vae_module.loss_weights.fa > 0 needs vae_module.foundation_features, a .npz file with an "
-            f"array (atoms, {FOUNDATION_WIDTH}) for each material id"
+            "vae_module.loss_weights.fa > 0 needs vae_module.foundation_features, a .npz file with "
+            f"an array (atoms, {FOUNDATION_WIDTH}) for each material id"
         )
     if not Path(path).is_file():
         raise DatasetError(f"vae_module.foundation_features: there is no file {path!r}")

@@ -64,7 +64,8 @@ class Checkpoint:
     @property
     def step(self) -> int:
         """Steps trained; 0 for a checkpoint that no run wrote."""
-        return int(self.progress.get("step", 0))
+        step: int = self.progress.get("step", 0)
+        return step
 
     @property
     def items(self) -> tuple[str, ...]:
@@ -138,6 +139,8 @@ def open_folder(path: Path) -> Checkpoint:
         CheckpointError: its JSON items are missing or broken.
     """
     progress = _read_json(path / "progress") if (path / "progress").is_dir() else {}
+    if not isinstance(progress.get("step", 0), int):
+        raise CheckpointError(f"{path / 'progress'} holds no step of a run")
     return Checkpoint(path=path, meta=_read_json(path / "meta"), progress=progress)
 
 
@@ -150,14 +153,21 @@ def complete_steps(directory: Path) -> dict[int, Path]:
 
 
 def best_step(directory: Path) -> int | None:
-    """Return the step with the best score, the later of equals; None without any score."""
+    """Return the step with the best score, the later of equals; None without any score.
+
+    Raises:
+        CheckpointError: a checkpoint's JSON items are missing or broken.
+    """
     best: tuple[float, int] | None = None
     for step, path in complete_steps(directory).items():
         progress = _read_json(path / "progress")
-        score = progress.get("score")
-        if score is not None:
-            score = -score if progress["mode"] == "min" else score
-            best = max(best, (score, step)) if best else (score, step)
+        score, mode = progress.get("score"), progress.get("mode")
+        if score is None:
+            continue
+        if not isinstance(score, int | float) or mode not in ("min", "max"):
+            raise CheckpointError(f"{path / 'progress'} holds no score and mode of a run")
+        ranked = (-score if mode == "min" else score, step)
+        best = ranked if best is None else max(best, ranked)
     return None if best is None else best[1]
 
 
@@ -170,7 +180,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path).expanduser()
     try:
         return _find(path)
-    except (OSError, KeyError, TypeError) as error:  # also: JSON items that are not ours
+    except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {short_reason(error)}") from error
 
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -18,9 +19,9 @@ def enable_compilation_cache() -> Path | None:
     Returns:
         the folder in use, None without one.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    if not _setting("jax_enable_compilation_cache"):
         return None
-    configured = jax.config.jax_compilation_cache_dir
+    configured = _setting("jax_compilation_cache_dir")
     if configured:
         return Path(configured)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -35,3 +36,8 @@ def enable_compilation_cache() -> Path | None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     return directory
+
+
+def _setting(name: str) -> Any:
+    # The attributes exist only at run time.
+    return getattr(jax.config, name)

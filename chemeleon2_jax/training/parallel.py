@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -43,8 +44,20 @@ def sharding_of(array: Any, mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Put a copy of every array on every device."""
-    return jax.device_put(tree, replicated(mesh))
+    """Put a copy of every array on every device; all processes must have the same values."""
+    sharding = replicated(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    # device_put would compare the values between the hosts, one message an array.
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x), np.shape(x)), tree
+    )
+
+
+def wait_for_all(name: str) -> None:
+    """Wait until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def shard_batch(arrays: PyTree, mesh: Mesh) -> PyTree:
@@ -54,13 +67,17 @@ def shard_batch(arrays: PyTree, mesh: Mesh) -> PyTree:
         ValueError: the rows cannot be divided among this process's devices.
     """
     num_local = len(mesh.local_devices)
-
-    def put(array: Any) -> jax.Array:
+    for array in jax.tree.leaves(arrays):
         if np.ndim(array) and np.shape(array)[0] % num_local:
             raise ValueError(
                 f"a batch array of shape {np.shape(array)} cannot be divided among {num_local} "
                 "devices: the number of rows must be a multiple of the number of devices"
             )
-        return jax.make_array_from_process_local_data(sharding_of(array, mesh), np.asarray(array))
-
-    return jax.tree.map(put, arrays)
+    shardings = jax.tree.map(lambda array: sharding_of(array, mesh), arrays)
+    if jax.process_count() == 1:
+        return jax.device_put(arrays, shardings)  # one call: half the host's time
+    return jax.tree.map(
+        lambda array, sharding: jax.make_array_from_process_local_data(sharding, np.asarray(array)),
+        arrays,
+        shardings,
+    )

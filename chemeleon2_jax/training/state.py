@@ -97,7 +97,10 @@ def restore_state(checkpoint: Checkpoint, target: TrainState, *, mesh: Mesh) -> 
         params=checkpoint.restore("params", target.params),
         opt_state=train["opt_state"],
         ema_params=checkpoint.restore("ema", target.ema_params) if has_ema else None,
-        key=jax.random.wrap_key_data(jnp.asarray(train["key"])),
+        key=train["key"],
         lr_scale=train["lr_scale"],
     )
-    return replicate(state, mesh)
+    state = replicate(state, mesh)
+    # Only numbers can be put on the devices of other hosts, a key cannot.
+    key = jax.jit(jax.random.wrap_key_data, out_shardings=replicated(mesh))(state.key)
+    return dataclasses.replace(state, key=key)

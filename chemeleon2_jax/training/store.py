@@ -28,6 +28,7 @@ from chemeleon2_jax.training.checkpoints import (
     quiet_orbax,
     short_reason,
 )
+from chemeleon2_jax.training.parallel import wait_for_all
 from chemeleon2_jax.training.trees import to_plain
 
 PyTree = Any
@@ -51,8 +52,11 @@ class CheckpointStore:
         with self._failing_as("opened for writing"), quiet_orbax():
             self.directory.mkdir(parents=True, exist_ok=True)
             self._tidy()  # what a killed process left behind
+            wait_for_all("checkpoints tidied")
             self._manager = ocp.CheckpointManager(
-                self.directory, options=_manager_options(monitor, mode=mode, keep_best=keep_best)
+                self.directory,
+                options=_manager_options(monitor, mode=mode, keep_best=keep_best),
+                handler_registry=_handlers(),
             )
             self._update_links()
 
@@ -123,7 +127,7 @@ class CheckpointStore:
             "metrics": metrics and {name: float(value) for name, value in metrics.items()},
         }
         trees = {name: to_plain(tree) for name, tree in items.items() if jax.tree.leaves(tree)}
-        args = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        args = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
         args["meta"] = ocp.args.JsonSave(dict(meta))
         args["progress"] = ocp.args.JsonSave(progress)
         with self._failing_as(f"saved at step {step}"), quiet_orbax():
@@ -136,6 +140,7 @@ class CheckpointStore:
             )
             self._update_links()
             self._tidy()
+            wait_for_all("checkpoint saved")
 
     def _move_aside(self, step: int) -> None:
         """Make room for a checkpoint of the same step, e.g. saved before its validation was."""
@@ -144,6 +149,7 @@ class CheckpointStore:
             if jax.process_index() == 0:
                 (self.directory / _ASIDE).mkdir(exist_ok=True)
                 path.rename(self.directory / _ASIDE / path.name)
+            wait_for_all("checkpoint moved aside")
             self._manager.reload()
 
     def _tidy(self) -> None:
@@ -208,3 +214,13 @@ def _manager_options(monitor: str, *, mode: str, keep_best: int) -> ocp.Checkpoi
         todelete_subdir=_TRASH,
         enable_async_checkpointing=False,
     )
+
+
+def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    # Compression makes a checkpoint 8 % smaller and saving ten times slower.
+    arrays = ocp.PyTreeCheckpointHandler(use_compression=False)
+    registry.add(None, ocp.args.PyTreeSave, arrays)
+    registry.add(None, ocp.args.PyTreeRestore, arrays)
+    registry.add(None, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
+    return registry

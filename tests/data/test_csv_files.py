@@ -112,7 +112,7 @@ def test_numbers_and_why_there_is_none(tmp_path) -> None:
 def test_a_column_of_text_is_an_error(tmp_path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("id,formula\n1,NaCl\n2,KCl\n")
-    with pytest.raises(DatasetError, match="column 'formula' holds no number; row 1.*NaCl"):
+    with pytest.raises(DatasetError, match=r"column 'formula' holds no number; row 1.*NaCl"):
         read_numbers(path, "formula")
 
 

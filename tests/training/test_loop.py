@@ -150,7 +150,7 @@ def test_without_validation_the_last_is_kept(tmp_path: Path) -> None:
 def test_monitored_value_that_is_not_there(tmp_path: Path) -> None:
     stage = toy_stage(monitor="val/accuracy")
     with pytest.raises(
-        ValueError, match="'val/accuracy' is not among .* val/total_loss, val/other"
+        ValueError, match=r"'val/accuracy' is not among .* val/total_loss, val/other"
     ):
         fit(stage, settings(max_steps=1), run_dir=tmp_path)
 
@@ -190,7 +190,7 @@ def test_plateau_resumes_exactly(tmp_path: Path) -> None:
 def test_not_a_number_is_named_with_its_step_and_never_saved(tmp_path: Path) -> None:
     stage = toy_stage(batches=ToyBatches(nan_at=6), validate=None)
     config = settings(max_steps=50, log_every_n_steps=50, save_every_n_steps=3)
-    with pytest.raises(NonFiniteError, match="step 7: .*loss.* not finite") as caught:
+    with pytest.raises(NonFiniteError, match=r"step 7: .*loss.* not finite") as caught:
         fit(stage, config, run_dir=tmp_path)
     assert caught.value.step == 7
     assert {"loss", "grad_norm"} <= set(caught.value.names)

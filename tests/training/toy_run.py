@@ -32,7 +32,7 @@ class StarvingBatches(ToyBatches):
 
 
 def main(run_dir: str, settings: dict[str, Any]) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("jax").setLevel(logging.WARNING)
     resume = settings.pop("resume", False)
     batches = StarvingBatches(**settings.pop("batches", {}))

@@ -1,0 +1,291 @@
+r"""Measure training steps and sampling at the real model sizes, packed against padded in one run.
+
+    python launch/benchmark.py
+    python launch/benchmark.py --data_dir=<folder with train.csv and val.csv> --batch_size=256
+    --json=outputs/benchmark.json python launch/benchmark.py --parts=vae,ldm --precision=bf16
+
+Prints a table and, with --json, writes the numbers. Useful FLOP are those of the matmuls on atoms
+and crystals that are there; their share is taken of the rate of a large matmul measured in the same
+run, in the same precision.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from chemeleon2_jax.data.augment import Augmentation, augment
+from chemeleon2_jax.data.datasets import load_split
+from chemeleon2_jax.data.loader import Layout, Loader
+from chemeleon2_jax.diffusion.gaussian import DiffusionConfig
+from chemeleon2_jax.diffusion.sampler import SamplerConfig
+from chemeleon2_jax.generation import Generator
+from chemeleon2_jax.loading import LDMParts, VAEParts, count_parameters
+from chemeleon2_jax.models.dit import NAMED_SIZES, DiT, DiTSizes
+from chemeleon2_jax.models.losses import LossWeights, total_loss
+from chemeleon2_jax.models.vae import VAE, VAESizes
+from chemeleon2_jax.stages.common import PRECISIONS
+from chemeleon2_jax.stages.ldm import ldm_terms
+from chemeleon2_jax.stages.vae import autoencoder_terms
+from chemeleon2_jax.training.config import FitConfig
+from chemeleon2_jax.training.parallel import make_mesh, replicate, shard_batch
+from chemeleon2_jax.training.state import init_state
+from chemeleon2_jax.training.step import Updater, make_train_step
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("data_dir", "", "Folder with train.csv[.gz]; default: --data_name.")
+flags.DEFINE_string("data_name", "prototypes", "Named data set.")
+flags.DEFINE_integer("batch_size", 256, "Crystals in a training step.", lower_bound=1)
+flags.DEFINE_integer("num_samples", 64, "Crystals to sample.", lower_bound=1)
+flags.DEFINE_integer("steps", 50, "DDIM steps of sampling.", lower_bound=1)
+flags.DEFINE_integer("repeats", 3, "Timed steps, after one that compiles.", lower_bound=1)
+flags.DEFINE_list("parts", ["vae", "ldm", "sample"], "What to measure.")
+flags.DEFINE_list("layouts", ["packed", "padded"], "Row layouts to compare.")
+flags.DEFINE_enum("size", "B", list(NAMED_SIZES), "Size of the DiT.")
+flags.DEFINE_enum("precision", "f32", list(PRECISIONS), "Precision of the models.")
+flags.DEFINE_string("json", "", "File to write the numbers to.")
+
+Row = dict[str, Any]
+
+
+def matmul_rate(dtype: Any, size: int = 2048) -> float:
+    """FLOP/s of a square matmul, the best of several."""
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a, b: a @ b)
+    jax.block_until_ready(product(x, x))
+    seconds = []
+    for _ in range(8):
+        start = time.perf_counter()
+        jax.block_until_ready(product(x, x))
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def kernel_parameters(params: Any, *, per_crystal: bool) -> int:
+    """Parameters of linear layers that work on each atom, or (adaLN, time) on each crystal."""
+    total = 0
+    for path, leaf in nnx.to_flat_state(params):
+        names = [str(p) for p in path]
+        of_crystal = any(
+            n in ("modulation", "final_modulation", "t_embedder", "lattices") for n in names
+        )
+        if names[-1] == "kernel" and of_crystal == per_crystal:
+            total += int(np.prod(leaf.shape))
+    return total
+
+
+def linear_flop(params: Any, num_atoms: int, num_crystals: int) -> float:
+    """FLOP of one forward pass through the linear layers."""
+    atoms = kernel_parameters(params, per_crystal=False) * num_atoms
+    return 2.0 * (atoms + kernel_parameters(params, per_crystal=True) * num_crystals)
+
+
+def attention_flop(sizes: np.ndarray, width: int, depth: int) -> float:
+    """FLOP of one forward pass of attention within crystals: scores and weighted sum."""
+    return 4.0 * width * depth * float((sizes.astype(np.int64) ** 2).sum())
+
+
+def time_training(
+    loss_fn: Callable[..., Any], params: Any, frozen: Any, batches: list[Any], mesh: Any
+) -> Row:
+    """Compile and time steps over the given batches (rows on the host), which share one shape."""
+    updater = Updater.from_config(FitConfig(gradient_clip_val=1.0), total_steps=1000)
+    state = init_state(params, updater.tx, seed=0, ema=False, mesh=mesh)
+    frozen = replicate(frozen, mesh)
+    step = make_train_step(loss_fn, updater, mesh=mesh)
+    on_device = [shard_batch(rows, mesh) for rows in batches]
+    start = time.perf_counter()
+    compiled = step.lower(state, frozen, on_device[0]).compile()
+    compile_seconds = time.perf_counter() - start
+    state, _ = jax.block_until_ready(compiled(state, frozen, on_device[0]))
+    seconds = []
+    for i in range(FLAGS.repeats):
+        start = time.perf_counter()
+        state, _ = jax.block_until_ready(compiled(state, frozen, on_device[i % len(on_device)]))
+        seconds.append(time.perf_counter() - start)
+    return {
+        "compile_s": compile_seconds,
+        "seconds": statistics.median(seconds),
+        "memory_gb": program_memory(compiled),
+    }
+
+
+def program_memory(compiled: Any) -> float:
+    """Peak memory of a compiled program on a device in GB: arguments, results that are not in their
+    place, temporaries.
+    """
+    m = compiled.memory_analysis()
+    extra = m.output_size_in_bytes - m.alias_size_in_bytes
+    return (m.argument_size_in_bytes + extra + m.temp_size_in_bytes) / 1e9
+
+
+def main(argv: list[str]) -> None:
+    """Measure what the flags ask for."""
+    del argv
+    dtype, mesh = PRECISIONS[FLAGS.precision], make_mesh()
+    crystals = load_split(FLAGS.data_name, "train", data_dir=FLAGS.data_dir).crystals
+    vae_sizes = VAESizes()
+    depth, hidden, heads = NAMED_SIZES[FLAGS.size]
+    dit_sizes = DiTSizes(hidden_size=hidden, depth=depth, num_heads=heads)
+    vae_graph, vae_params = nnx.split(VAE(vae_sizes, rngs=nnx.Rngs(0), dtype=dtype), nnx.Param)
+    dit_graph, dit_params = nnx.split(DiT(dit_sizes, rngs=nnx.Rngs(0), dtype=dtype), nnx.Param)
+    vae = VAEParts(vae_sizes, vae_graph, vae_params)
+    ldm = LDMParts(
+        dit_sizes,
+        dit_graph,
+        dit_params,
+        diffusion=DiffusionConfig(),
+        vae=vae,
+        latent_std=1.0,
+        size_table=np.bincount(crystals.num_atoms),
+    )
+    schedule = ldm.diffusion.make_schedule()
+    weights = LossWeights()
+
+    def vae_loss(params: Any, frozen: Any, key: jax.Array, rows: Any) -> Any:
+        clean = augment(key, rows, Augmentation())
+        return total_loss(autoencoder_terms(vae.module(params), clean, clean, key), weights)
+
+    def ldm_loss(params: Any, frozen: Any, key: jax.Array, rows: Any) -> Any:
+        terms = ldm_terms(ldm, params, frozen, rows, key, schedule)
+        total, count = terms["total_loss"]
+        return total / count, {}
+
+    rate = matmul_rate(dtype)
+    rows_out: list[Row] = []
+    for layout_name in FLAGS.layouts:
+        padded = int(crystals.num_atoms.max()) if layout_name == "padded" else 0
+        layout = Layout.plan(
+            crystals.num_atoms,
+            FLAGS.batch_size,
+            num_devices=mesh.devices.size,
+            padded_tokens=padded,
+        )
+        loader = Loader(crystals, FLAGS.batch_size, layout)
+        batches = [loader.batch(i) for i in range(min(8, loader.steps_per_epoch))]
+        # Of one shape, so that one program is timed; the share of useful tokens is over all.
+        shape = batches[0].arrays.position.shape
+        same = [i for i, b in enumerate(batches) if b.arrays.position.shape == shape]
+        sizes = crystals.num_atoms[loader.indices(0)]
+        num_atoms, count = int(sizes.sum()), len(sizes)
+        useful = statistics.mean(b.useful_tokens for b in batches)
+        chosen = [batches[i].arrays for i in same]
+        encode = linear_flop(vae_params["encoder"], num_atoms, count)
+        decode = linear_flop(vae_params["decoder"], num_atoms, count)
+        attend_vae = attention_flop(sizes, 512, 8)
+        attend_dit = attention_flop(sizes, hidden, depth)
+        denoise = linear_flop(dit_params, num_atoms, count) + attend_dit
+        cases = {
+            "vae": (vae_loss, vae_params, {}, 3 * (encode + decode + 2 * attend_vae)),
+            "ldm": (ldm_loss, dit_params, vae_params, encode + attend_vae + 3 * denoise),
+        }
+        for part in ("vae", "ldm"):
+            if part not in FLAGS.parts:
+                continue
+            loss_fn, params, frozen, flop = cases[part]
+            row = time_training(loss_fn, params, frozen, chosen, mesh)
+            row |= {
+                "part": f"{part} train",
+                "layout": layout_name,
+                "crystals_per_s": count / row["seconds"],
+                "useful_tokens": useful,
+                "useful_flop_share": flop / row["seconds"] / rate,
+            }
+            rows_out.append(row)
+            print(json.dumps(row), flush=True)
+        if "sample" in FLAGS.parts:
+            row = time_sampling(ldm, mesh, padded, rate)
+            rows_out.append({**row, "part": "sample", "layout": layout_name})
+            print(json.dumps(rows_out[-1]), flush=True)
+    report(
+        {
+            "device": f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}",
+            "precision": FLAGS.precision,
+            "matmul_gflop_per_s": rate / 1e9,
+            "vae_parameters": count_parameters(vae_params),
+            "dit_parameters": count_parameters(dit_params),
+            "batch_size": FLAGS.batch_size,
+            "rows": rows_out,
+        }
+    )
+
+
+def time_sampling(ldm: LDMParts, mesh: Any, padded_tokens: int, rate: float) -> Row:
+    """Time the compiled chain and decoder for --num_samples crystals."""
+    rng = np.random.default_rng(0)
+    table = ldm.size_table / ldm.size_table.sum()
+    sizes = rng.choice(len(table), FLAGS.num_samples, p=table).astype(np.int32)
+    generator = Generator(ldm, SamplerConfig("ddim", FLAGS.steps), mesh=mesh)
+    arguments, where = generator.program_arguments(sizes, seed=0, padded_tokens=padded_tokens)
+    start = time.perf_counter()
+    compiled = generator.program.lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - start
+    jax.block_until_ready(compiled(*arguments))
+    start = time.perf_counter()
+    jax.block_until_ready(compiled(*arguments))
+    seconds = time.perf_counter() - start
+    hidden, depth = ldm.sizes.hidden_size, ldm.sizes.depth
+    denoise = linear_flop(ldm.params, int(sizes.sum()), len(sizes)) + attention_flop(
+        sizes, hidden, depth
+    )
+    return {
+        "compile_s": compile_seconds,
+        "seconds": seconds,
+        "memory_gb": program_memory(compiled),
+        "crystals_per_s": len(sizes) / seconds,
+        "useful_tokens": where.useful_share,
+        "useful_flop_share": FLAGS.steps * denoise / seconds / rate,
+    }
+
+
+def report(results: dict[str, Any]) -> None:
+    """Print the table and write the JSON."""
+    title = (
+        f"{results['device']}, {results['precision']}, "
+        f"matmul {results['matmul_gflop_per_s']:.0f} GFLOP/s; parameters: "
+        f"VAE {results['vae_parameters'] / 1e6:.1f} M, DiT {results['dit_parameters'] / 1e6:.1f} M"
+    )
+    table = Table(title=title)
+    columns = {
+        "seconds": "{:.3f}",
+        "crystals_per_s": "{:.2f}",
+        "useful_tokens": "{:.1%}",
+        "useful_flop_share": "{:.1%}",
+        "compile_s": "{:.1f}",
+        "memory_gb": "{:.2f}",
+    }
+    for name in ("part", "layout", *columns, "packed / padded"):
+        table.add_column(name, justify="right" if name in columns else "left")
+    padded = {r["part"]: r["seconds"] for r in results["rows"] if r["layout"] == "padded"}
+    for row in results["rows"]:
+        speedup = ""
+        if row["layout"] == "packed" and row["part"] in padded:
+            row["speedup_over_padded"] = padded[row["part"]] / row["seconds"]
+            speedup = f"{row['speedup_over_padded']:.2f} x"
+        cells = [style.format(row[name]) for name, style in columns.items()]
+        table.add_row(row["part"], row["layout"], *cells, speedup)
+    Console(width=140).print(table)
+    if FLAGS.json:
+        path = Path(FLAGS.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=2))
+        print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    app.run(main)

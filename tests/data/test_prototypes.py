@@ -1,0 +1,165 @@
+"""The embedded set: sensible crystals, the same on every machine, and no leak between splits."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from pymatgen.core import Composition, Element
+
+from chemeleon2_jax.crystals import Crystals
+from chemeleon2_jax.data import prototype_cells, prototypes
+from chemeleon2_jax.data.errors import DatasetError
+from chemeleon2_jax.data.preprocess import crystals_to_arrays
+from chemeleon2_jax.data.prototype_cells import read_prototypes
+from chemeleon2_jax.data.prototypes import build_prototypes, load_prototypes, split_of
+from chemeleon2_jax.data.structures import crystals_to_structures, reduce_structure
+from chemeleon2_jax.metrics.structure import covalent_share, measure, validity
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, Crystals]:
+    return build_prototypes()
+
+
+@pytest.fixture(scope="module")
+def everything(built) -> Crystals:
+    return Crystals.concatenate(list(built.values()))
+
+
+def names_and_formulas(crystals: Crystals) -> list[tuple[str, str]]:
+    ids = [material_id.decode() for material_id in crystals.material_ids]
+    return [tuple(name.rsplit("-", 1)) for name in ids]
+
+
+def test_a_few_thousand_crystals_in_three_splits(built, everything) -> None:
+    assert 3000 <= len(everything) <= 6000
+    shares = {split: len(crystals) / len(everything) for split, crystals in built.items()}
+    assert 0.75 < shares["train"] < 0.85
+    assert min(shares["val"], shares["test"]) > 0.07
+    assert everything.num_atoms.min() == 1
+    assert everything.num_atoms.max() == 20
+    assert len(np.unique(everything.atom_types)) > 75
+    assert len({name for name, _ in names_and_formulas(everything)}) > 240
+
+
+def test_no_formula_is_in_two_splits(built) -> None:
+    formulas = {
+        split: {formula for _, formula in names_and_formulas(crystals)}
+        for split, crystals in built.items()
+    }
+    assert not formulas["train"] & (formulas["val"] | formulas["test"])
+    assert not formulas["val"] & formulas["test"]
+
+
+def test_ids_are_unique_and_tell_the_formula(everything) -> None:
+    assert len(set(everything.material_ids.tolist())) == len(everything)
+    for i, (_, formula) in list(enumerate(names_and_formulas(everything)))[::50]:
+        symbols = [Element.from_Z(int(z)).symbol for z in everything.crystal(i)[0]]
+        assert Composition("".join(symbols)).reduced_formula == formula
+
+
+def test_every_crystal_is_physically_sensible(everything) -> None:
+    crystals = [everything.crystal(i) for i in range(len(everything))]
+    assert np.all(validity(crystals).passed)
+    assert np.all(covalent_share(crystals).passed)
+    ratios = [measure(crystal).min_covalent_ratio for crystal in crystals]
+    assert min(ratios) > prototype_cells.MIN_RATIO - 1e-4
+    assert max(ratios) < prototype_cells.MAX_RATIO + 1e-4
+
+
+def test_known_crystals_come_out_right(everything) -> None:
+    """Rock salt, fluorite, diamond and copper keep the densities that they have in nature."""
+    known = {"NaCl": 2.16, "CaF2": 3.18, "Si": 2.33, "Cu": 8.96}
+    places = {"NaCl": "AB_cF8_225_a_b", "CaF2": "AB2_cF12_225_a_c", "Si": "A_cF8_227_a"}
+    places["Cu"] = "A_cF4_225_a"
+    found = {}
+    for i, (name, formula) in enumerate(names_and_formulas(everything)):
+        if places.get(formula) == name.partition("-")[2]:
+            found[formula] = everything.targets["density"][i]
+    for formula in found:
+        np.testing.assert_allclose(found[formula], known[formula], rtol=0.05)
+    assert len(found) >= 2
+
+
+def test_targets_are_those_of_pymatgen(everything) -> None:
+    some = everything.take(np.arange(0, len(everything), 200))
+    structures = crystals_to_structures(some)
+    density = [structure.density for structure in structures]
+    np.testing.assert_allclose(some.targets["density"], density, rtol=1e-4)
+    volume = [structure.volume / len(structure) for structure in structures]
+    np.testing.assert_allclose(some.targets["volume_per_atom"], volume, rtol=1e-4)
+    spread = some.targets["electronegativity_difference"]
+    assert np.isfinite(spread).all()
+    assert (spread[[len(s.composition) == 1 for s in structures]] == 0).all()
+
+
+def test_cells_are_reduced_and_in_standard_orientation(everything) -> None:
+    lattices = everything.lattices
+    assert np.abs(lattices[:, [2, 2, 0], [0, 1, 1]]).max() < 1e-5
+    assert (everything.frac_coords >= 0).all()
+    assert (everything.frac_coords < 1).all()
+    for structure in crystals_to_structures(everything.take(np.arange(0, len(everything), 300))):
+        reduced = reduce_structure(structure)
+        np.testing.assert_allclose(
+            sorted(reduced.lattice.abc), sorted(structure.lattice.abc), rtol=1e-3
+        )
+
+
+def test_the_start_of_a_split_is_a_fair_sample(built) -> None:
+    first = {name for name, _ in names_and_formulas(built["val"].take(np.arange(100)))}
+    assert len(first) > 60
+
+
+def test_the_same_bytes_every_time() -> None:
+    def digest() -> str:
+        arrays = {split: crystals_to_arrays(c) for split, c in build_prototypes(40).items()}
+        joined = [array.tobytes() for split in arrays.values() for array in split.values()]
+        return hashlib.sha256(b"".join(joined)).hexdigest()
+
+    assert digest() == digest()
+
+
+def test_the_split_of_a_formula_never_changes() -> None:
+    formulas = ("NaCl", "CaTiO3", "MgO", "ZnS")
+    assert [split_of(formula) for formula in formulas] == ["train", "test", "train", "train"]
+
+
+def test_prototypes_are_ordered_and_small() -> None:
+    for prototype in read_prototypes(60):
+        assert len(prototype.species) <= prototype_cells.MAX_ATOMS
+        assert len(prototype.frac_coords) == len(prototype.species)
+        assert prototype.bonds.sum() > 0
+        assert np.isfinite(prototype.closest).all()
+
+
+def test_built_once_and_then_read(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    calls = []
+    small = build_prototypes(5)
+    monkeypatch.setattr(prototypes, "build_prototypes", lambda: calls.append(1) or small)
+    for _ in range(2):
+        loaded = load_prototypes()
+        for split, crystals in small.items():
+            assert set(loaded[split].targets) == set(crystals.targets)
+            np.testing.assert_array_equal(loaded[split].frac_coords, crystals.frac_coords)
+    assert len(calls) == 1
+    damaged = next((tmp_path / "chemeleon2_jax" / "prototypes").glob("val-*.npz"))
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    load_prototypes()
+    np.savez(damaged, num_atoms=np.array([1]))
+    load_prototypes()
+    assert len(calls) == 3
+
+
+def test_without_a_place_to_cache(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    small = build_prototypes(5)
+    monkeypatch.setattr(prototypes, "build_prototypes", lambda: small)
+    assert len(load_prototypes()["train"]) == len(small["train"])
+
+
+def test_another_pymatgen_is_a_clear_error(monkeypatch) -> None:
+    monkeypatch.setattr(prototype_cells.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DatasetError, match=r"comes without.*aflow_prototypes"):
+        build_prototypes()
