@@ -120,8 +120,8 @@ class Crystals:
 
 
 def _array_module(array: Any) -> ModuleType:
-    """numpy for numpy arrays, jax.numpy for anything that JAX traces or holds."""
-    if isinstance(array, np.ndarray | np.generic | list | tuple | float):
+    """numpy for numpy arrays and plain numbers, jax.numpy for anything that JAX traces or holds."""
+    if isinstance(array, np.ndarray | np.generic | list | tuple | int | float):
         return np
     return sys.modules["jax.numpy"]
 

@@ -78,7 +78,8 @@ def vae_of(
     item = "params" if meta.get("stage") == "train_vae" else "vae"
     sizes = VAESizes.from_dict(_entry(checkpoint, "vae"))
     graphdef, target = abstract_module(VAE, sizes, dtype=dtype)
-    return VAEParts(sizes, graphdef, checkpoint.restore(item, target)), meta
+    params = jax.device_put(checkpoint.restore(item, target))  # once, not at every call
+    return VAEParts(sizes, graphdef, params), meta
 
 
 def load_ldm(name: str, *, dtype: Any = jnp.float32) -> tuple[LDMParts, Mapping[str, Any]]:
@@ -111,7 +112,7 @@ def ldm_of(
     parts = LDMParts(
         sizes=sizes,
         graphdef=graphdef,
-        params=checkpoint.restore("ema" if weights == "ema" else "params", target),
+        params=jax.device_put(checkpoint.restore("ema" if weights == "ema" else "params", target)),
         diffusion=DiffusionConfig(**_entry(checkpoint, "diffusion")),
         vae=vae_of(checkpoint, dtype=dtype)[0],
         latent_std=float(_entry(checkpoint, "latent_std")),

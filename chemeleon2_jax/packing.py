@@ -200,10 +200,11 @@ def plan_shapes(
     *,
     num_devices: int = 1,
     row_tokens: int = 0,
+    max_shapes: int = MAX_SHAPES,
     edges: bool = False,
 ) -> tuple[RowShape, ...]:
-    """Choose at most MAX_SHAPES row shapes for batches of `batch_size` drawn from crystals of
-    `sizes`.
+    """Choose at most `max_shapes` row shapes for batches of `batch_size` drawn from crystals of
+    `sizes`; each is compiled when a batch first needs it.
 
     Random batches are packed to see how many rows they need; the shapes waste least on those, and
     the last one holds the worst batch that can be drawn. Rows come in multiples of `num_devices`.
@@ -218,7 +219,9 @@ def plan_shapes(
     candidates = [row_tokens] if row_tokens else [smallest_row, 2 * smallest_row]
     best: tuple[float, tuple[RowShape, ...]] | None = None
     for tokens in candidates:
-        share, shapes = _plan_for_tokens(sizes, batch_size, tokens, num_devices=num_devices)
+        share, shapes = _plan_for_tokens(
+            sizes, batch_size, tokens, num_devices=num_devices, max_shapes=max_shapes
+        )
         if best is None or share > best[0] + 0.01:
             best = (share, shapes)
         if share >= USEFUL_SHARE_WANTED:
@@ -228,7 +231,7 @@ def plan_shapes(
 
 
 def _plan_for_tokens(
-    sizes: np.ndarray, batch_size: int, tokens: int, *, num_devices: int
+    sizes: np.ndarray, batch_size: int, tokens: int, *, num_devices: int, max_shapes: int
 ) -> tuple[float, tuple[RowShape, ...]]:
     """Return the expected share of useful tokens and the shapes, for rows of one length."""
     draws = _draw_batches(sizes, batch_size)
@@ -243,7 +246,7 @@ def _plan_for_tokens(
     )
     rows = num_devices * -(-rows // num_devices)
     largest, worst = (num_devices * -(-r // num_devices) for r in (largest, worst))
-    levels = _choose_levels(rows, largest, MAX_SHAPES - 1)
+    levels = _choose_levels(rows, largest, max(1, max_shapes - 1))
     taken = levels[np.searchsorted(levels, rows)]
     share = np.mean([draw.sum() for draw in draws]) / (taken.mean() * tokens)
     shapes = tuple(RowShape(int(r), tokens, slots) for r in np.unique([*levels, worst]))
@@ -293,8 +296,8 @@ def _choose_slots(draws: Sequence[np.ndarray], tokens: int) -> int:
     """Return the number of slots that makes a batch cheapest.
 
     Few slots leave tokens unused, many leave slots unused, and adaLN is computed for every slot: a
-        slot counts as a quarter of
-    a token, between its cost in the diffusion transformer (half) and in the VAE (nothing).
+    slot counts as a quarter of a token, between its cost in the diffusion transformer (half) and in
+    the VAE (nothing).
     """
 
     def cost(slots: int) -> float:

@@ -46,6 +46,7 @@ def packing() -> ConfigDict:
         {
             "layout": "packed",  # or "padded": one crystal a row
             "row_tokens": 0,  # tokens in a row; 0 chooses from the sizes of the crystals
+            "max_shapes": 5,  # programs that a run compiles at most; fewer waste more tokens
         }
     )
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from chemeleon2_jax.crystals import Crystals
 from chemeleon2_jax.packing import (
+    MAX_SHAPES,
     Assignment,
     Rows,
     RowShape,
@@ -43,6 +44,7 @@ class Layout:
         *,
         num_devices: int = 1,
         row_tokens: int = 0,
+        max_shapes: int = MAX_SHAPES,
         padded_tokens: int = 0,
         edges: bool = False,
     ) -> Layout:
@@ -51,7 +53,12 @@ class Layout:
         """
         if not padded_tokens:
             shapes = plan_shapes(
-                sizes, batch_size, num_devices=num_devices, row_tokens=row_tokens, edges=edges
+                sizes,
+                batch_size,
+                num_devices=num_devices,
+                row_tokens=row_tokens,
+                max_shapes=max_shapes,
+                edges=edges,
             )
             return Layout(shapes)
         if sizes.max() > padded_tokens:
@@ -70,7 +77,8 @@ class Layout:
         """
         tokens, slots = like.shapes[0].tokens, like.shapes[0].slots
         largest = max(int(sizes.max()) for sizes in batches)
-        tokens = max(tokens, largest if like.padded else 64 * -(-largest // 64))
+        if largest > tokens:
+            tokens = largest if like.padded else 64 * -(-largest // 64)
         rows = [len(b) if like.padded else num_rows(b, tokens, slots) for b in batches]
         pairs = [
             int((b.astype(np.int64) ** 2).sum()) if like.shapes[0].edges else 0 for b in batches

@@ -101,6 +101,7 @@ def load_data(config: ConfigDict, *, edges: bool, padded_tokens: int = 0) -> Sta
         data.batch_size,
         num_devices=num_devices,
         row_tokens=row_tokens,
+        max_shapes=config.packing.max_shapes,
         padded_tokens=max(padded_tokens, largest) if padded_tokens else 0,
         edges=edges,
     )

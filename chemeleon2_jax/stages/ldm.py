@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ from chemeleon2_jax.stages.common import (
     sum_terms,
 )
 from chemeleon2_jax.training.checkpoints import CheckpointError
+from chemeleon2_jax.training.parallel import replicate
 from chemeleon2_jax.training.stage import Stage, params_and_ema
 
 _VALIDATION_SEED = 0
@@ -81,6 +82,7 @@ def build_ldm(config: ConfigDict) -> Stage:
     data = load_data(
         config, edges=vae.sizes.encoder.name == "cspnet", padded_tokens=int(interleaved)
     )
+    vae = replace(vae, params=replicate(vae.params, data.mesh))
     graphdef, params = nnx.split(model, nnx.Param)
     latent_std = None
     if module.ldm_ckpt_path:
