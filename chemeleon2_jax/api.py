@@ -1,8 +1,8 @@
 """Trained models as Python objects: encode, decode, sample.
 
-import chemeleon2_jax as c2
-ldm = c2.load_model("logs/train_ldm/runs/<run>")
-structures = ldm.sample(num_samples=100, seed=0)
+    import chemeleon2_jax as c2
+    ldm = c2.load_model("logs/train_ldm/runs/<run>")
+    structures = ldm.sample(num_samples=100, seed=0)
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 from flax import nnx
 from pymatgen.core import Structure
 
-from chemeleon2_jax.crystals import Crystals
+from chemeleon2_jax.crystals import MAX_ATOMIC_NUMBER, Crystals
 from chemeleon2_jax.data.loader import Layout, in_order
 from chemeleon2_jax.data.structures import structure_from_arrays, structures_to_crystals
 from chemeleon2_jax.diffusion.sampler import SamplerConfig
-from chemeleon2_jax.generation import Generator, draw_num_atoms
+from chemeleon2_jax.generation import LARGEST_LATENT, Generator, draw_num_atoms
 from chemeleon2_jax.loading import LDMParts, VAEParts, ldm_of, vae_of
 from chemeleon2_jax.models.dit import split_output
 from chemeleon2_jax.models.vae import Reconstruction, reconstruct
@@ -95,7 +95,7 @@ class VAEModel:
         self, latents: Sequence[np.ndarray], *, atom_types: Sequence[np.ndarray] | None = None
     ) -> list[Structure | None]:
         """Return one Structure a latent (n_atoms, L); None, with a warning that says why, where no
-        cell can be built.
+        cell can be built or the latent is not finite.
 
         Args:
             latents: as `encode` gives them.
@@ -106,14 +106,17 @@ class VAEModel:
             ValueError: atom types missing or not wanted, or shapes that do not fit.
         """
         crystals = self._crystals_of(latents, atom_types)
-        if not latents:
+        if not len(latents):
             return []
-        flat = np.concatenate([np.asarray(z, np.float32) for z in latents])
-        out: list[Structure | None] = []
+        usable = [bool((np.abs(z) < LARGEST_LATENT).all()) for z in latents]
+        # Zeros instead: what is not finite would reach its neighbours in the row.
+        parts = [z if ok else np.zeros_like(z) for z, ok in zip(latents, usable, strict=True)]
+        flat = np.concatenate(parts).astype(np.float32)
+        arrays: list[Any] = []
         for rows, where in _batches(crystals, features={"latent": flat}):
-            built = self._decode(self.parts.params, rows)
-            out += [_build(a, len(out) + i) for i, a in enumerate(split_crystals(built, where))]
-        return out
+            arrays += split_crystals(self._decode(self.parts.params, rows), where)
+        pairs = zip(arrays, usable, strict=True)
+        return [_build(a if ok else None, index) for index, (a, ok) in enumerate(pairs)]
 
     def _crystals_of(
         self, latents: Sequence[np.ndarray], atom_types: Sequence[np.ndarray] | None
@@ -125,15 +128,9 @@ class VAEModel:
                 if predicts
                 else "this VAE does not predict atom types: give atom_types=[...]"
             )
-        for index, z in enumerate(latents):
-            if np.ndim(z) != 2 or np.shape(z)[1] != width or not len(z):
-                raise ValueError(f"latent {index} has shape {np.shape(z)}, not (n_atoms, {width})")
-            if atom_types is not None and len(atom_types[index]) != len(z):
-                raise ValueError(
-                    f"latent {index} has {len(z)} atoms, but atom_types {len(atom_types[index])}"
-                )
-        if atom_types is not None and len(atom_types) != len(latents):
-            raise ValueError(f"{len(latents)} latents, but {len(atom_types)} atom_types")
+        _check_latents(latents, width)
+        if atom_types is not None:
+            _check_types(atom_types, latents)
         return Crystals.from_list(
             (
                 np.ones(len(z)) if atom_types is None else atom_types[i],
@@ -205,6 +202,8 @@ class LDMModel:
                 "the VAE of this model does not predict atom types (csp), so that it cannot "
                 "generate freely"
             )
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed is {seed}; it is 0 to 2**32 - 1")  # JAX drops higher bits
         sizes = self._sizes(num_samples, num_atoms, seed)
         config = SamplerConfig(sampler, steps, eta)
         if config not in self._generators:
@@ -236,6 +235,8 @@ class LDMModel:
         Raises:
             ValueError: shapes or times that do not fit.
         """
+        if not len(latents) and not len(t):
+            return []
         times = np.asarray(t)
         last = self.parts.diffusion.num_steps - 1
         if times.shape != (len(latents),) or not np.issubdtype(times.dtype, np.integer):
@@ -246,8 +247,10 @@ class LDMModel:
             )
         if self.parts.diffusion.target != "eps":
             raise ValueError("this model predicts x_0, not the noise")
-        if not latents:
-            return []
+        _check_latents(latents, self.parts.sizes.latent_dim)
+        for index, z in enumerate(latents):
+            if not (np.abs(z) < LARGEST_LATENT).all():
+                raise ValueError(f"latent {index} is not finite")
         crystals = Crystals.from_list(
             [(np.ones(len(z)), np.zeros((len(z), 3)), np.eye(3)) for z in latents],
             targets={"t": times},
@@ -311,8 +314,32 @@ def _batches(
         yield rows, where
 
 
+def _check_latents(latents: Sequence[np.ndarray], width: int) -> None:
+    for index, z in enumerate(latents):
+        if np.ndim(z) != 2 or np.shape(z)[1] != width or not len(z):
+            raise ValueError(f"latent {index} has shape {np.shape(z)}, not (n_atoms, {width})")
+
+
+def _check_types(atom_types: Sequence[np.ndarray], latents: Sequence[np.ndarray]) -> None:
+    if len(atom_types) != len(latents):
+        raise ValueError(f"{len(latents)} latents, but {len(atom_types)} atom_types")
+    for index, (types, z) in enumerate(zip(atom_types, latents, strict=True)):
+        if np.shape(types) != (len(z),):
+            raise ValueError(
+                f"latent {index} has {len(z)} atoms, but its atom_types have the shape "
+                f"{np.shape(types)}"
+            )
+        if not np.isin(types, np.arange(1, MAX_ATOMIC_NUMBER + 1)).all():
+            raise ValueError(
+                f"atom_types of latent {index} are not atomic numbers 1 to {MAX_ATOMIC_NUMBER}"
+            )
+
+
 def _build(arrays: Any, index: int) -> Structure | None:
+    """Build a Structure from (atom_types, frac_coords, lattice), or from None say why not."""
     try:
+        if arrays is None:
+            raise ValueError("the latent is not finite")
         return structure_from_arrays(*arrays)
     except ValueError as error:
         warnings.warn(f"latent {index} decodes to no crystal: {error}", stacklevel=3)

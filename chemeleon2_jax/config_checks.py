@@ -31,6 +31,7 @@ _POSITIVE = (
     "ldm_module.denoiser.num_heads",
     "ldm_module.diffusion.num_steps",
     "ldm_module.sampling.steps",
+    "packing.max_shapes",
     "trainer.log_every_n_steps",
     "vae_module.decoder.nhead",
     "vae_module.decoder.num_layers",
@@ -123,6 +124,8 @@ def _check_value(key: str, value: object) -> None:
         raise ConfigError(f"{key} is {value}; it is a finite number, 0 or more")
     if key in _POSITIVE and value < 1:
         raise ConfigError(f"{key} is {value}; it is 1 or more")
+    if key == "seed" and value >= 2**32:  # JAX drops higher bits
+        raise ConfigError(f"{key} is {value}; it is less than 2**32")
 
 
 def _check_length(config: ConfigDict) -> None:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from chemeleon2_jax.crystals import CrystalArrays
 from chemeleon2_jax.data.loader import Layout, local_rows
-from chemeleon2_jax.diffusion.sampler import SamplerConfig, sample_chain
+from chemeleon2_jax.diffusion.sampler import SamplerConfig, sample_chain, step_constants
 from chemeleon2_jax.loading import LDMParts
 from chemeleon2_jax.models.dit import split_output
 from chemeleon2_jax.models.vae import Reconstruction, reconstruct
@@ -26,6 +26,8 @@ from chemeleon2_jax.training.parallel import make_mesh, replicate, replicated, s
 # width: modulation, projections, MLP and some room. Measured on the compiled program, rounded up.
 _ACTIVATIONS = 40
 _DEFAULT_CHUNK = 512
+# What is larger counts as not finite: its square is not, and would reach its neighbours in the row.
+LARGEST_LATENT = 1e18
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Generator:
         # DDIM never reads the variance, so that only DDPM needs the original's padding.
         self.padded = self.padded and sampler.sampler == "ddpm"
         schedule = parts.diffusion.make_schedule()
+        step_constants(schedule, sampler)  # raises on more steps than the chain has
 
         def program(params: Any, vae_params: Any, key: jax.Array, rows: Rows) -> Any:
             dit = parts.module(params)
@@ -89,6 +92,7 @@ class Generator:
                 target=parts.diffusion.target,
             )
             latents = latents * parts.latent_std
+            latents = jnp.where(jnp.abs(latents) < LARGEST_LATENT, latents, jnp.nan)
             finite = jnp.nan_to_num(latents)
             vae = parts.vae.module(vae_params)
             return latents, reconstruct(vae.decode(finite, rows), rows)

@@ -6,7 +6,7 @@ broken, is a CheckpointError.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,8 +76,7 @@ def vae_of(
     """Return the VAE of an open checkpoint and the meta."""
     meta = checkpoint.meta
     item = "params" if meta.get("stage") == "train_vae" else "vae"
-    sizes = VAESizes.from_dict(_entry(checkpoint, "vae"))
-    graphdef, target = abstract_module(VAE, sizes, dtype=dtype)
+    sizes, graphdef, target = _read(checkpoint, "vae", lambda v: _module(VAE, v, dtype))
     params = jax.device_put(checkpoint.restore(item, target))  # once, not at every call
     return VAEParts(sizes, graphdef, params), meta
 
@@ -101,8 +100,7 @@ def ldm_of(
             f"{checkpoint.path} is a checkpoint of {meta.get('stage', 'an unknown stage')}, which "
             "cannot generate; give the run folder of a latent diffusion model (train_ldm)"
         )
-    sizes = DiTSizes.from_dict(_entry(checkpoint, "dit"))
-    graphdef, target = abstract_module(DiT, sizes, dtype=dtype)
+    sizes, graphdef, target = _read(checkpoint, "dit", lambda v: _module(DiT, v, dtype))
     weights = meta.get("sample_weights")
     if weights not in SAMPLE_WEIGHTS:
         raise CheckpointError(
@@ -113,10 +111,10 @@ def ldm_of(
         sizes=sizes,
         graphdef=graphdef,
         params=jax.device_put(checkpoint.restore("ema" if weights == "ema" else "params", target)),
-        diffusion=DiffusionConfig(**_entry(checkpoint, "diffusion")),
+        diffusion=_read(checkpoint, "diffusion", _diffusion),
         vae=vae_of(checkpoint, dtype=dtype)[0],
-        latent_std=float(_entry(checkpoint, "latent_std")),
-        size_table=np.asarray(_entry(checkpoint, "size_table")),
+        latent_std=_read(checkpoint, "latent_std", float),
+        size_table=_read(checkpoint, "size_table", _size_table),
     )
     return parts, meta
 
@@ -130,13 +128,35 @@ def abstract_module(module: Any, sizes: Any, *, dtype: Any = jnp.float32) -> tup
     )
 
 
-def _entry(checkpoint: Checkpoint, key: str) -> Any:
-    if key not in checkpoint.meta:
-        raise CheckpointError(
-            f"{checkpoint.path} has no entry {key!r} in its meta: it was not written by this "
-            "package, or by another version of it"
-        )
-    return checkpoint.meta[key]
+def _read(checkpoint: Checkpoint, key: str, convert: Callable[[Any], Any]) -> Any:
+    """Convert an entry of the meta."""
+    problem = f"{checkpoint.path} has no entry {key!r} in its meta"
+    if key in checkpoint.meta:
+        try:
+            return convert(checkpoint.meta[key])
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"{checkpoint.path} has a wrong entry {key!r} in its meta ({error!r})"
+    raise CheckpointError(
+        f"{problem}: it is damaged, or was not written by this version of the package"
+    )
+
+
+def _module(module: Any, values: Any, dtype: Any) -> tuple[Any, Any, Any]:
+    sizes = {VAE: VAESizes, DiT: DiTSizes}[module].from_dict(values)
+    return (sizes, *abstract_module(module, sizes, dtype=dtype))
+
+
+def _diffusion(values: Any) -> DiffusionConfig:
+    config = DiffusionConfig(**values)
+    config.make_schedule()
+    return config
+
+
+def _size_table(values: Any) -> np.ndarray:
+    table = np.asarray(values, np.int64)
+    if table.ndim != 1 or table.min(initial=0) < 0 or not table[1:].any():
+        raise ValueError("not numbers of crystals by size")
+    return table
 
 
 def count_parameters(params: Any) -> int:

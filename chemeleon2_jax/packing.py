@@ -246,7 +246,8 @@ def _plan_for_tokens(
     )
     rows = num_devices * -(-rows // num_devices)
     largest, worst = (num_devices * -(-r // num_devices) for r in (largest, worst))
-    levels = _choose_levels(rows, largest, max(1, max_shapes - 1))
+    usual = worst if max_shapes == 1 else largest
+    levels = _choose_levels(rows, usual, max(1, max_shapes - 1))
     taken = levels[np.searchsorted(levels, rows)]
     share = np.mean([draw.sum() for draw in draws]) / (taken.mean() * tokens)
     shapes = tuple(RowShape(int(r), tokens, slots) for r in np.unique([*levels, worst]))

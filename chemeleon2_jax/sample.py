@@ -1,9 +1,9 @@
 r"""Generate crystals.
 
-    python -m chemeleon2_jax.sample --model=logs/train_ldm/runs/<run> --num_samples=100
-    --output_dir=outputs/first python -m chemeleon2_jax.sample --model=logs/train_ldm/runs/<run>
-    --num_atoms=8,12 --num_samples=20 --seed=1 \
-        --sampler=ddpm --steps=200 --output_dir=outputs/sizes --cif
+    python -m chemeleon2_jax.sample --model=logs/train_ldm/runs/<run> --num_samples=100 \
+        --output_dir=outputs/first
+    python -m chemeleon2_jax.sample --model=logs/train_ldm/runs/<run> --num_atoms=8,12 \
+        --num_samples=20 --seed=1 --sampler=ddpm --steps=200 --output_dir=outputs/sizes --cif
 
 Writes generated_structures.json.gz (a list of pymatgen Structures in the order of their index),
 run.json (what was asked for, and index and reason of what could not be built) and, with --cif, one
@@ -12,12 +12,13 @@ CIF each.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import logging
 import os
-import tempfile
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,9 @@ flags.DEFINE_integer("num_samples", 0, "Crystals to generate.", lower_bound=0)
 flags.DEFINE_list(
     "num_atoms", [], "Atoms a crystal, repeated in turn; default: as in the training set."
 )
-flags.DEFINE_integer("seed", 0, "The same seed gives the same crystals.", lower_bound=0)
+flags.DEFINE_integer(
+    "seed", 0, "The same seed gives the same crystals.", lower_bound=0, upper_bound=2**32 - 1
+)
 flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "Sampler.")
 flags.DEFINE_integer("steps", 50, "Steps of the sampler.", lower_bound=1)
 flags.DEFINE_float("eta", 1.0, "Noise of DDIM: 0 is deterministic.", lower_bound=0.0)
@@ -124,15 +127,7 @@ def _write(output_dir: Path, model: LDMModel, structures: list[Structure], secon
     )
     values = flags.FLAGS
     if values.cif:
-        folder = output_dir / "cif"
-        folder.mkdir(exist_ok=True)
-        # Of an earlier run into the same folder: the folder holds exactly what was generated.
-        for stale in folder.glob("*.cif"):
-            stale.unlink()
-        for index, structure in zip(report.indices, structures, strict=True):
-            structure.to(
-                filename=str(folder / f"{index:06d}_{structure.composition.reduced_formula}.cif")
-            )
+        _write_cifs(output_dir / "cif", report.indices, structures)
     summary: dict[str, Any] = {
         "model": values.model,
         "seed": report.seed,
@@ -165,13 +160,28 @@ def _write(output_dir: Path, model: LDMModel, structures: list[Structure], secon
         )
 
 
+def _write_cifs(folder: Path, indices: Sequence[int], structures: Sequence[Structure]) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+        # Of an earlier run into the same folder: it holds exactly what was generated.
+        for stale in folder.glob("[0-9][0-9][0-9][0-9][0-9][0-9]_*.cif"):
+            stale.unlink()
+        for index, structure in zip(indices, structures, strict=True):
+            formula = structure.composition.reduced_formula
+            structure.to(filename=str(folder / f"{index:06d}_{formula}.cif"))
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error}") from error
+
+
 def _write_atomically(path: Path, content: bytes) -> None:
     """Write a whole file or leave the one that is there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(content)
-        os.replace(file.name, path)
+        temporary.write_bytes(content)
+        temporary.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise ConfigError(f"{path} cannot be written: {error}") from error
 
 

@@ -136,7 +136,7 @@ def train(plan: Plan) -> int:
         except ValueError as error:
             raise ConfigError(f"trainer.num_devices: {error}") from error
         result = fit(
-            stages.build(config),
+            stages.build(config, resume_dir=plan.resume_dir),
             fit_config(config),
             run_dir=run_dir,
             resume=plan.resume_dir is not None,

@@ -1,8 +1,9 @@
 r"""Measure training steps and sampling at the real model sizes, packed against padded in one run.
 
     python launch/benchmark.py
-    python launch/benchmark.py --data_dir=<folder with train.csv and val.csv> --batch_size=256
-    --json=outputs/benchmark.json python launch/benchmark.py --parts=vae,ldm --precision=bf16
+    python launch/benchmark.py --data_dir=<folder with train.csv and val.csv> --batch_size=256 \
+        --json=outputs/benchmark.json
+    python launch/benchmark.py --parts=vae,ldm --precision=bf16
 
 Prints a table and, with --json, writes the numbers. Useful FLOP are those of the matmuls on atoms
 and crystals that are there; their share is taken of the rate of a large matmul measured in the same

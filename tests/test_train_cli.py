@@ -84,7 +84,9 @@ class FakeTraining:
     def __init__(self, monkeypatch, outcome):
         self.calls = []
         self.outcome = outcome
-        monkeypatch.setattr("chemeleon2_jax.stages.build", lambda config: config, raising=False)
+        monkeypatch.setattr(
+            "chemeleon2_jax.stages.build", lambda config, resume_dir: config, raising=False
+        )
         monkeypatch.setattr("chemeleon2_jax.training.loop.fit", self.fit)
 
     def fit(self, stage, fit_config, *, run_dir, resume, config_text):

@@ -6,6 +6,7 @@ One function, `transition`, gives the Gaussian of a step: sampling draws from it
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ class SamplerConfig:
             raise ValueError(
                 f"sampler {self.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}"
             )
-        if self.steps < 1 or self.eta < 0:
+        if self.steps < 1 or not 0.0 <= self.eta < math.inf:
             raise ValueError(f"steps {self.steps} must be at least 1 and eta {self.eta} at least 0")
 
 
@@ -98,11 +99,10 @@ def transition(
     sampler: str,
     target: str = "eps",
 ) -> Gaussian:
-    """Return the Gaussian of the next state at x (R, T, L), of which std is 0 at the last step of
-    DDIM.
+    """Return the Gaussian of the next state at x (R, T, L); its std is 0 at the last step of DDIM.
 
-    Raises:
-        ValueError: DDPM with a variance that the layout does not give.
+    Where `denoise` gives no variance values, DDPM takes the fixed variance. A model with an
+    interleaved variance gives them in padded rows alone: see `dit.split_output`.
     """
     t = jnp.broadcast_to(constants.t, rows.is_crystal.shape)
     prediction, variance_values = denoise(x, t)

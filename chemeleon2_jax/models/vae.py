@@ -251,5 +251,9 @@ def reconstruct(decoded: Decoded, rows: Rows) -> Reconstruction:
     else:
         types = jnp.maximum(jnp.argmax(decoded.atom_logits, -1), 1).astype(jnp.int32)
     lengths = unscale_lengths(decoded.lengths_scaled, rows.num_atoms)
-    lattices = lattice_from_parameters(lengths, decoded.angles)
+    # What no cell has must show in the lattice, as a vector without length or a flat cell: a
+    # negative length would only turn its vector round, an angle beyond 180 degrees mirror the cell.
+    lattices = lattice_from_parameters(
+        jnp.maximum(lengths, 0.0), jnp.clip(decoded.angles, 0.0, jnp.pi)
+    )
     return Reconstruction(types, decoded.frac_coords, lattices, lengths, decoded.angles)

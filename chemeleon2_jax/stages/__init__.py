@@ -4,14 +4,20 @@ ConfigDict.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from chemeleon2_jax.config import ConfigError
 from chemeleon2_jax.training.stage import Stage
 
 
-def build(config: ConfigDict) -> Stage:
+def build(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     """Load the data and build model, loss and validation of `config.task_name`.
+
+    Args:
+        config: of the run.
+        resume_dir: the run that is gone on with; what it is built on comes from its checkpoints.
 
     Raises:
         ConfigError: a value that the stage cannot use.
@@ -26,5 +32,5 @@ def build(config: ConfigDict) -> Stage:
     if config.task_name == "train_ldm":
         from chemeleon2_jax.stages.ldm import build_ldm
 
-        return build_ldm(config)
+        return build_ldm(config, resume_dir=resume_dir)
     raise ConfigError(f"task_name is {config.task_name!r}; it is train_vae or train_ldm")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,10 +17,17 @@ from ml_collections import ConfigDict
 from chemeleon2_jax.config import ConfigError
 from chemeleon2_jax.data.augment import augment
 from chemeleon2_jax.diffusion.gaussian import DiffusionConfig, training_loss
-from chemeleon2_jax.diffusion.sampler import SamplerConfig
+from chemeleon2_jax.diffusion.sampler import SamplerConfig, step_constants
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.generation import Generator, draw_num_atoms
-from chemeleon2_jax.loading import LDMParts, VAEParts, count_parameters, load_ldm, load_vae
+from chemeleon2_jax.loading import (
+    LDMParts,
+    VAEParts,
+    count_parameters,
+    load_ldm,
+    load_vae,
+    vae_of,
+)
 from chemeleon2_jax.metrics.structure import covalent_share, validity
 from chemeleon2_jax.models.dit import NAMED_SIZES, DiT, DiTSizes, split_output
 from chemeleon2_jax.models.losses import Terms
@@ -33,7 +41,13 @@ from chemeleon2_jax.stages.common import (
     load_data,
     sum_terms,
 )
-from chemeleon2_jax.training.checkpoints import CheckpointError
+from chemeleon2_jax.training.checkpoints import (
+    DIRECTORY,
+    Checkpoint,
+    CheckpointError,
+    complete_steps,
+    open_checkpoint,
+)
 from chemeleon2_jax.training.parallel import replicate
 from chemeleon2_jax.training.stage import Stage, params_and_ema
 
@@ -63,10 +77,15 @@ def dit_sizes(module: ConfigDict, latent_dim: int) -> DiTSizes:
     )
 
 
-def build_ldm(config: ConfigDict) -> Stage:
+def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     """Build the stage; see `stages.build`."""
     module, dtype = config.ldm_module, compute_dtype(config)
-    vae, vae_meta = _load_frozen_vae(module, dtype)
+    # A run keeps its VAE and latent_std, whatever became of the folder that they came from.
+    resumed = _checkpoint_of(resume_dir)
+    if resumed is None:
+        vae, vae_meta = _load_frozen_vae(module, dtype)
+    else:
+        vae, vae_meta = vae_of(resumed, dtype=dtype)
     options = module.diffusion
     try:
         diffusion = DiffusionConfig(options.num_steps, options.schedule, options.target)
@@ -74,6 +93,8 @@ def build_ldm(config: ConfigDict) -> Stage:
         sampler = SamplerConfig(module.sampling.sampler, module.sampling.steps, module.sampling.eta)
         sizes = dit_sizes(module, vae.sizes.latent_dim)
         model = DiT(sizes, rngs=nnx.Rngs(config.seed), dtype=dtype)
+        if module.sampling.num_samples:
+            _check_sampling(sampler, schedule, vae)
     except ValueError as error:
         raise ConfigError(f"ldm_module: {error}") from error
     interleaved = sizes.learn_sigma and sizes.variance_layout == "interleaved"
@@ -84,8 +105,8 @@ def build_ldm(config: ConfigDict) -> Stage:
     )
     vae = replace(vae, params=replicate(vae.params, data.mesh))
     graphdef, params = nnx.split(model, nnx.Param)
-    latent_std = None
-    if module.ldm_ckpt_path:
+    latent_std = None if resumed is None else float(resumed.meta["latent_std"])
+    if module.ldm_ckpt_path and resumed is None:
         params, latent_std = _start_weights(module.ldm_ckpt_path, sizes)
     logging.info("DiT with %.1f million parameters", count_parameters(params) / 1e6)
     if latent_std is None:
@@ -120,7 +141,7 @@ def build_ldm(config: ConfigDict) -> Stage:
         "size_table": data.size_table,
         "sample_weights": "ema" if module.ema.decay > 0 else "raw",
         "config": config.to_dict(),
-        "vae_config": dict(vae_meta.get("config", {})),
+        "vae_config": dict(vae_meta.get("vae_config", vae_meta.get("config", {}))),
     }
     return Stage(
         name="train_ldm",
@@ -144,6 +165,13 @@ def _load_frozen_vae(module: ConfigDict, dtype: Any) -> tuple[VAEParts, Mapping[
             "--config.ldm_module.vae_ckpt_path=logs/train_vae/runs/<run>"
         )
     return load_vae(path, dtype=dtype)
+
+
+def _checkpoint_of(resume_dir: Path | None) -> Checkpoint | None:
+    """Open a run that is gone on with; None if there is none, or it has no whole checkpoint."""
+    if resume_dir is None or not complete_steps(resume_dir / DIRECTORY):
+        return None
+    return open_checkpoint(resume_dir)
 
 
 def _start_weights(path: str, sizes: DiTSizes) -> tuple[Any, float]:
@@ -209,6 +237,15 @@ def measure_latent_std(data: StageData, vae: VAEParts, *, seed: int) -> float:
     (first, count), (second, _) = sums["first"], sums["second"]
     variance = (second - first**2 / count) / (count - 1)
     return float(np.sqrt(variance))
+
+
+def _check_sampling(sampler: SamplerConfig, schedule: Schedule, vae: VAEParts) -> None:
+    step_constants(schedule, sampler)
+    if not vae.sizes.atom_type_predict:
+        raise ValueError(
+            "sampling.num_samples asks for crystals, but the VAE does not predict atom types: set "
+            "it to 0"
+        )
 
 
 def _make_validate(

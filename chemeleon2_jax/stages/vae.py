@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
@@ -178,12 +180,18 @@ def _with_foundation_features(data: StageData, path: str) -> StageData:
         )
     if not Path(path).is_file():
         raise DatasetError(f"vae_module.foundation_features: there is no file {path!r}")
-    with np.load(path) as features:
-        return replace(
-            data,
-            train_features={FOUNDATION: _features(data.train, features, path)},
-            val_features={FOUNDATION: _features(data.val, features, path)},
-        )
+    try:
+        with np.load(path) as features:
+            return replace(
+                data,
+                train_features={FOUNDATION: _features(data.train, features, path)},
+                val_features={FOUNDATION: _features(data.val, features, path)},
+            )
+    except DatasetError:
+        raise
+    # What numpy raises on a file that is damaged, or is none of its archives.
+    except (OSError, EOFError, TypeError, ValueError, BadZipFile, zlib.error) as error:
+        raise DatasetError(f"{path} cannot be read as a .npz file: {error}") from error
 
 
 def _features(crystals: Crystals, features: Any, path: str) -> np.ndarray:
@@ -193,10 +201,11 @@ def _features(crystals: Crystals, features: Any, path: str) -> np.ndarray:
         name = material_id.decode()
         if name not in features:
             raise DatasetError(f"{path} has no features for the crystal {name!r}")
-        if features[name].shape != (num_atoms, FOUNDATION_WIDTH):
+        array = features[name]  # read from the file at every access
+        if array.shape != (num_atoms, FOUNDATION_WIDTH):
             raise DatasetError(
-                f"{path}: the features of {name!r} have the shape {features[name].shape}, not "
+                f"{path}: the features of {name!r} have the shape {array.shape}, not "
                 f"({num_atoms}, {FOUNDATION_WIDTH}); they must follow the atoms of the reduced cell"
             )
-        parts.append(features[name])
+        parts.append(array)
     return np.concatenate(parts).astype(np.float32)

@@ -177,10 +177,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: it is none of these, or broken.
     """
-    path = Path(path).expanduser()
     try:
-        return _find(path)
-    except OSError as error:
+        return _find(Path(path).expanduser())
+    except (OSError, RuntimeError) as error:  # no such user's home is a RuntimeError
         raise CheckpointError(f"{path} cannot be read: {short_reason(error)}") from error
 
 

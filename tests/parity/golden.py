@@ -1,9 +1,14 @@
-"""Golden files: weights that the PyTorch original saved, read without running what their pickles name, and laid into our modules."""
+"""Golden files: weights that the PyTorch original saved, laid into our modules.
+
+They are read without running what their pickles name.
+"""
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +23,30 @@ from chemeleon2_jax.models.vae import VAE, DecoderSizes, EncoderSizes, VAESizes
 from chemeleon2_jax.packing import Assignment, Rows, assign_padded, build_rows, plan_shapes
 from chemeleon2_jax.packing import assign as assign_packed
 
+
+@dataclass(frozen=True)
+class Golden:
+    """Folder of the checkpoints, arrays that the original computed, sizes of its models."""
+
+    folder: Path
+    arrays: Any
+    size: dict[str, int]
+
+    @staticmethod
+    def open(folder: Path) -> Golden:
+        """Open the files of a folder."""
+        sizes = json.loads((folder / "crystals.json").read_text())["size"]
+        return Golden(folder, np.load(folder / "golden.npz"), sizes)
+
+    def state_dict(self, name: str) -> dict[str, np.ndarray]:
+        """Tensors of one checkpoint."""
+        return read_state_dict(self.folder / f"{name}.ckpt")
+
+
 _STORAGES = {"FloatStorage": np.float32, "LongStorage": np.int64, "BoolStorage": np.bool_}
 
 
-class _Dict(dict):  # type: ignore[type-arg]
+class _Dict(dict[str, Any]):
     """An OrderedDict's stand-in that takes attributes."""
 
 
@@ -103,7 +128,12 @@ def load_vae(state: dict[str, np.ndarray], size: dict[str, int]) -> VAE:
     width = {"d_model": size["d"], "nhead": size["h"], "dim_feedforward": size["ff"]}
     sizes = VAESizes(
         latent_dim=size["lat"],
-        encoder=EncoderSizes("cspnet" if cspnet else "transformer", **width, num_layers=size["layers"], num_freqs=16),
+        encoder=EncoderSizes(
+            "cspnet" if cspnet else "transformer",
+            **width,
+            num_layers=size["layers"],
+            num_freqs=16,
+        ),
         decoder=DecoderSizes(**width, num_layers=size["layers"]),
         atom_type_predict="decoder.atom_types_head.weight" in state,
         foundation_alignment="proj.weight" in state,
@@ -121,9 +151,9 @@ def load_vae(state: dict[str, np.ndarray], size: dict[str, int]) -> VAE:
         _linear(out, "encoder.out", state, "encoder.fc_out")
     else:
         out["encoder.atom_types"] = state["encoder.atom_type_embedder.weight"]
-        for ours, theirs in (("lattices", "lattices_embedder"), ("frac_coords", "frac_coords_embedder")):
-            _linear(out, f"encoder.{ours}.fc1", state, f"encoder.{theirs}.0")
-            _linear(out, f"encoder.{ours}.fc2", state, f"encoder.{theirs}.2")
+        for name in ("lattices", "frac_coords"):
+            _linear(out, f"encoder.{name}.fc1", state, f"encoder.{name}_embedder.0")
+            _linear(out, f"encoder.{name}.fc2", state, f"encoder.{name}_embedder.2")
         _transformer(out, "encoder", state, size["layers"])
     _transformer(out, "decoder", state, size["layers"])
     _linear(out, "quant", state, "quant_conv")
@@ -194,8 +224,25 @@ def golden_rows(golden: Any, layout: str, *, edges: bool = False) -> tuple[Rows,
     return jax.tree.map(jnp.asarray, build_rows(crystals, assignment)), assignment
 
 
-def relative(ours: Any, theirs: Any) -> float:
-    """Largest absolute difference over the largest absolute value."""
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+def to_tokens(values: np.ndarray, where: Assignment) -> jax.Array:
+    """Values of atoms to rows: (A, W), or (8, 20, W) as the original pads them, to (R, T, W)."""
+    if values.ndim == 3:
+        values = real_atoms(values, where)
+    return _scatter(values, where.token_index, (where.shape.rows, where.shape.tokens))
+
+
+def to_slots(values: np.ndarray, where: Assignment) -> jax.Array:
+    """Values of crystals (8,) to rows: (R, S)."""
+    return _scatter(values, where.slot_index, (where.shape.rows, where.shape.slots))
+
+
+def _scatter(values: np.ndarray, index: np.ndarray, shape: tuple[int, int]) -> jax.Array:
+    out = np.zeros((shape[0] * shape[1], *values.shape[1:]), values.dtype)
+    out[index] = values
+    return jnp.asarray(out.reshape(*shape, *values.shape[1:]))
+
+
+def real_atoms(values: Any, where: Assignment) -> np.ndarray:
+    """(8, 20, W) padded values to those of the atoms, (A, W)."""
+    pairs = zip(np.asarray(values), where.sizes, strict=True)
+    return np.concatenate([crystal[:size] for crystal, size in pairs])

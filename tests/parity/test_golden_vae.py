@@ -2,65 +2,59 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
 
-sys.path.insert(0, str(Path(__file__).parent))
-from golden import golden_rows, load_vae, read_state_dict, relative
-
 from chemeleon2_jax.models.losses import LossWeights, foundation_alignment, total_loss, vae_terms
 from chemeleon2_jax.models.vae import reconstruct, sample_posterior
+from tests.examples import relative
+from tests.parity.golden import golden_rows, load_vae, to_tokens
 
 LAYOUTS = ("packed", "padded")
-
-
-@pytest.fixture(scope="module")
-def golden(shared_dir):
-    folder = shared_dir / "golden"
-    arrays = np.load(folder / "golden.npz")
-    return folder, arrays, json.loads((folder / "crystals.json").read_text())["size"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["vae", "vae_csp", "vae_cspnet"])
 def test_outputs(golden, name, layout):
-    folder, arrays, size = golden
-    vae = load_vae(read_state_dict(folder / f"{name}.ckpt"), size)
-    rows, where = golden_rows(arrays, layout, edges=name == "vae_cspnet")
-    posterior = vae.encode(rows)
-    flat = lambda values: np.concatenate(where.split_atoms(values))  # noqa: E731
-    assert relative(flat(posterior.features), arrays[f"{name}/encoder_x"]) < 1e-5
-    moments = np.concatenate([flat(posterior.mean), flat(posterior.logvar)], -1)
-    assert relative(moments, arrays[f"{name}/moments"]) < 1e-5
+    vae = load_vae(golden.state_dict(name), golden.size)
+    rows, where = golden_rows(golden.arrays, layout, edges=name == "vae_cspnet")
 
-    z = _to_rows(arrays[f"{name}/z"], where, rows)
-    decoded = vae.decode(z, rows)
-    assert relative(where.take_slots(decoded.lengths_scaled), arrays[f"{name}/decoder/lengths"]) < 1e-5
-    assert relative(where.take_slots(decoded.angles), arrays[f"{name}/decoder/angles"]) < 1e-5
-    assert relative(flat(decoded.frac_coords), arrays[f"{name}/decoder/frac_coords"]) < 1e-5
+    def flat(values):
+        return np.concatenate(where.split_atoms(values))
+
+    def expected(key):
+        return golden.arrays[f"{name}/{key}"]
+
+    posterior = vae.encode(rows)
+    assert relative(flat(posterior.features), expected("encoder_x")) < 1e-5
+    moments = np.concatenate([flat(posterior.mean), flat(posterior.logvar)], -1)
+    assert relative(moments, expected("moments")) < 1e-5
+
+    decoded = vae.decode(to_tokens(expected("z"), where), rows)
+    lengths, angles = (where.take_slots(v) for v in (decoded.lengths_scaled, decoded.angles))
+    assert relative(lengths, expected("decoder/lengths")) < 1e-5
+    assert relative(angles, expected("decoder/angles")) < 1e-5
+    assert relative(flat(decoded.frac_coords), expected("decoder/frac_coords")) < 1e-5
+    assert (decoded.atom_logits is None) == (name == "vae_csp")
     if decoded.atom_logits is not None:
-        assert relative(flat(decoded.atom_logits), arrays[f"{name}/decoder/atom_types"]) < 1e-5
+        assert relative(flat(decoded.atom_logits), expected("decoder/atom_types")) < 1e-5
     crystal = reconstruct(decoded, rows)
-    np.testing.assert_array_equal(flat(crystal.atom_types), arrays[f"{name}/reconstruct/atom_types"])
-    assert relative(where.take_slots(crystal.lattices), arrays[f"{name}/reconstruct/lattices"]) < 1e-5
-    assert relative(flat(crystal.frac_coords), arrays[f"{name}/reconstruct/frac_coords"]) < 1e-5
+    np.testing.assert_array_equal(flat(crystal.atom_types), expected("reconstruct/atom_types"))
+    lattices = where.take_slots(crystal.lattices)
+    assert relative(lattices, expected("reconstruct/lattices")) < 1e-5
+    assert relative(flat(crystal.frac_coords), expected("reconstruct/frac_coords")) < 1e-5
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["vae", "vae_csp", "vae_cspnet", "vae_fa"])
 def test_loss_and_gradient(golden, name, layout):
-    folder, arrays, size = golden
-    vae = load_vae(read_state_dict(folder / f"{name}.ckpt"), size)
+    arrays = golden.arrays
+    vae = load_vae(golden.state_dict(name), golden.size)
     rows, where = golden_rows(arrays, layout, edges=name == "vae_cspnet")
-    noise = _to_rows(arrays[f"{name}/eps"], where, rows)
+    noise = to_tokens(arrays[f"{name}/eps"], where)
     graphdef, params = nnx.split(vae, nnx.Param)
     weights = LossWeights(atom_types=float(name != "vae_csp"))
 
@@ -70,22 +64,20 @@ def test_loss_and_gradient(golden, name, layout):
         z = sample_posterior(posterior, noise)
         terms = vae_terms(vae.decode(z, rows), posterior, rows)
         if name == "vae_fa":
-            features = _to_rows(arrays["vae_fa/mace_features"], where, rows)
+            features = to_tokens(arrays["vae_fa/mace_features"], where)
             terms["loss_fa"] = foundation_alignment(vae.project(z), features, rows.is_atom)
         return total_loss(terms, weights)
 
     (total, terms), gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
-    terms["fa_loss"] = terms.get("loss_fa", 0.0)
-    for term in ("loss_atom_types", "loss_lengths", "loss_angles", "loss_frac_coords", "loss_kl", "fa_loss"):
-        if term in terms and (term != "fa_loss" or name == "vae_fa"):
-            assert float(terms[term]) == pytest.approx(float(arrays[f"{name}/loss/{term}"]), rel=2e-5)
+    names = {key: f"loss_{key}" for key in ("lengths", "angles", "frac_coords", "kl")}
+    if name != "vae_csp":
+        names["atom_types"] = "loss_atom_types"
+    if name == "vae_fa":
+        names["fa"] = "fa_loss"
+    for ours, theirs in names.items():
+        expected = float(arrays[f"{name}/loss/{theirs}"])
+        assert float(terms[f"loss_{ours}"]) == pytest.approx(expected, rel=2e-5), ours
     if name != "vae_fa":
         assert float(total) == pytest.approx(float(arrays[f"{name}/loss/total_loss"]), rel=2e-5)
         norm = float(optax.tree.norm(gradient))
         assert norm == pytest.approx(float(arrays[f"{name}/grad_norm"]), rel=1e-4)
-
-
-def _to_rows(values, where, rows):
-    out = np.zeros((rows.position.size, values.shape[-1]), np.float32)
-    out[where.token_index] = values
-    return jnp.asarray(out.reshape(*rows.position.shape, -1))

@@ -12,11 +12,13 @@ TASK = "train_ldm"
 def update(config: ConfigDict) -> None:
     """Change the base config."""
     config.data.name = "prototypes"
+    config.data.batch_size = 128
+    config.packing.max_shapes = 3
     config.trainer.max_epochs = 0
-    config.trainer.max_steps = 1500
+    config.trainer.max_steps = 800
     config.trainer.check_val_every_n_epoch = 20
     config.trainer.save_every_n_steps = 500
-    config.trainer.log_every_n_steps = 10
+    config.trainer.log_every_n_steps = 50
     config.trainer.gradient_clip_val = 1.0
     config.callbacks.early_stopping.patience = 0
 

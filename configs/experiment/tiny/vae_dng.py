@@ -13,11 +13,14 @@ TASK = "train_vae"
 def update(config: ConfigDict) -> None:
     """Change the base config."""
     config.data.name = "prototypes"
+    config.packing.max_shapes = 3
     config.trainer.max_epochs = 0
-    config.trainer.max_steps = 700
-    config.trainer.check_val_every_n_epoch = 20
-    config.trainer.save_every_n_steps = 200
-    config.trainer.log_every_n_steps = 10
+    # Small batches: many updates are worth more here than precise gradients.
+    config.data.batch_size = 64
+    config.trainer.max_steps = 900
+    config.trainer.check_val_every_n_epoch = 10
+    config.trainer.save_every_n_steps = 300
+    config.trainer.log_every_n_steps = 50
     config.trainer.gradient_clip_val = 1.0
     config.callbacks.early_stopping.patience = 0
 

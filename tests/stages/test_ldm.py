@@ -1,0 +1,345 @@
+"""The latent diffusion stage: its step, its options, what it starts from, its validation."""
+
+from __future__ import annotations
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chemeleon2_jax.config import ConfigError, fit_config
+from chemeleon2_jax.crystals import Crystals
+from chemeleon2_jax.data.datasets import load_split
+from chemeleon2_jax.diffusion.sampler import SamplerConfig
+from chemeleon2_jax.generation import Generator, draw_num_atoms
+from chemeleon2_jax.loading import load_ldm, load_vae
+from chemeleon2_jax.metrics.structure import covalent_share, validity
+from chemeleon2_jax.models.dit import DiTSizes
+from chemeleon2_jax.models.vae import VAESizes, sample_posterior
+from chemeleon2_jax.packing import assign_padded, atom_normal, build_rows
+from chemeleon2_jax.stages import build
+from chemeleon2_jax.stages import ldm as ldm_stage
+from chemeleon2_jax.training.checkpoints import CheckpointError, open_checkpoint
+from chemeleon2_jax.training.loop import fit
+from chemeleon2_jax.training.step import lower_train_step
+from tests.tiny import by_name, first_step, ldm_config, noisy, numbers, write_two
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def stage(tiny_data, tiny_vae):
+    return build(ldm_config(tiny_data, tiny_vae.path))
+
+
+@pytest.fixture(scope="module")
+def base(stage):
+    """A step away from the first parameters, which are zero where it matters."""
+    return first_step(stage, noisy(stage.init_params))
+
+
+def changed(tiny_data, tiny_vae, **blocks):
+    other = build(ldm_config(tiny_data, tiny_vae.path, **blocks))
+    return other, first_step(other, noisy(other.init_params))
+
+
+def test_untrained_it_predicts_nothing(stage):
+    loss, terms, _ = first_step(stage)
+    assert set(terms) == {"loss_mse", "loss_vb"}
+    assert loss == pytest.approx(terms["loss_mse"] + terms["loss_vb"], rel=1e-6)
+    assert terms["loss_mse"] == pytest.approx(1.0, abs=0.15)  # of standard normal numbers
+
+
+def test_step_reaches_every_parameter(base):
+    loss, _, gradients = base
+    assert np.isfinite(loss)
+    for name, gradient in gradients.items():
+        assert np.isfinite(gradient).all(), name
+        assert np.abs(gradient).max() > 0, name
+
+
+def test_padded_rows_change_nothing(tiny_data, tiny_vae, base):
+    _, (loss, _, gradients) = changed(tiny_data, tiny_vae, packing={"layout": "padded"})
+    assert loss == pytest.approx(base[0], rel=1e-5)
+    np.testing.assert_allclose(numbers(gradients), numbers(base[2]), rtol=1e-3, atol=1e-5)
+
+
+def test_bfloat16_computes_about_the_same_in_float32_parameters(tiny_data, tiny_vae, base):
+    other, (loss, _, gradients) = changed(tiny_data, tiny_vae, trainer={"precision": "bf16"})
+    assert {leaf.dtype for leaf in jax.tree.leaves(other.init_params)} == {jnp.dtype("float32")}
+    assert loss != base[0]
+    assert loss == pytest.approx(base[0], rel=0.03)
+    ours, theirs = numbers(gradients), numbers(base[2])
+    assert ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs) > 0.99
+
+
+def test_fixed_variance(tiny_data, tiny_vae, base):
+    other, (loss, terms, gradients) = changed(
+        tiny_data, tiny_vae, ldm_module={"diffusion.learn_sigma": False}
+    )
+    assert set(terms) == {"loss_mse"}
+    assert np.isfinite(loss)
+    assert (gradients["final/kernel"].shape, base[2]["final/kernel"].shape) == ((16, 8), (16, 16))
+    assert not DiTSizes.from_dict(other.meta["dit"]).learn_sigma
+
+
+def test_target_x_0(tiny_data, tiny_vae):
+    other = build(ldm_config(tiny_data, tiny_vae.path, ldm_module={"diffusion.target": "x_0"}))
+    # Nothing is predicted, so that the loss is the mean square of the latents over their std.
+    _, terms, _ = first_step(other)
+    rows = other.batches.batch(0).arrays
+    vae, _ = load_vae(tiny_vae.path)
+    encode = jax.jit(lambda params: vae.module(params).encode(rows).mean)
+    means = np.asarray(encode(vae.params))[rows.is_atom]
+    expected = np.mean(means**2) / other.meta["latent_std"] ** 2
+    assert terms["loss_mse"] == pytest.approx(expected, rel=0.2)
+    assert other.meta["diffusion"]["target"] == "x_0"
+    loss, _, gradients = first_step(other, noisy(other.init_params))
+    assert np.isfinite(loss)
+    assert np.isfinite(numbers(gradients)).all()
+
+
+def test_interleaved_variance_is_padded_to_the_largest_crystal(tiny_data, tiny_vae, base):
+    given = {"diffusion.variance_layout": "interleaved"}
+    other, (loss, terms, gradients) = changed(tiny_data, tiny_vae, ldm_module=given)
+    rows = other.batches.batch(0).arrays
+    assert rows.atom_types.shape == (12, 8)
+    assert rows.is_crystal.shape == (12, 1)
+    assert set(terms) == {"loss_mse", "loss_vb"}
+    assert np.isfinite(loss)
+    assert np.isfinite(numbers(gradients)).all()
+    assert loss != pytest.approx(base[0], rel=1e-3)
+
+
+def test_augmentation_is_off_unless_asked_for(tiny_data, tiny_vae, base):
+    given = {"augmentation.rotate": True, "augmentation.translate": True}
+    other, (loss, _, _) = changed(tiny_data, tiny_vae, ldm_module=given)
+    assert loss != pytest.approx(base[0], rel=1e-4)
+    # latent_std is measured on the cells as they are.
+    assert other.meta["latent_std"] == pytest.approx(
+        build(ldm_config(tiny_data, tiny_vae.path)).meta["latent_std"], rel=1e-6
+    )
+
+
+def test_learns_the_latents_of_two_crystals(tmp_path, tiny_vae):
+    config = ldm_config(
+        write_two(tmp_path / "two"),
+        tiny_vae.path,
+        trainer={"max_steps": 200, "check_val_every_n_epoch": 0},
+    )
+    stage = build(config)
+    before = stage.validate(stage.init_params, 0)
+    result = fit(stage, fit_config(config), run_dir=tmp_path / "run")
+    assert result.values["val/total_loss"] < 0.2 * before["val/total_loss"]
+    # What validates is the moving average, and it is what the checkpoint says it samples with.
+    assert stage.validate(result.state.ema_params, 0) == pytest.approx(result.values)
+    parts, meta = load_ldm(tmp_path / "run")
+    assert meta["sample_weights"] == "ema"
+    jax.tree.map(np.testing.assert_array_equal, parts.params, result.state.ema_params)
+    assert np.abs(numbers(result.state.params) - numbers(result.state.ema_params)).max() > 0
+
+
+# --- latent_std -----------------------------------------------------------------------------------
+
+
+def sampled_latents(vae, crystals: Crystals, seed: int) -> np.ndarray:
+    """Latents of all crystals, each in a row of its own, with the noise that the stage draws."""
+    rows = build_rows(crystals, assign_padded(crystals.num_atoms, 8))
+    posterior = jax.jit(lambda params: vae.module(params).encode(rows))(vae.params)
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    z = sample_posterior(posterior, atom_normal(key, rows, 8))
+    return np.asarray(z, np.float64)[rows.is_atom]
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_latent_std_is_that_of_all_sampled_latents(tiny_data, tiny_vae, seed):
+    config = ldm_config(tiny_data, tiny_vae.path, data={"batch_size": 9})  # the last one partial
+    config.seed = seed
+    vae, _ = load_vae(tiny_vae.path)
+    crystals = load_split("", "train", data_dir=tiny_data, num_workers=1).crystals
+    expected = sampled_latents(vae, crystals, seed).std(ddof=1)
+    assert build(config).meta["latent_std"] == pytest.approx(expected, rel=1e-5)
+
+
+# --- what it starts from --------------------------------------------------------------------------
+
+
+def test_checkpoint_holds_the_vae_as_it_was(tiny_vae, tiny_ldm):
+    theirs = open_checkpoint(tiny_vae.path).restore("params")
+    ours = open_checkpoint(tiny_ldm.path).restore("vae")
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_start_weights_bring_their_vae_and_latent_std(tiny_data, tiny_ldm, stage):
+    config = ldm_config(tiny_data, "", ldm_module={"ldm_ckpt_path": str(tiny_ldm.path)})
+    config.seed = 1  # another latent_std, were it measured
+    started = build(config)
+    checkpoint = open_checkpoint(tiny_ldm.path)
+    assert started.meta["latent_std"] == checkpoint.meta["latent_std"]
+    for params, item in ((started.init_params, "ema"), (started.frozen, "vae")):
+        saved = checkpoint.restore(item)
+        assert numbers(by_name(params)).tolist() == numbers(by_name(saved)).tolist()
+    trained = started.validate(started.init_params, 0)["val/total_loss"]
+    assert trained < 0.5 * stage.validate(stage.init_params, 0)["val/total_loss"]
+    assert started.meta["vae_config"]["task_name"] == "train_vae"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"denoiser.hidden_size": 32},
+        {"denoiser.depth": 2},
+        {"diffusion.learn_sigma": False},
+        {"diffusion.variance_layout": "interleaved"},
+    ],
+)
+def test_start_weights_of_another_size(tiny_data, tiny_ldm, change):
+    given = {"ldm_ckpt_path": str(tiny_ldm.path), **change}
+    with pytest.raises(CheckpointError, match=r"holds DiTSizes.*but the config asks for DiTSizes"):
+        build(ldm_config(tiny_data, "", ldm_module=given))
+
+
+def test_start_weights_of_a_vae(tiny_data, tiny_vae):
+    given = {"ldm_ckpt_path": str(tiny_vae.path)}
+    with pytest.raises(CheckpointError, match="checkpoint of train_vae, which cannot generate"):
+        build(ldm_config(tiny_data, "", ldm_module=given))
+
+
+def test_vae_out_of_another_ldm(tiny_data, tiny_ldm, stage):
+    other = build(ldm_config(tiny_data, tiny_ldm.path))
+    assert other.meta["latent_std"] == stage.meta["latent_std"]
+    assert other.meta["vae_config"] == stage.meta["vae_config"]
+    assert other.meta["vae_config"]["task_name"] == "train_vae"
+    jax.tree.map(np.testing.assert_array_equal, other.frozen, stage.frozen)
+
+
+def test_vae_with_cspnet_and_given_types(tiny_data, csp_run):
+    stage = build(ldm_config(tiny_data, csp_run))
+    assert stage.batches.batch(0).arrays.edges
+    loss, _, gradients = first_step(stage, noisy(stage.init_params))
+    assert np.isfinite(loss)
+    assert np.isfinite(numbers(gradients)).all()
+    assert not VAESizes.from_dict(stage.meta["vae"]).atom_type_predict
+
+
+def damaged(run, folder):
+    shutil.copytree(run, folder, symlinks=True)
+    for path in (folder / "checkpoints").glob("step_*/params/d/*"):
+        path.write_bytes(path.read_bytes()[:20])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        ("", ConfigError, "vae_ckpt_path is empty: give the run folder of a trained VAE"),
+        ("mp_20_vae", CheckpointError, "there is no mp_20_vae"),
+        ("{folder}", CheckpointError, "neither a run folder with a whole checkpoint"),
+        ("{damaged}", CheckpointError, "'params' of the checkpoint .* cannot be read"),
+    ],
+)
+def test_vae_that_cannot_be_opened(tmp_path, tiny_data, tiny_vae, path, error, message):
+    if path == "{folder}":
+        path = str(tmp_path)
+    elif path == "{damaged}":
+        path = str(damaged(tiny_vae.path, tmp_path / "damaged"))
+    with pytest.raises(error, match=message) as caught:
+        build(ldm_config(tiny_data, path))
+    assert "\n" not in str(caught.value)
+
+
+def test_resumed_run_keeps_its_own_vae(tiny_data, tiny_ldm, csp_run):
+    saved = open_checkpoint(tiny_ldm.path)
+    for path in ("gone", str(csp_run)):
+        stage = build(ldm_config(tiny_data, path), resume_dir=tiny_ldm.path)
+        assert stage.meta["latent_std"] == saved.meta["latent_std"]
+        assert stage.meta["vae"] == saved.meta["vae"]
+        assert stage.meta["vae_config"] == saved.meta["vae_config"]
+        jax.tree.map(
+            np.testing.assert_array_equal, by_name(stage.frozen), by_name(saved.restore("vae"))
+        )
+
+
+def test_resumed_run_without_a_checkpoint_starts_as_a_new_one(tmp_path, tiny_data, tiny_vae, stage):
+    begun = build(ldm_config(tiny_data, tiny_vae.path), resume_dir=tmp_path)
+    assert begun.meta == stage.meta
+
+
+# --- validation -----------------------------------------------------------------------------------
+
+
+def test_validation_is_repeatable_and_sees_no_batches(tiny_data, tiny_vae, stage):
+    other = build(ldm_config(tiny_data, tiny_vae.path, data={"batch_size": 3}))
+    params = noisy(stage.init_params)
+    first = stage.validate(params, 0)
+    assert set(first) == {"val/total_loss", "val/loss_mse", "val/loss_vb"}
+    assert stage.validate(params, 7) == first
+    # latent_std differs in its last digits: its sum is over other batches.
+    assert other.validate(params, 0) == pytest.approx(first, rel=1e-4)
+
+
+def test_validation_samples_if_asked_to(tiny_data, tiny_ldm):
+    given = {"sampling.num_samples": 6, "sampling.steps": 5, "ldm_ckpt_path": str(tiny_ldm.path)}
+    stage = build(ldm_config(tiny_data, "", ldm_module=given))
+    found = stage.validate(stage.init_params, 0)
+    parts, _ = load_ldm(tiny_ldm.path)
+    sizes = draw_num_atoms(parts.size_table, 6, 0)
+    crystals = Generator(parts, SamplerConfig(steps=5)).generate(sizes, seed=0).crystals
+    assert found["val/valid_share"] == validity(crystals).share
+    assert found["val/covalent_share"] == covalent_share(crystals).share
+    # Sampled with the parameters that are given, not with those it started from.
+    broken = jax.tree.map(lambda x: x * np.nan, stage.init_params)
+    assert stage.validate(broken, 0)["val/valid_share"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sampling.num_samples": 2, "sampling.steps": 1001}, "takes 1 to 1000 steps, not 1001"),
+        ({"sampling.sampler": "euler"}, "sampler 'euler' is unknown"),
+        ({"diffusion.target": "v"}, "diffusion target 'v' is unknown"),
+        ({"diffusion.schedule": "cosine"}, "diffusion schedule 'cosine' is unknown"),
+        ({"diffusion.variance_layout": "halves"}, "variance_layout is 'halves'"),
+        ({"denoiser.size": "M"}, "denoiser.size is 'M'; it is S, B, L, XL or custom"),
+        ({"denoiser.num_heads": 3}, "width 16 is not a multiple of the 3"),
+    ],
+)
+def test_values_that_no_model_has(tiny_data, tiny_vae, given, message):
+    with pytest.raises(ConfigError, match=message):
+        build(ldm_config(tiny_data, tiny_vae.path, ldm_module=given))
+
+
+def test_samples_of_given_types_cannot_be_validated(tiny_data, csp_run):
+    with pytest.raises(ConfigError, match="VAE does not predict atom types"):
+        build(ldm_config(tiny_data, csp_run, ldm_module={"sampling.num_samples": 2}))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [("S", (6, 384, 6)), ("B", (12, 768, 12)), ("XL", (28, 1152, 16))]
+)
+def test_named_sizes(size, expected):
+    module = ldm_config("unused", "", ldm_module={"denoiser.size": size}).ldm_module
+    sizes = ldm_stage.dit_sizes(module, 8)
+    assert (sizes.depth, sizes.hidden_size, sizes.num_heads) == expected
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_step_lowers_for_accelerators(tiny_data, tiny_vae, stage, platform):
+    config = ldm_config(tiny_data, tiny_vae.path)
+    exported = lower_train_step(stage, fit_config(config), platform=platform)
+    assert exported.platforms == (platform,)
+
+
+def test_without_moving_average_the_weights_are_raw(tiny_data, tiny_vae):
+    stage = build(ldm_config(tiny_data, tiny_vae.path, ldm_module={"ema.decay": 0.0}))
+    assert stage.meta["sample_weights"] == "raw"
+    assert set(stage.items(stage.init_params, None)) == {"params", "vae"}
+
+
+def test_four_devices_are_one(four_devices):
+    one, four = (np.load(four_devices / f"ldm_{n}.npz") for n in (1, 4))
+    assert np.abs(one["params"] - one["start"]).max() > 0.005
+    for name in ("metrics", "params", "validation"):
+        np.testing.assert_allclose(four[name], one[name], rtol=1e-4, atol=1e-5)

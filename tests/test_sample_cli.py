@@ -1,0 +1,246 @@
+"""The sample command: its files, and what it says to flags that are wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+
+import numpy as np
+import pytest
+from monty.serialization import loadfn
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Structure
+
+import chemeleon2_jax as c2
+from chemeleon2_jax.generation import draw_num_atoms
+from tests.tiny import SAMPLE_FLAGS, make_once, run_module, run_script
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+STRUCTURES, REPORT = "generated_structures.json.gz", "run.json"
+
+
+def names_of(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def read(folder):
+    report = json.loads((folder / REPORT).read_text())
+    return loadfn(folder / STRUCTURES), report
+
+
+def test_structures_are_those_of_the_model_in_order(tiny_samples, tiny_ldm):
+    structures, report = read(tiny_samples)
+    model = c2.load_model(tiny_ldm.path)
+    expected = model.sample(12, seed=5, steps=6)
+    assert len(structures) == len(expected) > 6
+    for ours, theirs in zip(structures, expected, strict=True):
+        assert isinstance(ours, Structure)
+        assert ours.species == theirs.species
+        np.testing.assert_allclose(ours.frac_coords, theirs.frac_coords, atol=1e-3)
+        np.testing.assert_allclose(ours.lattice.matrix, theirs.lattice.matrix, atol=1e-3)
+        assert ours.frac_coords.min() >= 0.0
+        assert ours.frac_coords.max() < 1.0
+    assert report["num_atoms"] == draw_num_atoms(model.parts.size_table, 12, 5).tolist()
+    assert [report["num_atoms"][i] for i in report["indices"]] == [len(s) for s in structures]
+
+
+def test_report(tiny_samples, tiny_ldm):
+    structures, report = read(tiny_samples)
+    versions, seconds = report.pop("versions"), report.pop("seconds")
+    assert set(versions) == {"chemeleon2_jax", "jax", "flax", "pymatgen"}
+    assert versions["chemeleon2_jax"] == c2.__version__
+    assert seconds > 0
+    failed = [failure["index"] for failure in report.pop("failures")]
+    assert sorted(report.pop("indices") + failed) == list(range(12))
+    assert len(report.pop("num_atoms")) == 12
+    assert report == {
+        "model": str(tiny_ldm.path),
+        "seed": 5,
+        "num_samples": 12,
+        "num_built": len(structures),
+        "sampler": {"name": "ddim", "steps": 6, "eta": 1.0},
+    }
+
+
+def test_cifs_are_the_structures(tiny_samples):
+    structures, report = read(tiny_samples)
+    cifs = sorted((tiny_samples / "cif").iterdir())
+    assert [path.name for path in cifs] == [
+        f"{i:06d}_{s.composition.reduced_formula}.cif"
+        for i, s in zip(report["indices"], structures, strict=True)
+    ]
+    # Symmetric or not, a CIF is read back as the same crystal.
+    matcher = StructureMatcher(ltol=1e-3, stol=1e-3, angle_tol=0.01, primitive_cell=False)
+    for path, structure in zip(cifs[:4], structures[:4], strict=True):
+        again = Structure.from_file(path, site_tolerance=1e-6)
+        assert again.composition == structure.composition
+        assert matcher.fit(again, structure)
+
+
+def test_nothing_else_is_written_and_others_may_read_it(tiny_samples):
+    assert names_of(tiny_samples) == ["cif", STRUCTURES, "output.txt", REPORT]
+    plain = stat.S_IMODE((tiny_samples / "output.txt").stat().st_mode)
+    for name in (STRUCTURES, REPORT):
+        assert stat.S_IMODE((tiny_samples / name).stat().st_mode) == plain
+    _, report = read(tiny_samples)
+    expected = f"{report['num_built']} of 12 crystals in"
+    assert expected in (tiny_samples / "output.txt").read_text()
+
+
+# Runs many command lines in one process: most of the time of one is for starting it.
+MANY = """
+import json, sys
+from absl import flags
+from chemeleon2_jax import cli, sample
+names = ("num_atoms", "num_samples", "seed", "sampler", "steps", "eta", "chunk_size", "cif")
+found = {}
+for name, arguments in json.loads(sys.argv[1]).items():
+    for flag in names:
+        flags.FLAGS[flag].unparse()
+    flags.FLAGS(["sample", *arguments])
+    try:
+        found[name] = sample.main()
+    except cli.expected_errors() as error:
+        found[name] = str(error)
+print(json.dumps(found))
+"""
+ERRORS = {
+    "missing": ["--model=nothing", "--num_samples=1"],
+    "vae": ["--model={vae}", "--num_samples=1"],
+    "sizes": ["--num_atoms=3,0"],
+    "steps": ["--num_samples=1", "--steps=1001"],
+    "eta": ["--num_samples=1", "--eta=nan"],
+    "occupied": ["--num_atoms=2", "--steps=2", "--cif"],
+    "blocked": ["--num_atoms=2", "--steps=2"],
+}
+RUNS = {
+    "again": list(SAMPLE_FLAGS),
+    "ddpm": ["--num_atoms=3,7", "--num_samples=5", "--sampler=ddpm", "--steps=4", "--chunk_size=2"],
+    **ERRORS,
+}
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory, tiny_vae, tiny_ldm):
+    """A folder with the output folder of every one of RUNS, and results.json."""
+
+    def run(folder):
+        (folder / "occupied").mkdir()
+        (folder / "occupied" / "cif").write_text("a file")
+        (folder / "blocked" / REPORT).mkdir(parents=True)
+        given = {
+            name: [
+                f"--model={tiny_ldm.path}",
+                f"--output_dir={folder}/{name}",
+                *(flag.format(vae=tiny_vae.path) for flag in flags),
+            ]
+            for name, flags in RUNS.items()
+        }
+        script = folder / "script.py"
+        script.write_text(MANY)
+        done = run_script(script, json.dumps(given))
+        assert done.code == 0, done.output
+        (folder / "results.json").write_text(done.output.splitlines()[-1])
+
+    return make_once(tmp_path_factory.getbasetemp(), "many_samples", run)
+
+
+def test_same_flags_same_bytes(many, tiny_samples):
+    again = many / "again"
+    assert (again / STRUCTURES).read_bytes() == (tiny_samples / STRUCTURES).read_bytes()
+    assert names_of(again / "cif") == names_of(tiny_samples / "cif")
+
+
+def test_sizes_sampler_and_chunks(many):
+    _, report = read(many / "ddpm")
+    assert report["num_atoms"] == [3, 7, 3, 7, 3]
+    assert report["sampler"] == {"name": "ddpm", "steps": 4, "eta": 1.0}
+    assert names_of(many / "ddpm") == [STRUCTURES, REPORT]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing", "there is no nothing: give a run folder or a checkpoint folder"),
+        ("vae", "is a VAE, which encodes and decodes but does not generate"),
+        ("sizes", "num_atoms must be positive integers"),
+        ("steps", "a sampler takes 1 to 1000 steps, not 1001"),
+        ("eta", "eta nan at least 0"),
+        ("occupied", "occupied/cif cannot be written"),
+        ("blocked", "run.json cannot be written"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(many, name, message):
+    results = json.loads((many / "results.json").read_text())
+    assert message in results[name]
+    assert "\n" not in results[name]
+    assert results.keys() == RUNS.keys()
+    assert results["again"] == results["ddpm"] == 0
+    # What was written before is whole, and no temporary file is left.
+    written = {"occupied": ["cif", STRUCTURES], "blocked": [STRUCTURES, REPORT]}
+    assert names_of(many / name) == written.get(name, [])
+
+
+def test_failures_leave_the_others_and_replace_an_earlier_run(tmp_path, tiny_samples, tiny_ldm):
+    """latent_std makes the wildest latents infinite; the folder is that of a good run."""
+    model = c2.load_model(tiny_ldm.path)
+    generator = c2.api.Generator(model.parts, c2.api.SamplerConfig(steps=6))
+    latents = generator.generate(draw_num_atoms(model.parts.size_table, 12, 5), seed=5).latents
+    largest = np.array([np.abs(latent).max() for latent in latents]) / model.parts.latent_std
+    ordered = np.sort(largest)
+    wild = set(np.flatnonzero(largest > ordered[8]).tolist())
+    assert len(wild) == 3
+    broken = shutil.copytree(tiny_ldm.path / "checkpoints" / "best", tmp_path / "model")
+    meta = json.loads((broken / "meta" / "metadata").read_text())
+    meta["latent_std"] = float(c2.api.LARGEST_LATENT / np.sqrt(ordered[8] * ordered[9]))
+    (broken / "meta" / "metadata").write_text(json.dumps(meta))
+
+    output = shutil.copytree(tiny_samples, tmp_path / "output")
+    (output / "cif" / "mine.cif").write_text("not written by the command")
+    done = run_module("sample", f"--model={broken}", f"--output_dir={output}", *SAMPLE_FLAGS)
+    assert done.code == 0, done.output
+    structures, report = read(output)
+    reasons = {failure["index"]: failure["reason"] for failure in report["failures"]}
+    assert {i for i, r in reasons.items() if r == "fractional coordinates are not finite"} == wild
+    assert report["indices"] == [i for i in range(12) if i not in reasons]
+    assert report["num_built"] == len(structures) == 12 - len(reasons)
+    assert [len(s) for s in structures] == [report["num_atoms"][i] for i in report["indices"]]
+    expected = [
+        f"{i:06d}_{s.composition.reduced_formula}.cif"
+        for i, s in zip(report["indices"], structures, strict=True)
+    ]
+    assert names_of(output / "cif") == [*expected, "mine.cif"]
+    first = min(reasons)
+    assert f"warning: crystal {first} could not be built: {reasons[first]}" in done.output
+
+
+GOOD = ("--model=m", "--output_dir={folder}", "--num_samples=1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (GOOD[1:], "give --model"),
+        (GOOD[::2], "give --output_dir"),
+        (GOOD[:2], "give --num_samples, --num_atoms or both"),
+        ((*GOOD, "--num_atoms=8,twelve"), "--num_atoms is '8,twelve'; give integers"),
+        ((*GOOD, "--num_samples=-3"), "flag --num_samples=-3"),
+        ((*GOOD, "--num_samples=many"), "flag --num_samples=many"),
+        ((*GOOD, "--sampler=euler"), "flag --sampler=euler"),
+        ((*GOOD, "--steps=0"), "flag --steps=0"),
+        ((*GOOD, "--eta=-1"), "flag --eta=-1"),
+        ((*GOOD, "--seed=4294967296"), "flag --seed=4294967296"),
+        ((*GOOD, "--sed=1"), "Unknown command line flag 'sed'. Did you mean: seed"),
+        ((*GOOD, "more"), "unexpected argument 'more'"),
+        ((*GOOD[::2], "--output_dir={folder}/file/new"), "--output_dir: "),
+    ],
+)
+def test_wrong_flag_is_one_line_and_exit_code_1(tmp_path, arguments, message):
+    (tmp_path / "file").touch()
+    done = run_module("sample", *(text.format(folder=tmp_path) for text in arguments))
+    assert done.code == 1
+    assert done.output.startswith(f"error: {message}"), done.output
+    assert done.output.count("\n") == 1
+    assert names_of(tmp_path) == ["file"]
