@@ -1,8 +1,8 @@
 """Trained models as Python objects: encode, decode, sample.
 
-    import chemeleon2_jax as c2
-    ldm = c2.load_model("logs/train_ldm/runs/<run>")
-    structures = ldm.sample(num_samples=100, seed=0)
+import chemeleon2_jax as c2
+ldm = c2.load_model("logs/train_ldm/runs/<run>")
+structures = ldm.sample(num_samples=100, seed=0)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from chemeleon2_jax.generation import LARGEST_LATENT, Generator, draw_num_atoms
 from chemeleon2_jax.loading import LDMParts, VAEParts, ldm_of, vae_of
 from chemeleon2_jax.models.dit import split_output
 from chemeleon2_jax.models.vae import Reconstruction, reconstruct
-from chemeleon2_jax.packing import Rows
+from chemeleon2_jax.rows import Rows
 from chemeleon2_jax.stages.vae import split_crystals
 from chemeleon2_jax.training.checkpoints import CheckpointError, open_checkpoint
 

@@ -19,7 +19,8 @@ from chemeleon2_jax.diffusion.sampler import SamplerConfig, sample_chain, step_c
 from chemeleon2_jax.loading import LDMParts
 from chemeleon2_jax.models.dit import split_output
 from chemeleon2_jax.models.vae import Reconstruction, reconstruct
-from chemeleon2_jax.packing import Assignment, Rows, build_rows, empty_crystals
+from chemeleon2_jax.packing import Assignment, build_rows, empty_crystals
+from chemeleon2_jax.rows import Rows
 from chemeleon2_jax.training.parallel import make_mesh, replicate, replicated, shard_batch
 
 # float32 numbers that a token holds at once in one block of the denoiser, in units of the hidden

@@ -76,7 +76,7 @@ def vae_of(
     """Return the VAE of an open checkpoint and the meta."""
     meta = checkpoint.meta
     item = "params" if meta.get("stage") == "train_vae" else "vae"
-    sizes, graphdef, target = _read(checkpoint, "vae", lambda v: _module(VAE, v, dtype))
+    sizes, graphdef, target = _read(checkpoint, "vae", lambda v: _vae(v, dtype))
     params = jax.device_put(checkpoint.restore(item, target))  # once, not at every call
     return VAEParts(sizes, graphdef, params), meta
 
@@ -100,7 +100,7 @@ def ldm_of(
             f"{checkpoint.path} is a checkpoint of {meta.get('stage', 'an unknown stage')}, which "
             "cannot generate; give the run folder of a latent diffusion model (train_ldm)"
         )
-    sizes, graphdef, target = _read(checkpoint, "dit", lambda v: _module(DiT, v, dtype))
+    sizes, graphdef, target = _read(checkpoint, "dit", lambda v: _dit(v, dtype))
     weights = meta.get("sample_weights")
     if weights not in SAMPLE_WEIGHTS:
         raise CheckpointError(
@@ -141,9 +141,14 @@ def _read(checkpoint: Checkpoint, key: str, convert: Callable[[Any], Any]) -> An
     )
 
 
-def _module(module: Any, values: Any, dtype: Any) -> tuple[Any, Any, Any]:
-    sizes = {VAE: VAESizes, DiT: DiTSizes}[module].from_dict(values)
-    return (sizes, *abstract_module(module, sizes, dtype=dtype))
+def _vae(values: Any, dtype: Any) -> tuple[VAESizes, Any, Any]:
+    sizes = VAESizes.from_dict(values)
+    return (sizes, *abstract_module(VAE, sizes, dtype=dtype))
+
+
+def _dit(values: Any, dtype: Any) -> tuple[DiTSizes, Any, Any]:
+    sizes = DiTSizes.from_dict(values)
+    return (sizes, *abstract_module(DiT, sizes, dtype=dtype))
 
 
 def _diffusion(values: Any) -> DiffusionConfig:

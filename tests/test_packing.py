@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chemeleon2_jax import packing
+from chemeleon2_jax import rows as rows_module
 from chemeleon2_jax.packing import (
     MAX_SHAPES,
     NO_CRYSTAL,
@@ -254,15 +254,15 @@ def test_gathering_and_pooling_against_loops():
             slot = int(rows.slot[r, t])
             gathered[r, t] = per_slot[r, slot]
             pooled[r, slot] += per_token[r, t] * float(rows.is_atom[r, t])
-    membership = packing.slot_matrix(rows)
-    np.testing.assert_array_equal(packing.gather_slots(membership, per_slot), gathered)
+    membership = rows_module.slot_matrix(rows)
+    np.testing.assert_array_equal(rows_module.gather_slots(membership, per_slot), gathered)
     half = jnp.asarray(per_slot, jnp.bfloat16)
     np.testing.assert_array_equal(
-        packing.gather_slots(membership, half)[0, 0], half[0, int(rows.slot[0, 0])]
+        rows_module.gather_slots(membership, half)[0, 0], half[0, int(rows.slot[0, 0])]
     )
-    found = packing.pool_tokens(membership, per_token, rows.is_atom.astype(jnp.float32))
+    found = rows_module.pool_tokens(membership, per_token, rows.is_atom.astype(jnp.float32))
     np.testing.assert_allclose(found, pooled, atol=1e-5)
-    means = packing.mean_over_crystal(rows, membership, per_token)
+    means = rows_module.mean_over_crystal(rows, membership, per_token)
     counts = np.maximum(np.asarray(rows.num_atoms), 1)[..., None]
     np.testing.assert_allclose(means, pooled / counts, atol=1e-5)
     assert (np.asarray(means)[~np.asarray(rows.is_crystal)] == 0).all()
@@ -271,7 +271,7 @@ def test_gathering_and_pooling_against_loops():
 def test_attention_sees_the_atoms_of_its_crystal():
     for batch in (packed(random_crystals()), *in_layout(random_crystals(), "padded")):
         rows = jax.tree.map(np.asarray, batch.rows)
-        bias = np.asarray(packing.attention_bias(batch.rows))
+        bias = np.asarray(rows_module.attention_bias(batch.rows))
         same = rows.slot[:, :, None] == rows.slot[:, None, :]
         seen = same & np.broadcast_to(rows.is_atom[:, None, :], same.shape)
         assert (bias[seen] == 0).all()
@@ -285,8 +285,8 @@ def test_weighted_mean():
         jnp.array([[1.0, 5.0], [3.0, 100.0]]),
         jnp.array([[True, True], [True, False]]),
     )
-    assert float(packing.weighted_mean(values, weights)) == pytest.approx(3.0)
-    assert float(packing.weighted_mean(values, jnp.zeros_like(weights))) == 0.0
+    assert float(rows_module.weighted_mean(values, weights)) == pytest.approx(3.0)
+    assert float(rows_module.weighted_mean(values, jnp.zeros_like(weights))) == 0.0
 
 
 # --- random numbers -------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_weighted_mean():
 
 def test_random_numbers_do_not_see_the_layout():
     crystals = random_crystals()
-    draw = jax.jit(lambda key, rows: packing.atom_normal(key, rows, 5))
+    draw = jax.jit(lambda key, rows: rows_module.atom_normal(key, rows, 5))
 
     def numbers(layout: str, seed: int) -> np.ndarray:
         key = jax.random.key(seed)
@@ -311,7 +311,7 @@ def test_random_numbers_do_not_see_the_layout():
 def test_keys_of_crystals_and_atoms():
     rows = packed(random_crystals()).rows
     key = jax.random.key(3)
-    crystal_keys, atom_keys = packing.crystal_keys(key, rows), packing.atom_keys(key, rows)
+    crystal_keys, atom_keys = rows_module.crystal_keys(key, rows), rows_module.atom_keys(key, rows)
     for r, t in ((0, 0), (0, 9), (1, 5)):
         slot = int(rows.slot[r, t])
         of_crystal = jax.random.fold_in(key, int(rows.crystal_id[r, slot]))
@@ -321,7 +321,7 @@ def test_keys_of_crystals_and_atoms():
 
 def test_normal_numbers_are_normal():
     rows = packed(random_crystals((8,) * 60)).rows
-    numbers = packing.atom_normal(jax.random.key(0), rows, 8)[rows.is_atom]
+    numbers = rows_module.atom_normal(jax.random.key(0), rows, 8)[rows.is_atom]
     assert numbers.shape == (480, 8)
     assert float(numbers.mean()) == pytest.approx(0.0, abs=0.06)
     assert float(numbers.std()) == pytest.approx(1.0, abs=0.05)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from chemeleon2_jax.crystals import lattice_parameters, wrap
-from chemeleon2_jax.packing import (
+from chemeleon2_jax.rows import (
     Rows,
     atom_keys,
     atom_normal,

@@ -17,7 +17,6 @@ from chemeleon2_jax.crystals import Crystals
 from chemeleon2_jax.packing import (
     MAX_SHAPES,
     Assignment,
-    Rows,
     RowShape,
     assign,
     assign_padded,
@@ -25,6 +24,7 @@ from chemeleon2_jax.packing import (
     num_rows,
     plan_shapes,
 )
+from chemeleon2_jax.rows import Rows
 from chemeleon2_jax.training.stage import Batch
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chemeleon2_jax.diffusion.schedule import Schedule
-from chemeleon2_jax.packing import Rows, mean_over_crystal, slot_matrix, weighted_mean
+from chemeleon2_jax.rows import Rows, mean_over_crystal, slot_matrix, weighted_mean
 
 # (x, t) -> (prediction, variance values or None), all (R, T, L); t (R, S) in original times
 DenoiseFn = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]

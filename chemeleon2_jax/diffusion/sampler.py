@@ -20,7 +20,7 @@ from chemeleon2_jax.diffusion.gaussian import (
     predict_start_and_eps,
 )
 from chemeleon2_jax.diffusion.schedule import SAMPLERS, Schedule, sampling_timesteps
-from chemeleon2_jax.packing import Rows, atom_normal, mean_over_crystal, slot_matrix
+from chemeleon2_jax.rows import Rows, atom_normal, mean_over_crystal, slot_matrix
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from chemeleon2_jax.crystals import NUM_ATOM_CLASSES
 from chemeleon2_jax.models.layers import layer_norm, linear
-from chemeleon2_jax.packing import Rows
+from chemeleon2_jax.rows import Rows
 
 if TYPE_CHECKING:
     from chemeleon2_jax.models.vae import EncoderSizes

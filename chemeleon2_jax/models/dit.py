@@ -24,7 +24,7 @@ from chemeleon2_jax.models.layers import (
     xavier_init,
     zeros_init,
 )
-from chemeleon2_jax.packing import Rows, attention_bias, gather_slots, slot_matrix
+from chemeleon2_jax.rows import Rows, attention_bias, gather_slots, slot_matrix
 
 TIME_EMBEDDING_WIDTH = 256
 VARIANCE_LAYOUTS = ("per_token", "interleaved")
@@ -97,7 +97,7 @@ class DiTBlock(nnx.Module):
         Args:
             x: (R * T, H).
             c: (R * S, H), SiLU of the embedding of time and condition.
-            membership: (R, T, S), from `packing.slot_matrix`.
+            membership: (R, T, S), from `rows.slot_matrix`.
             bias: (R, T, T) attention bias.
 
         Returns:

@@ -12,7 +12,7 @@ import optax
 
 from chemeleon2_jax.crystals import lattice_parameters, scale_lengths
 from chemeleon2_jax.models.vae import Decoded, Posterior
-from chemeleon2_jax.packing import Rows, weighted_mean
+from chemeleon2_jax.rows import Rows, weighted_mean
 
 # Margins of the foundation alignment, as VA-VAE (Yao et al. 2025) calls its distance-matrix and
 # point-wise losses.

@@ -15,13 +15,7 @@ from flax import nnx
 from chemeleon2_jax.crystals import NUM_ATOM_CLASSES, lattice_from_parameters, unscale_lengths
 from chemeleon2_jax.models.cspnet import CSPNetEncoder
 from chemeleon2_jax.models.layers import MLP, Transformer, index_embedding, linear
-from chemeleon2_jax.packing import (
-    Rows,
-    attention_bias,
-    gather_slots,
-    mean_over_crystal,
-    slot_matrix,
-)
+from chemeleon2_jax.rows import Rows, attention_bias, gather_slots, mean_over_crystal, slot_matrix
 
 FOUNDATION_WIDTH = 256
 

@@ -32,7 +32,7 @@ from chemeleon2_jax.metrics.structure import covalent_share, validity
 from chemeleon2_jax.models.dit import NAMED_SIZES, DiT, DiTSizes, split_output
 from chemeleon2_jax.models.losses import Terms
 from chemeleon2_jax.models.vae import sample_posterior
-from chemeleon2_jax.packing import Rows, atom_normal, crystal_keys
+from chemeleon2_jax.rows import Rows, atom_normal, crystal_keys
 from chemeleon2_jax.stages.common import (
     StageData,
     augmentation,

@@ -36,7 +36,7 @@ from chemeleon2_jax.models.vae import (
     reconstruct,
     sample_posterior,
 )
-from chemeleon2_jax.packing import Rows, atom_normal
+from chemeleon2_jax.rows import Rows, atom_normal
 from chemeleon2_jax.stages.common import (
     StageData,
     augmentation,

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from chemeleon2_jax.models.dit import NAMED_SIZES, DiT, DiTSizes, split_output, time_embedding
-from chemeleon2_jax.packing import atom_normal, crystal_keys
+from chemeleon2_jax.rows import atom_normal, crystal_keys
 from tests.examples import (
     assert_layouts_agree,
     in_layout,

@@ -24,7 +24,7 @@ from chemeleon2_jax.models.vae import (
     reconstruct,
     sample_posterior,
 )
-from chemeleon2_jax.packing import atom_normal
+from chemeleon2_jax.rows import atom_normal
 from tests.examples import (
     SIZES,
     assert_layouts_agree,

@@ -20,8 +20,9 @@ from flax import nnx
 from chemeleon2_jax.crystals import Crystals
 from chemeleon2_jax.models.dit import DiT, DiTSizes
 from chemeleon2_jax.models.vae import VAE, DecoderSizes, EncoderSizes, VAESizes
-from chemeleon2_jax.packing import Assignment, Rows, assign_padded, build_rows, plan_shapes
+from chemeleon2_jax.packing import Assignment, assign_padded, build_rows, plan_shapes
 from chemeleon2_jax.packing import assign as assign_packed
+from chemeleon2_jax.rows import Rows
 
 
 @dataclass(frozen=True)
