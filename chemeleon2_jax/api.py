@@ -26,9 +26,8 @@ from chemeleon2_jax.diffusion.sampler import SamplerConfig
 from chemeleon2_jax.generation import LARGEST_LATENT, Generator, draw_num_atoms
 from chemeleon2_jax.loading import LDMParts, VAEParts, ldm_of, vae_of
 from chemeleon2_jax.models.dit import split_output
-from chemeleon2_jax.models.vae import Reconstruction, reconstruct
+from chemeleon2_jax.models.vae import Reconstruction, reconstruct, split_crystals
 from chemeleon2_jax.rows import Rows
-from chemeleon2_jax.stages.vae import split_crystals
 from chemeleon2_jax.training.checkpoints import CheckpointError, open_checkpoint
 
 _BATCH_SIZE = 256
@@ -309,7 +308,7 @@ def _batches(
     sizes = crystals.num_atoms
     like = Layout.plan(sizes, _BATCH_SIZE, edges=edges)
     parts = [sizes[i : i + _BATCH_SIZE] for i in range(0, len(sizes), _BATCH_SIZE)]
-    layout = Layout.for_batches(parts, like=like)
+    layout = Layout.for_batches(parts, like=like, coarse=True)
     for rows, where, _ in in_order(crystals, layout, _BATCH_SIZE, atom_features=features):
         yield rows, where
 

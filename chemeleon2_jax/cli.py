@@ -14,10 +14,13 @@ from tqdm import tqdm
 
 from chemeleon2_jax.config import ConfigError
 from chemeleon2_jax.data.errors import DatasetError
+from chemeleon2_jax.training.config import SettingsError
 
 PACKAGE = "chemeleon2_jax"
 _SOURCES = str(Path(__file__).parent)
 INTERRUPTED = 130  # 128 + SIGINT
+ONLY_IN_FILE = "only_in_file"
+"""`extra={ONLY_IN_FILE: True}` keeps a record off the console: long lists."""
 
 _log = logging.getLogger(f"{PACKAGE}.cli")
 
@@ -63,7 +66,7 @@ def run(
 def expected_errors() -> tuple[type[Exception], ...]:
     """Return the errors whose text says what happened and what to do."""
     # Modules that nobody imported cannot have raised, and importing them would load JAX.
-    known = [ConfigError, DatasetError]
+    known = [ConfigError, DatasetError, SettingsError]
     for module, name in (
         (f"{PACKAGE}.training.checkpoints", "CheckpointError"),
         (f"{PACKAGE}.training.loop", "NonFiniteError"),
@@ -98,6 +101,7 @@ def _log_to_console() -> None:
     root.removeHandler(absl_logging.get_absl_handler())
     handler = _ConsoleHandler()
     handler.addFilter(_is_ours)
+    handler.addFilter(lambda record: not getattr(record, ONLY_IN_FILE, False))
     root.addHandler(handler)
 
 

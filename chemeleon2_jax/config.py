@@ -124,10 +124,16 @@ def fit_config(config: ConfigDict) -> FitConfig:
                 patience=scheduler.patience,
                 threshold=scheduler.threshold,
                 min_lr=scheduler.min_lr,
+                monitor=scheduler.monitor,
+                mode=scheduler.mode,
             ),
             early_stopping=EarlyStoppingConfig(
-                patience=stopping.patience, monitor=stopping.monitor, mode=stopping.mode
+                patience=stopping.patience,
+                monitor=stopping.monitor,
+                mode=stopping.mode,
+                min_delta=stopping.min_delta,
             ),
+            keep_best=config.callbacks.model_checkpoint.save_top_k,
             wandb=WandbConfig(
                 project=wandb.project,
                 name=wandb.name,

@@ -20,11 +20,14 @@ _CHOICES = {
     "ldm_module.diffusion.target": ("eps", "x_0"),
     "ldm_module.diffusion.variance_layout": ("per_token", "interleaved"),
     "ldm_module.sampling.sampler": ("ddim", "ddpm"),
+    "ldm_module.scheduler.mode": ("", "min", "max"),
     "packing.layout": ("packed", "padded"),
     "trainer.precision": ("f32", "bf16"),
     "vae_module.encoder.name": ("transformer", "cspnet"),
+    "vae_module.scheduler.mode": ("", "min", "max"),
 }
 _POSITIVE = (
+    "callbacks.model_checkpoint.save_top_k",
     "data.batch_size",
     "ldm_module.denoiser.depth",
     "ldm_module.denoiser.hidden_size",
@@ -33,12 +36,22 @@ _POSITIVE = (
     "ldm_module.sampling.steps",
     "packing.max_shapes",
     "trainer.log_every_n_steps",
+    "vae_module.decoder.d_model",
+    "vae_module.decoder.dim_feedforward",
     "vae_module.decoder.nhead",
     "vae_module.decoder.num_layers",
+    "vae_module.encoder.d_model",
+    "vae_module.encoder.dim_feedforward",
     "vae_module.encoder.nhead",
+    "vae_module.encoder.num_freqs",
     "vae_module.encoder.num_layers",
     "vae_module.latent_dim",
 )
+_MORE_THAN_0 = ("ldm_module.denoiser.mlp_ratio", "vae_module.match_rate.timeout_s")
+_AT_MOST = {
+    "packing.max_shapes": 8,  # each is a program that is compiled
+    "vae_module.noise.ratio": 0.5,  # so many atoms are masked, and so many others moved
+}
 
 
 def check_overrides(config: ConfigDict, argv: Iterable[str]) -> None:
@@ -103,6 +116,7 @@ def check_config(config: ConfigDict) -> None:
     for key, value in flatten(config).items():
         _check_value(key, value)
     _check_length(config)
+    _check_warmup(config)
     _check_heads(config)
     fit_config(config)
     rename_columns(config.data.rename)
@@ -124,6 +138,10 @@ def _check_value(key: str, value: object) -> None:
         raise ConfigError(f"{key} is {value}; it is a finite number, 0 or more")
     if key in _POSITIVE and value < 1:
         raise ConfigError(f"{key} is {value}; it is 1 or more")
+    if key in _MORE_THAN_0 and value <= 0:
+        raise ConfigError(f"{key} is {value}; it is more than 0")
+    if value > _AT_MOST.get(key, value):
+        raise ConfigError(f"{key} is {value}; it is at most {_AT_MOST[key]}")
     if key == "seed" and value >= 2**32:  # JAX drops higher bits
         raise ConfigError(f"{key} is {value}; it is less than 2**32")
 
@@ -140,6 +158,19 @@ def _check_length(config: ConfigDict) -> None:
         raise ConfigError(
             "the cosine schedule needs an end: set scheduler.decay_steps, trainer.max_steps or "
             "trainer.max_epochs"
+        )
+
+
+def _check_warmup(config: ConfigDict) -> None:
+    """Where epochs alone limit the run, its length is known with the data: `fit` checks it."""
+    name = f"{config.task_name.removeprefix('train_')}_module.scheduler"
+    scheduler, max_steps = module_of(config).scheduler, config.trainer.max_steps
+    end = scheduler.decay_steps or max_steps
+    if scheduler.name == "cosine" and 0 < end <= scheduler.warmup_steps:
+        key = f"{name}.decay_steps" if scheduler.decay_steps else "trainer.max_steps"
+        raise ConfigError(
+            f"{name}.warmup_steps is {scheduler.warmup_steps}, but the cosine ends at step {end} "
+            f"({key}): warm up for fewer steps, or train for more"
         )
 
 

@@ -18,8 +18,9 @@ from chemeleon2_jax.data.loader import Layout, local_rows
 from chemeleon2_jax.diffusion.sampler import SamplerConfig, sample_chain, step_constants
 from chemeleon2_jax.loading import LDMParts
 from chemeleon2_jax.models.dit import split_output
-from chemeleon2_jax.models.vae import Reconstruction, reconstruct
+from chemeleon2_jax.models.vae import reconstruct, split_crystals
 from chemeleon2_jax.packing import Assignment, build_rows, empty_crystals
+from chemeleon2_jax.randomness import named_key
 from chemeleon2_jax.rows import Rows
 from chemeleon2_jax.training.parallel import make_mesh, replicate, replicated, shard_batch
 
@@ -45,15 +46,11 @@ def draw_num_atoms(size_table: np.ndarray, num_samples: int, seed: int) -> np.nd
     """Draw numbers of atoms from a histogram, each from (seed, its index) alone: (num_samples,)
     int32.
     """
-    key = jax.random.fold_in(jax.random.key(seed), _SIZES)
+    key = named_key(seed, "sizes")
     uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))
     draws = np.asarray(uniform(jnp.arange(num_samples)), np.float64)
     cumulative = np.cumsum(np.asarray(size_table, np.float64))
     return np.searchsorted(cumulative / cumulative[-1], draws, side="right").astype(np.int32)
-
-
-# What a seed is used for; each child key is named and used once.
-_SIZES, _CHAIN = 0, 1
 
 
 class Generator:
@@ -74,6 +71,9 @@ class Generator:
         self.padded = parts.sizes.learn_sigma and parts.sizes.variance_layout == "interleaved"
         # DDIM never reads the variance, so that only DDPM needs the original's padding.
         self.padded = self.padded and sampler.sampler == "ddpm"
+        self._params = None if parts.params is None else replicate(parts.params, self.mesh)
+        self._vae_params = replicate(parts.vae.params, self.mesh)
+        self._typical_sizes = _typical_sizes(parts.size_table)
         schedule = parts.diffusion.make_schedule()
         step_constants(schedule, sampler)  # raises on more steps than the chain has
 
@@ -134,7 +134,7 @@ class Generator:
         for rows, where in self._chunks(sizes, first_index, chunk_size):
             found, built = jax.device_get(self.program(*arguments, rows))
             latents += where.split_atoms(found)
-            crystals += self._split(built, where, latents[len(crystals) :])
+            crystals += _mark_failed(split_crystals(built, where), latents[len(crystals) :])
             if on_done:
                 on_done(len(where.sizes))
         return Generated(crystals, latents)
@@ -151,9 +151,8 @@ class Generator:
 
     def _arguments(self, seed: int, params: Any) -> tuple[Any, ...]:
         """Parameters on the devices, and the key."""
-        params = self.parts.params if params is None else params
-        key = jax.random.fold_in(jax.random.key(seed), _CHAIN)
-        return replicate(params, self.mesh), replicate(self.parts.vae.params, self.mesh), key
+        params = self._params if params is None else replicate(params, self.mesh)
+        return params, self._vae_params, named_key(seed, "chain")
 
     def _chunks(
         self, sizes: np.ndarray, first_index: int, chunk_size: int, *, padded_tokens: int = 0
@@ -164,8 +163,14 @@ class Generator:
         num_devices = self.mesh.devices.size
         if self.padded:
             padded_tokens = max(len(self.parts.size_table) - 1, int(sizes.max()))
-        like = Layout.plan(sizes, chunk_size, num_devices=num_devices, padded_tokens=padded_tokens)
-        layout = Layout.for_batches(parts, like=like, num_devices=num_devices)
+        # From the table where it fits, and coarse: other seeds then find their program compiled.
+        typical = self._typical_sizes
+        if not 0.7 < sizes.mean() / typical.mean() < 1.4 or sizes.max() > typical.max():
+            typical = sizes
+        like = Layout.plan(
+            typical, chunk_size, num_devices=num_devices, padded_tokens=padded_tokens
+        )
+        layout = Layout.for_batches(parts, like=like, num_devices=num_devices, coarse=True)
         start = first_index
         for part in parts:
             where = layout.assign(part)
@@ -186,18 +191,21 @@ class Generator:
             return _DEFAULT_CHUNK
         per_token = 4 * _ACTIVATIONS * self.parts.sizes.hidden_size
         tokens = 0.5 * (limit - used) * self.mesh.devices.size / per_token
-        return max(1, min(int(tokens / sizes.mean()), 16 * _DEFAULT_CHUNK))
+        mean = len(self.parts.size_table) - 1 if self.padded else sizes.mean()
+        return max(1, min(int(tokens / mean), 16 * _DEFAULT_CHUNK))
 
-    def _split(
-        self, built: Reconstruction, where: Any, latents: list[np.ndarray]
-    ) -> list[CrystalArrays]:
-        """One (atom_types, frac_coords, lattice) a crystal; NaN coordinates where the chain was not
-        finite.
-        """
-        types, frac = where.split_atoms(built.atom_types), where.split_atoms(built.frac_coords)
-        lattices = where.take_slots(built.lattices)
-        out = []
-        for i, latent in enumerate(latents):
-            bad = not np.isfinite(latent).all()
-            out.append((types[i], np.full_like(frac[i], np.nan) if bad else frac[i], lattices[i]))
-        return out
+
+def _typical_sizes(size_table: np.ndarray) -> np.ndarray:
+    """Return a thousand sizes or so, spread evenly over a histogram."""
+    cumulative = np.cumsum(size_table)
+    ranks = (np.arange(1024) + 0.5) / 1024 * cumulative[-1]
+    return np.searchsorted(cumulative, ranks, side="right")
+
+
+def _mark_failed(crystals: list[CrystalArrays], latents: list[np.ndarray]) -> list[CrystalArrays]:
+    """Give NaN coordinates to crystals whose chain was not finite."""
+    out = []
+    for (types, frac, lattice), latent in zip(crystals, latents, strict=True):
+        finite = bool(np.isfinite(latent).all())
+        out.append((types, frac if finite else np.full_like(frac, np.nan), lattice))
+    return out

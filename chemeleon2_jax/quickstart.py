@@ -6,6 +6,7 @@ Every number is read from the runs' checkpoints or computed from the sampled cry
 import dataclasses
 import gzip
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.table import Table
 from chemeleon2_jax import cli
 from chemeleon2_jax.config import ConfigError
 from chemeleon2_jax.data.datasets import load_split
+from chemeleon2_jax.files import REPORT_FILE, STRUCTURES_FILE
 from chemeleon2_jax.metrics.structure import (
     COVALENT_FACTOR,
     MIN_DISTANCE,
@@ -29,8 +31,6 @@ from chemeleon2_jax.run_folder import read_config
 from chemeleon2_jax.training.checkpoints import open_checkpoint
 from chemeleon2_jax.visualize import save_grid
 
-STRUCTURES_FILE = "generated_structures.json.gz"
-REPORT_FILE = "run.json"
 PICTURE_FILE = "crystals.png"
 SUMMARY_FILE = "quickstart.json"
 NUM_DRAWN = 16
@@ -67,7 +67,7 @@ def read_samples(folder: Path) -> tuple[list[Structure], int]:
         num_samples = json.loads((folder / REPORT_FILE).read_text())["num_samples"]
         with gzip.open(folder / STRUCTURES_FILE, "rt") as file:
             return [Structure.from_dict(entry) for entry in json.load(file)], num_samples
-    except OSError as error:
+    except (OSError, EOFError, KeyError, ValueError, zlib.error) as error:
         raise ConfigError(f"--samples: there are no samples in {folder}: {error}") from error
 
 
@@ -154,7 +154,8 @@ def main() -> int:
         },
     }
     (samples / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
-    picture = save_grid(structures[:NUM_DRAWN], samples / PICTURE_FILE)
+    # Where nothing could be built, the picture says so.
+    picture = save_grid(structures[:NUM_DRAWN] or [None], samples / PICTURE_FILE)
     files = {
         "pictures": picture,
         "crystals": samples / STRUCTURES_FILE,

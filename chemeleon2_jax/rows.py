@@ -52,9 +52,8 @@ class Rows:
 def slot_matrix(rows: Rows) -> jax.Array:
     """Return (R, T, S) float32, 1 where a token belongs to a slot.
 
-    Gathering and pooling within a row are products with this matrix: exact (one term a sum), and
-        faster than gather and
-    scatter on every device.
+    Gathering and pooling within a row are products with this matrix: gathering is exact (one term a
+    sum), and both are faster than gather and scatter.
     """
     return jax.nn.one_hot(rows.slot, rows.is_crystal.shape[1], dtype=jnp.float32)
 
@@ -108,13 +107,18 @@ def crystal_keys(key: jax.Array, rows: Rows) -> jax.Array:
 
 
 def atom_keys(key: jax.Array, rows: Rows) -> jax.Array:
-    """Return (R, T) keys, one an atom: fold_in(fold_in(key, crystal_id), position)."""
+    """Return (R, T) keys, one an atom: fold_in(fold_in(key, crystal_id), position).
+
+    Padding tokens of padded rows belong to a crystal and share its last position; they go by their
+    place in the row, so that no two draw the same.
+    """
     ids = jnp.take_along_axis(rows.crystal_id, rows.slot, axis=1)
 
     def fold(crystal_id: jax.Array, position: jax.Array) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(key, crystal_id), position)
 
-    return jax.vmap(jax.vmap(fold))(ids, rows.position)
+    index = jnp.where(rows.is_atom, rows.position, jnp.arange(rows.position.shape[1]))
+    return jax.vmap(jax.vmap(fold))(ids, index)
 
 
 def atom_normal(key: jax.Array, rows: Rows, width: int) -> jax.Array:

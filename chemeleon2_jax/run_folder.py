@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,10 @@ _IDENTITY = (
 )
 
 
+# Of these it keeps whether they are on: a checkpoint has an item, or weights, more or not.
+_SWITCHES = ("ldm_module.ema.decay", "vae_module.loss_weights.fa")
+
+
 def make_run_dir(log_dir: str, task_name: str, *, now: datetime | None = None) -> Path:
     """Make `<log_dir>/<task_name>/runs/<date and time>`, with `_1`, `_2`, ... where it is taken.
 
@@ -59,6 +65,16 @@ def _make_new(path: Path) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def remove_unused(run_dir: Path, log_name: str) -> None:
+    """Remove the folder of a run that never started; one that holds anything else stays."""
+    checkpoints = run_dir / "checkpoints"
+    with suppress(OSError):  # it is only tidier without the folder
+        if checkpoints.is_dir():
+            checkpoints.rmdir()
+        if {path.name for path in run_dir.iterdir()} <= {CONFIG_FILE, log_name}:
+            shutil.rmtree(run_dir)
 
 
 def save_config(config: ConfigDict, run_dir: Path) -> None:
@@ -117,7 +133,7 @@ def resumed_config(
     for key, value in overrides.items():
         if key == "resume_from" or key not in saved or _same(key, value, saved[key]):
             continue
-        if any(key == prefix or key.startswith(f"{prefix}.") for prefix in _IDENTITY):
+        if _is_identity(key, value, saved[key]):
             raise ConfigError(
                 f"{run_dir} has {key} = {saved[key]!r}, and a run keeps its model, data and seed: "
                 f"start a new run for {value!r}"
@@ -131,6 +147,13 @@ def resumed_config(
     config.update_from_flattened_dict(dict(overrides))
     config.resume_from = ""
     return config, changes
+
+
+def _is_identity(key: str, value: Any, saved: Any) -> bool:
+    """Whether a run with another value would be another run."""
+    if key in _SWITCHES:
+        return bool(value) != bool(saved)
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in _IDENTITY)
 
 
 def _check_same_kind(saved: Mapping[str, Any], given: ConfigDict, run_dir: Path) -> None:

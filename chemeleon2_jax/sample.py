@@ -6,17 +6,18 @@ r"""Generate crystals.
         --num_samples=20 --seed=1 --sampler=ddpm --steps=200 --output_dir=outputs/sizes --cif
 
 Writes generated_structures.json.gz (a list of pymatgen Structures in the order of their index),
-run.json (what was asked for, and index and reason of what could not be built) and, with --cif, one
-CIF each.
+with --cif, one CIF each, and last run.json (what was asked for, and index and reason of what could
+not be built). What an earlier run wrote into the same folder is removed. Where nothing could be
+built, the exit code is 1.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -28,14 +29,15 @@ from tqdm import tqdm
 
 from chemeleon2_jax import __version__, cli
 from chemeleon2_jax.config import ConfigError
+from chemeleon2_jax.files import REPORT_FILE, STRUCTURES_FILE, replacing
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-    from chemeleon2_jax.api import LDMModel
+    from chemeleon2_jax.api import LDMModel, SampleReport
 
-STRUCTURES_FILE = "generated_structures.json.gz"
-REPORT_FILE = "run.json"
+CIF_FOLDER = "cif"
+_CIF_NAME = re.compile(r"[0-9]{6,}_.+\.cif")
 
 log = logging.getLogger("chemeleon2_jax.sample")
 
@@ -65,10 +67,7 @@ def main() -> int:
     if not values.num_samples and not num_atoms:
         raise ConfigError("give --num_samples, --num_atoms or both")
     output_dir = Path(values.output_dir)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output_dir: {error}") from error
+    _check_folder(output_dir)
 
     # After the flags are checked: loading JAX and pymatgen takes seconds.
     from chemeleon2_jax.api import LDMModel, load_model
@@ -81,11 +80,30 @@ def main() -> int:
             f"{values.model} is a VAE, which encodes and decodes but does not generate; give a "
             "latent diffusion model's run folder (logs/train_ldm/runs/...)"
         )
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output_dir: {error}") from error
     start = time.perf_counter()
     structures = _sample(model, num_atoms)
-    seconds = time.perf_counter() - start
-    _write(output_dir, model, structures, seconds)
+    _write(output_dir, model, structures, time.perf_counter() - start)
+    if not structures:
+        raise ConfigError(
+            f"none of the crystals could be built; {output_dir / REPORT_FILE} says why"
+        )
     return 0
+
+
+def _check_folder(path: Path) -> None:
+    """Find out before the work whether a folder can be made, without making it."""
+    try:
+        nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    except OSError as error:
+        raise ConfigError(f"--output_dir: {error}") from error
+    if not nearest.is_dir():
+        raise ConfigError(f"--output_dir: {nearest} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output_dir: {nearest} cannot be written to")
 
 
 def _read_sizes(texts: list[str]) -> list[int]:
@@ -121,18 +139,34 @@ def _sample(model: LDMModel, num_atoms: list[int]) -> list[Structure]:
 def _write(output_dir: Path, model: LDMModel, structures: list[Structure], seconds: float) -> None:
     report = model.last_report
     assert report is not None
+    _remove_earlier_run(output_dir)
+    # The structures before the CIFs, which are not known to be ours without them; the report last.
     dicts = [structure.as_dict() for structure in structures]
     _write_atomically(
         output_dir / STRUCTURES_FILE, gzip.compress(json.dumps(dicts).encode(), mtime=0)
     )
-    values = flags.FLAGS
-    if values.cif:
-        _write_cifs(output_dir / "cif", report.indices, structures)
-    summary: dict[str, Any] = {
-        "model": values.model,
+    if flags.FLAGS.cif:
+        _write_cifs(output_dir / CIF_FOLDER, report.indices, structures)
+    summary = _summary(report, len(structures), seconds)
+    _write_atomically(output_dir / REPORT_FILE, json.dumps(summary, indent=2).encode())
+    log.info(
+        "%d of %d crystals in %.1f s -> %s",
+        *(len(structures), len(report.num_atoms), seconds, output_dir / STRUCTURES_FILE),
+    )
+    for failure in report.failures[:5]:
+        log.warning("crystal %d could not be built: %s", failure.index, failure.reason)
+    if len(report.failures) > 5:
+        log.warning(
+            "and %d more; all are in %s", len(report.failures) - 5, output_dir / REPORT_FILE
+        )
+
+
+def _summary(report: SampleReport, num_built: int, seconds: float) -> dict[str, Any]:
+    return {
+        "model": flags.FLAGS.model,
         "seed": report.seed,
         "num_samples": len(report.num_atoms),
-        "num_built": len(structures),
+        "num_built": num_built,
         "failures": [{"index": f.index, "reason": f.reason} for f in report.failures],
         "indices": list(report.indices),
         "num_atoms": list(report.num_atoms),
@@ -147,25 +181,32 @@ def _write(output_dir: Path, model: LDMModel, structures: list[Structure], secon
             **{name: metadata.version(name) for name in ("jax", "flax", "pymatgen")},
         },
     }
-    _write_atomically(output_dir / REPORT_FILE, json.dumps(summary, indent=2).encode())
-    log.info(
-        "%d of %d crystals in %.1f s -> %s",
-        *(len(structures), len(report.num_atoms), seconds, output_dir / STRUCTURES_FILE),
-    )
-    for failure in report.failures[:5]:
-        log.warning("crystal %d could not be built: %s", failure.index, failure.reason)
-    if len(report.failures) > 5:
-        log.warning(
-            "and %d more; all are in %s", len(report.failures) - 5, output_dir / REPORT_FILE
-        )
+
+
+def _remove_earlier_run(output_dir: Path) -> None:
+    """Remove an earlier run's files: its report first, so that none stands beside other files than
+    its own, and its structures last, so that its CIFs are known should this be interrupted.
+    """
+    report, structures = output_dir / REPORT_FILE, output_dir / STRUCTURES_FILE
+    if not (report.exists() or structures.exists()):
+        return  # CIFs that are there are somebody else's
+    folder = output_dir / CIF_FOLDER
+    try:
+        report.unlink(missing_ok=True)
+        if folder.is_dir():
+            for path in folder.iterdir():
+                if _CIF_NAME.fullmatch(path.name):
+                    path.unlink()
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        structures.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"an earlier run cannot be removed: {error}") from error
 
 
 def _write_cifs(folder: Path, indices: Sequence[int], structures: Sequence[Structure]) -> None:
     try:
         folder.mkdir(exist_ok=True)
-        # Of an earlier run into the same folder: it holds exactly what was generated.
-        for stale in folder.glob("[0-9][0-9][0-9][0-9][0-9][0-9]_*.cif"):
-            stale.unlink()
         for index, structure in zip(indices, structures, strict=True):
             formula = structure.composition.reduced_formula
             structure.to(filename=str(folder / f"{index:06d}_{formula}.cif"))
@@ -174,14 +215,10 @@ def _write_cifs(folder: Path, indices: Sequence[int], structures: Sequence[Struc
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file or leave the one that is there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise ConfigError(f"{path} cannot be written: {error}") from error
 
 

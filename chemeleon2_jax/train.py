@@ -13,6 +13,7 @@ config is a flag.
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +29,14 @@ from chemeleon2_jax.config import (
     unwrap_hub_keys,
 )
 from chemeleon2_jax.config_checks import check_config, check_overrides
-from chemeleon2_jax.run_folder import make_run_dir, resumed_config, save_config
+from chemeleon2_jax.run_folder import make_run_dir, remove_unused, resumed_config, save_config
 
 config_flags.DEFINE_config_file("config", None, "configs/train_<stage>.py[:experiment]")
 flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and exit.")
 
 # The module's own name is __main__ on the command line.
 log = logging.getLogger("chemeleon2_jax.train")
+_LOG_FILE = "train.log"
 
 _NEXT = {
     "train_vae": "Diffusion on its latents: train with --config=configs/train_ldm.py "
@@ -115,12 +117,34 @@ def train(plan: Plan) -> int:
     """Train in a run's folder and return the exit code.
 
     Raises:
-        ConfigError, DatasetError, CheckpointError, NonFiniteError: the text says what to do.
+        ConfigError, DatasetError, CheckpointError, SettingsError, NonFiniteError: the text says
+            what to do.
     """
     config = plan.config
     run_dir = plan.resume_dir or make_run_dir(config.paths.log_dir, config.task_name)
-    save_config(config, run_dir)
-    with cli.log_file(run_dir / "train.log"):
+    started = False
+
+    def start() -> None:
+        nonlocal started
+        started = True
+        if plan.resume_dir is not None:
+            save_config(config, run_dir)
+
+    try:
+        # A run keeps its config until it goes on with another; a new one has it at once, so that
+        # it can be resumed whenever it is killed.
+        if plan.resume_dir is None:
+            save_config(config, run_dir)
+        return _train_in(run_dir, plan, on_start=start)
+    except cli.expected_errors():
+        if plan.resume_dir is None and not started:
+            remove_unused(run_dir, _LOG_FILE)
+        raise
+
+
+def _train_in(run_dir: Path, plan: Plan, *, on_start: Callable[[], None]) -> int:
+    config = plan.config
+    with cli.log_file(run_dir / _LOG_FILE):
         log.info("Run folder: %s", run_dir)
         for change in plan.changes:
             log.info("Changed for this part of the run: %s", change)
@@ -141,6 +165,7 @@ def train(plan: Plan) -> int:
             run_dir=run_dir,
             resume=plan.resume_dir is not None,
             config_text=to_json(config),
+            on_start=on_start,
         )
         if result.status != "interrupted":
             best = "" if result.best_step is None else f"; the best is of step {result.best_step}"

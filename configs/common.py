@@ -75,8 +75,13 @@ def callbacks(*, patience: int) -> ConfigDict:
                 "monitor": "val/total_loss",
                 "patience": patience,  # validations without improvement; 0 never stops early
                 "mode": "min",
+                "min_delta": 0.0,  # an improvement is by more than this
             },
-            "model_checkpoint": {"monitor": "val/total_loss", "mode": "min"},
+            "model_checkpoint": {
+                "monitor": "val/total_loss",
+                "mode": "min",
+                "save_top_k": 1,  # best checkpoints to keep, beside the last one
+            },
         }
     )
 
@@ -121,6 +126,8 @@ def scheduler() -> ConfigDict:
             "patience": 10,  # validations that plateau waits
             "threshold": 1e-4,  # relative improvement that counts, for plateau
             "min_lr": 0.0,
+            "monitor": "",  # what plateau watches; '' is model_checkpoint's, and so is its mode
+            "mode": "",
         }
     )
 

@@ -23,13 +23,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from chemeleon2_jax import cli
 from chemeleon2_jax.data.augment import Augmentation, augment
 from chemeleon2_jax.data.datasets import load_split
 from chemeleon2_jax.data.loader import Layout, Loader
@@ -48,6 +49,8 @@ from chemeleon2_jax.training.parallel import make_mesh, replicate, shard_batch
 from chemeleon2_jax.training.state import init_state
 from chemeleon2_jax.training.step import Updater, make_train_step
 
+PARTS, LAYOUTS = ("vae", "ldm", "sample"), ("packed", "padded")
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", "", "Folder with train.csv[.gz]; default: --data_name.")
 flags.DEFINE_string("data_name", "prototypes", "Named data set.")
@@ -55,11 +58,17 @@ flags.DEFINE_integer("batch_size", 256, "Crystals in a training step.", lower_bo
 flags.DEFINE_integer("num_samples", 64, "Crystals to sample.", lower_bound=1)
 flags.DEFINE_integer("steps", 50, "DDIM steps of sampling.", lower_bound=1)
 flags.DEFINE_integer("repeats", 3, "Timed steps, after one that compiles.", lower_bound=1)
-flags.DEFINE_list("parts", ["vae", "ldm", "sample"], "What to measure.")
-flags.DEFINE_list("layouts", ["packed", "padded"], "Row layouts to compare.")
+flags.DEFINE_list("parts", list(PARTS), "What to measure.")
+flags.DEFINE_list("layouts", list(LAYOUTS), "Row layouts to compare.")
 flags.DEFINE_enum("size", "B", list(NAMED_SIZES), "Size of the DiT.")
 flags.DEFINE_enum("precision", "f32", list(PRECISIONS), "Precision of the models.")
 flags.DEFINE_string("json", "", "File to write the numbers to.")
+for name, known in (("parts", PARTS), ("layouts", LAYOUTS)):
+    flags.register_validator(
+        name,
+        lambda given, known=known: bool(given) and set(given) <= set(known),
+        message=f"give one or more of {','.join(known)}",
+    )
 
 Row = dict[str, Any]
 
@@ -135,9 +144,8 @@ def program_memory(compiled: Any) -> float:
     return (m.argument_size_in_bytes + extra + m.temp_size_in_bytes) / 1e9
 
 
-def main(argv: list[str]) -> None:
+def main() -> int:
     """Measure what the flags ask for."""
-    del argv
     dtype, mesh = PRECISIONS[FLAGS.precision], make_mesh()
     crystals = load_split(FLAGS.data_name, "train", data_dir=FLAGS.data_dir).crystals
     vae_sizes = VAESizes()
@@ -224,6 +232,7 @@ def main(argv: list[str]) -> None:
             "rows": rows_out,
         }
     )
+    return 0
 
 
 def time_sampling(ldm: LDMParts, mesh: Any, padded_tokens: int, rate: float) -> Row:
@@ -289,4 +298,4 @@ def report(results: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -93,7 +93,12 @@ def test_fit_config_takes_every_block():
     config.ldm_module.ema.decay = 0.9
     config.callbacks.early_stopping.patience = 4
     config.data.data_dir = "some/where/crystals"
+    config.callbacks.early_stopping.min_delta = 0.1
+    config.callbacks.model_checkpoint.save_top_k = 3
+    config.ldm_module.scheduler.update({"monitor": "val/valid_share", "mode": "max"})
     fit = fit_config(config)
+    assert (fit.early_stopping.min_delta, fit.keep_best) == (0.1, 3)
+    assert (fit.scheduler.monitor, fit.scheduler.mode) == ("val/valid_share", "max")
     assert (fit.seed, fit.max_steps, fit.ema_decay) == (3, 7, 0.9)
     assert fit.optimizer.learning_rate == config.ldm_module.optimizer.lr
     assert fit.optimizer.betas == (0.9, 0.95)
@@ -153,10 +158,20 @@ def test_right_overrides_pass():
         ("vae_module.scheduler.name", "cosin", "cosine"),
         ("vae_module.encoder.nhead", 7, "multiple of vae_module.encoder.nhead"),
         ("data.rename", "band_gap", "band_gap:dft_band_gap"),
+        ("packing.max_shapes", 9, "at most 8"),
+        ("callbacks.model_checkpoint.save_top_k", 0, "1 or more"),
+        ("vae_module.scheduler.mode", "least", "one of"),
+        ("vae_module.noise.ratio", 0.6, "at most 0.5"),
+        ("vae_module.match_rate.timeout_s", 0.0, "more than 0"),
+        ("vae_module.encoder.d_model", 0, "1 or more"),
+        ("vae_module.encoder.num_freqs", 0, "1 or more"),
+        ("vae_module.decoder.d_model", 0, "1 or more"),
+        ("vae_module.decoder.dim_feedforward", 0, "1 or more"),
+        ("ldm_module.denoiser.mlp_ratio", 0.0, "more than 0"),
     ],
 )
 def test_wrong_value_is_explained(key, value, message):
-    config = load_config(VAE)
+    config = load_config(LDM if key.startswith("ldm_module") else VAE)
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ConfigError, match=message) as caught:
         check_config(config)
@@ -175,6 +190,19 @@ def test_run_without_an_end_is_refused():
     config.callbacks.early_stopping.patience = 10
     with pytest.raises(ConfigError, match="cosine schedule needs an end"):
         check_config(config)
+
+
+@pytest.mark.parametrize("end", ["trainer.max_steps", "vae_module.scheduler.decay_steps"])
+def test_cosine_that_ends_within_its_warmup_is_refused(end):
+    config = load_config(VAE)
+    config.vae_module.scheduler.update({"name": "cosine", "warmup_steps": 100})
+    check_config(config)  # the length of an epoch is known with the data
+    config.update_from_flattened_dict({end: 100})
+    with pytest.raises(ConfigError, match=r"vae_module\.scheduler\.warmup_steps is 100") as caught:
+        check_config(config)
+    assert end in str(caught.value)
+    config.update_from_flattened_dict({end: 101})
+    check_config(config)
 
 
 def test_wandb_without_the_package_is_refused(monkeypatch):

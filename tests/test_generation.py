@@ -17,6 +17,7 @@ from chemeleon2_jax.diffusion.sampler import SamplerConfig
 from chemeleon2_jax.generation import Generator, draw_num_atoms
 from chemeleon2_jax.loading import load_ldm
 from chemeleon2_jax.models.dit import DiT
+from chemeleon2_jax.randomness import named_key
 from tests.tiny import noisy
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -246,6 +247,5 @@ def test_only_one_size():
 
 def test_sizes_are_not_the_noise_of_the_chain(generator, parts):
     """Crystals of equal size are as different as others, whatever was drawn for their size."""
-    key = jax.random.key(3)
-    keys = [jax.random.fold_in(key, use) for use in (generation._SIZES, generation._CHAIN)]
+    keys = [named_key(3, use) for use in ("sizes", "chain")]
     assert not (jax.random.key_data(keys[0]) == jax.random.key_data(keys[1])).all()

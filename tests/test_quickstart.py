@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,11 +33,30 @@ def test_crystals_that_could_not_be_built_have_failed(salt):
 def test_samples_are_read_back(salt, tmp_path):
     with pytest.raises(ConfigError, match="no samples in"):
         quickstart.read_samples(tmp_path)
+    for broken in ('{"num_sam', "{}"):
+        (tmp_path / quickstart.REPORT_FILE).write_text(broken)
+        with pytest.raises(ConfigError, match="no samples in"):
+            quickstart.read_samples(tmp_path)
     (tmp_path / quickstart.REPORT_FILE).write_text('{"num_samples": 3}')
     with gzip.open(tmp_path / quickstart.STRUCTURES_FILE, "wt") as file:
         json.dump([salt.as_dict()], file)
     structures, asked = quickstart.read_samples(tmp_path)
     assert (structures, asked) == ([salt], 3)
+
+
+def test_nothing_built(salt, tmp_path, monkeypatch, capsys):
+    (tmp_path / quickstart.REPORT_FILE).write_text('{"num_samples": 3}')
+    with gzip.open(tmp_path / quickstart.STRUCTURES_FILE, "wt") as file:
+        json.dump([], file)
+    monkeypatch.setattr(quickstart, "reference_crystals", lambda _: [as_arrays(salt)] * 3)
+    monkeypatch.setattr(quickstart, "best_values", lambda _: {"val/total_loss": 0.5})
+    given = SimpleNamespace(vae_run="vae", ldm_run="ldm", samples=str(tmp_path), seconds=[])
+    monkeypatch.setattr(quickstart.flags, "FLAGS", given)
+    assert quickstart.main() == 0
+    summary = json.loads((tmp_path / quickstart.SUMMARY_FILE).read_text())
+    assert (summary["built"], summary["valid"]["generated"]) == (0, 0.0)
+    assert (tmp_path / quickstart.PICTURE_FILE).stat().st_size
+    assert "0%" in capsys.readouterr().out
 
 
 def test_report_says_what_is(capsys, tmp_path):

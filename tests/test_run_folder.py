@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from chemeleon2_jax.config import ConfigError, load_config, to_json
-from chemeleon2_jax.run_folder import CONFIG_FILE, make_run_dir, resumed_config, save_config
+from chemeleon2_jax.run_folder import (
+    CONFIG_FILE,
+    make_run_dir,
+    remove_unused,
+    resumed_config,
+    save_config,
+)
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 VAE, LDM = f"{CONFIGS}/train_vae.py", f"{CONFIGS}/train_ldm.py"
@@ -60,15 +66,16 @@ def test_saved_config_is_the_resolved_one(run_dir):
 def test_saved_config_is_the_base_and_flags_win(run_dir, spec):
     overrides = {
         "resume_from": str(run_dir),
-        "trainer.max_steps": 900,
+        "trainer.max_steps": 12345,
         "data.batch_size": 32,
         "data.data_dir": f"{run_dir}/x/../crystals",
     }
     given = load_config(spec)
     given.update_from_flattened_dict(overrides)
     config, changes = resumed_config(given, overrides, run_dir)
-    assert changes == ["trainer.max_steps = 900 (was 700)"]
-    assert config.trainer.max_steps == 900
+    saved = load_config(f"{VAE}:tiny/vae_dng")
+    assert changes == [f"trainer.max_steps = 12345 (was {saved.trainer.max_steps})"]
+    assert config.trainer.max_steps == 12345
     assert config.data.batch_size == 32
     assert config.vae_module.encoder.d_model == 128
     assert config.experiment == "tiny/vae_dng"
@@ -84,6 +91,7 @@ def test_saved_config_is_the_base_and_flags_win(run_dir, spec):
         ("data.data_dir", "elsewhere"),
         ("vae_module.latent_dim", 4),
         ("vae_module.encoder.num_layers", 4),
+        ("vae_module.loss_weights.fa", 0.5),
     ],
 )
 def test_another_model_data_set_or_seed_is_an_error(run_dir, key, value):
@@ -91,6 +99,28 @@ def test_another_model_data_set_or_seed_is_an_error(run_dir, key, value):
     given.update_from_flattened_dict({key: value})
     with pytest.raises(ConfigError, match=f"has {key} = "):
         resumed_config(given, {key: value}, run_dir)
+
+
+@pytest.mark.parametrize(("saved", "given"), [(0.9, 0.0), (0.0, 0.9)])
+def test_ema_is_not_switched_in_a_run(tmp_path, saved, given):
+    config, key = load_config(LDM), "ldm_module.ema.decay"
+    config.ldm_module.ema.decay = saved
+    save_config(config, tmp_path)
+    with pytest.raises(ConfigError, match=f"has {key} = {saved}"):
+        resumed_config(load_config(LDM), {key: given}, tmp_path)
+    if saved:
+        _, changes = resumed_config(load_config(LDM), {key: 0.99}, tmp_path)
+        assert changes == [f"{key} = 0.99 (was {saved})"]
+
+
+def test_only_a_folder_without_results_is_removed(tmp_path):
+    for name, extra in (("unused", "train.log"), ("used", "events.out")):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / CONFIG_FILE).touch()
+        (tmp_path / name / extra).touch()
+        remove_unused(tmp_path / name, "train.log")
+    assert [path.name for path in tmp_path.iterdir()] == ["used"]
+    assert (tmp_path / "used" / CONFIG_FILE).exists()
 
 
 def test_another_experiment_or_stage_is_an_error(run_dir):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import stat
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
 
 import chemeleon2_jax as c2
+from chemeleon2_jax import api, sample
+from chemeleon2_jax.config import ConfigError
 from chemeleon2_jax.generation import draw_num_atoms
 from tests.tiny import SAMPLE_FLAGS, make_once, run_module, run_script
 
@@ -117,7 +121,13 @@ ERRORS = {
 }
 RUNS = {
     "again": list(SAMPLE_FLAGS),
-    "ddpm": ["--num_atoms=3,7", "--num_samples=5", "--sampler=ddpm", "--steps=4", "--chunk_size=2"],
+    "ddpm": [
+        "--num_atoms=3,7",
+        "--num_samples=5",
+        "--sampler=ddpm",
+        "--steps=50",
+        "--chunk_size=2",
+    ],
     **ERRORS,
 }
 
@@ -156,7 +166,7 @@ def test_same_flags_same_bytes(many, tiny_samples):
 def test_sizes_sampler_and_chunks(many):
     _, report = read(many / "ddpm")
     assert report["num_atoms"] == [3, 7, 3, 7, 3]
-    assert report["sampler"] == {"name": "ddpm", "steps": 4, "eta": 1.0}
+    assert report["sampler"] == {"name": "ddpm", "steps": 50, "eta": 1.0}
     assert names_of(many / "ddpm") == [STRUCTURES, REPORT]
 
 
@@ -169,7 +179,7 @@ def test_sizes_sampler_and_chunks(many):
         ("steps", "a sampler takes 1 to 1000 steps, not 1001"),
         ("eta", "eta nan at least 0"),
         ("occupied", "occupied/cif cannot be written"),
-        ("blocked", "run.json cannot be written"),
+        ("blocked", "an earlier run cannot be removed: "),
     ],
 )
 def test_what_cannot_be_done_is_one_line(many, name, message):
@@ -179,8 +189,11 @@ def test_what_cannot_be_done_is_one_line(many, name, message):
     assert results.keys() == RUNS.keys()
     assert results["again"] == results["ddpm"] == 0
     # What was written before is whole, and no temporary file is left.
-    written = {"occupied": ["cif", STRUCTURES], "blocked": [STRUCTURES, REPORT]}
-    assert names_of(many / name) == written.get(name, [])
+    written = {"occupied": ["cif", STRUCTURES], "blocked": [REPORT]}
+    if name in ("missing", "vae"):
+        assert not (many / name).exists()  # made when there is a model to fill it
+    else:
+        assert names_of(many / name) == written.get(name, [])
 
 
 def test_failures_leave_the_others_and_replace_an_earlier_run(tmp_path, tiny_samples, tiny_ldm):
@@ -214,6 +227,70 @@ def test_failures_leave_the_others_and_replace_an_earlier_run(tmp_path, tiny_sam
     assert names_of(output / "cif") == [*expected, "mine.cif"]
     first = min(reasons)
     assert f"warning: crystal {first} could not be built: {reasons[first]}" in done.output
+
+
+def put_samples(folder, names):
+    (folder / "cif").mkdir(parents=True)
+    for name in names:
+        (folder / "cif" / name).touch()
+
+
+def test_what_an_earlier_run_left_is_removed(tmp_path):
+    put_samples(tmp_path, ["000001_NaCl.cif", "1000000_Ca(ClO)2.cif", "12_NaCl.cif", "mine.cif"])
+    sample._remove_earlier_run(tmp_path)  # no run wrote these
+    assert len(names_of(tmp_path / "cif")) == 4
+    for name in (STRUCTURES, REPORT):
+        (tmp_path / name).touch()
+    sample._remove_earlier_run(tmp_path)
+    assert names_of(tmp_path) == ["cif"]
+    assert names_of(tmp_path / "cif") == ["12_NaCl.cif", "mine.cif"]
+    put_samples(tmp_path / "other", ["000001_NaCl.cif"])
+    (tmp_path / "other" / STRUCTURES).touch()  # an interrupted run
+    sample._remove_earlier_run(tmp_path / "other")
+    assert names_of(tmp_path / "other") == []
+
+
+@dataclass
+class Model(api.LDMModel):
+    """Builds what it is told to."""
+
+    built: list = field(default_factory=list)
+
+    def sample(self, num_samples, **options):
+        failures = (api.Failure(0, "no cell"),) if not self.built else ()
+        self.last_report = api.SampleReport(
+            0, (2,), (0,) if self.built else (), failures, api.SamplerConfig()
+        )
+        return self.built
+
+
+def run_here(monkeypatch, folder, built, *, cif):
+    monkeypatch.setattr(api, "load_model", lambda _: Model(None, {}, built=built))
+    given = {"model": "m", "output_dir": str(folder), "num_samples": 1, "num_atoms": [], "cif": cif}
+    rest = {"seed": 0, "sampler": "ddim", "steps": 2, "eta": 1.0, "chunk_size": 0}
+    monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(**given, **rest))
+    return sample.main()
+
+
+def test_nothing_built_is_an_error_with_a_report(tmp_path, monkeypatch):
+    folder = tmp_path / "new"
+    with pytest.raises(ConfigError, match=r"none of the crystals could be built; .*run\.json"):
+        run_here(monkeypatch, folder, [], cif=False)
+    structures, report = read(folder)
+    assert (structures, report["num_built"]) == ([], 0)
+    assert report["failures"] == [{"index": 0, "reason": "no cell"}]
+
+
+def test_a_run_without_cifs_leaves_none_and_a_failing_one_no_report(tmp_path, monkeypatch):
+    salt = Structure(np.eye(3) * 4, ["Na", "Cl"], [[0] * 3, [0.5] * 3])
+    assert run_here(monkeypatch, tmp_path, [salt], cif=True) == 0
+    assert names_of(tmp_path / "cif") == ["000000_NaCl.cif"]
+    assert run_here(monkeypatch, tmp_path, [salt], cif=False) == 0
+    assert names_of(tmp_path) == [STRUCTURES, REPORT]
+    (tmp_path / "cif").touch()
+    with pytest.raises(ConfigError, match="cif cannot be written"):
+        run_here(monkeypatch, tmp_path, [salt], cif=True)
+    assert names_of(tmp_path) == ["cif", STRUCTURES]
 
 
 GOOD = ("--model=m", "--output_dir={folder}", "--num_samples=1")

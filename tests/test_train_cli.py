@@ -83,14 +83,17 @@ class FakeTraining:
 
     def __init__(self, monkeypatch, outcome):
         self.calls = []
+        self.starts = True
         self.outcome = outcome
         monkeypatch.setattr(
             "chemeleon2_jax.stages.build", lambda config, resume_dir: config, raising=False
         )
         monkeypatch.setattr("chemeleon2_jax.training.loop.fit", self.fit)
 
-    def fit(self, stage, fit_config, *, run_dir, resume, config_text):
+    def fit(self, stage, fit_config, *, run_dir, resume, config_text, on_start):
         self.calls.append((stage, fit_config, run_dir, resume, config_text))
+        if self.starts:
+            on_start()
         return self.outcome()
 
 
@@ -143,6 +146,32 @@ def test_error_is_in_the_log_file(monkeypatch, tiny, error, traceback):
     text = (fake.calls[0][2] / "train.log").read_text()
     assert f"{type(error).__name__}: {error}" in text
     assert ("Traceback" in text) == traceback
+
+
+def test_run_that_never_started_leaves_no_folder(monkeypatch, tiny):
+    def fail():
+        raise DatasetError("no such data")
+
+    FakeTraining(monkeypatch, fail).starts = False
+    with pytest.raises(DatasetError):
+        train.train(train.make_plan(tiny, {}))
+    assert list(Path(tiny.paths.log_dir).glob("*/runs/*")) == []
+
+
+def test_resume_that_fails_leaves_the_config_as_it_was(monkeypatch, tiny):
+    def fail():
+        raise DatasetError("does not fit")
+
+    fake = FakeTraining(monkeypatch, Result)
+    train.train(train.make_plan(tiny, {}))
+    run_dir = fake.calls[0][2]
+    before = (run_dir / "config.json").read_bytes()
+    fake.starts, fake.outcome = False, fail
+    overrides = {"resume_from": str(run_dir), "trainer.precision": "bf16"}
+    tiny.update_from_flattened_dict(overrides)
+    with pytest.raises(DatasetError):
+        train.train(train.make_plan(tiny, overrides))
+    assert (run_dir / "config.json").read_bytes() == before
 
 
 def test_more_devices_than_there_are(monkeypatch, tiny):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from chemeleon2_jax.workers import Outcome, WorkerError, WorkerPool
+from chemeleon2_jax.workers import pool as pool_module
 from chemeleon2_jax.workers import schedule as schedule_module
 
 ROOT = Path(__file__).parents[1]
@@ -171,6 +172,21 @@ def test_workers_are_kept_and_replaced():
         assert all(outcome.error is None for outcome in outcomes)
         assert not {outcome.value for outcome in outcomes} & pids
     assert all(wait_until_dead(outcome.value) for outcome in outcomes)
+
+
+def test_no_more_workers_than_chunks():
+    with WorkerPool(4) as pool:
+        pool.map(math.sqrt, range(10), chunk_size=5)
+        assert len(pool._workers) <= 2
+        pool.map(math.sqrt, [1.0])
+        assert len(pool._workers) <= 2
+
+
+def test_default_number_of_workers(monkeypatch):
+    for cpus, expected in ((3, 3), (64, 16)):
+        monkeypatch.setattr(pool_module, "available_cpus", lambda cpus=cpus: cpus)
+        assert WorkerPool().num_workers == expected
+    assert WorkerPool(40).num_workers == 40
 
 
 def test_a_closed_pool_starts_again(pool):

@@ -117,9 +117,9 @@ def write_folder(folder: Path) -> Path:
     return folder
 
 
-def write_two(folder: Path) -> Path:
+def write_two(folder: Path, *, copies: int = 1) -> Path:
     """Write two crystals, in training and validation alike: what a model can learn by heart."""
-    two = [rocksalt("Na", "Cl", 5.64), perovskite("Sr", "Ti", 3.905)]
+    two = [rocksalt("Na", "Cl", 5.64), perovskite("Sr", "Ti", 3.905)] * copies
     for split in ("train", "val", "test"):
         write_split(folder / f"{split}.csv", two)
     return folder

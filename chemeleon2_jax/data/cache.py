@@ -6,10 +6,8 @@ that cannot be read counts as absent, and a folder that cannot be written costs 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import uuid
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -17,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from absl import logging
+
+from chemeleon2_jax.files import replacing
 
 # What numpy and zipfile raise on files that were cut short, overwritten or never were archives.
 _UNREADABLE = (
@@ -57,22 +57,13 @@ def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def temporary_path(path: Path) -> Path:
-    """Return a path beside `path` that no other process or thread writes."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-
-
 def store_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> bool:
     """Write an .npz file atomically; return False, with a warning, where that is not possible."""
-    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
+        with replacing(path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, allow_pickle=False, **arrays)
-        temporary.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         logging.warning(
             "Cannot write the cache file %s (%s); going on without it. Set XDG_CACHE_HOME to a "
             "folder with room to keep the work for the next run.",

@@ -67,10 +67,7 @@ class Split:
         kinds = Counter(row.reason.partition(":")[0] for row in self.skipped)
         counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
         lines = [f"{head}; skipped {len(self.skipped)} ({counts})"]
-        lines += [
-            f"  row {row.row} ({row.material_id}): {row.reason}"
-            for row in self.skipped[:num_listed]
-        ]
+        lines += [f"  {row.describe()}" for row in self.skipped[:num_listed]]
         if len(self.skipped) > num_listed:
             lines.append(f"  and {len(self.skipped) - num_listed} more")
         return "\n".join(lines)
@@ -118,7 +115,7 @@ def load_split(
         targets: properties to load, by their names after `rename`.
         rename: column of the file -> its name here.
         max_atoms: skip crystals with more atoms in the reduced cell; 0 is no limit.
-        num_workers: processes that parse CIFs; None is one a CPU, 0 and 1 work in this one.
+        num_workers: processes that parse CIFs; None is one a CPU, up to 16; 0, 1: none.
         progress: show progress bars on a terminal.
 
     Raises:

@@ -22,10 +22,11 @@ from pathlib import Path
 from absl import logging
 from tqdm import tqdm
 
-from chemeleon2_jax.data.cache import cache_dir, hash_file, temporary_path
+from chemeleon2_jax.data.cache import cache_dir, hash_file
 from chemeleon2_jax.data.csv_files import SPLITS
 from chemeleon2_jax.data.errors import DatasetError, suggest
 from chemeleon2_jax.data.sources import MIRROR_VARIABLE, NamedSet, RemoteFile
+from chemeleon2_jax.files import replacing
 
 TIMEOUT_S = 30.0
 NUM_ATTEMPTS = 2
@@ -164,9 +165,8 @@ def _keep_record(source: RemoteFile, path: Path, record: Path) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    temporary = temporary_path(path)
-    temporary.write_text(text)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def _fetch_member(

@@ -71,9 +71,12 @@ class Layout:
         return Layout((RowShape(rows, padded_tokens, 1, pairs),), padded=True)
 
     @staticmethod
-    def for_batches(batches: Sequence[np.ndarray], *, like: Layout, num_devices: int = 1) -> Layout:
+    def for_batches(
+        batches: Sequence[np.ndarray], *, like: Layout, num_devices: int = 1, coarse: bool = False
+    ) -> Layout:
         """One shape that holds each of the given batches of sizes, with the tokens and slots of
-        `like` where they fit.
+        `like` where they fit; `coarse` rounds it up by at most an eighth, so that other batches
+        have the same.
         """
         tokens, slots = like.shapes[0].tokens, like.shapes[0].slots
         largest = max(int(sizes.max()) for sizes in batches)
@@ -83,7 +86,8 @@ class Layout:
         pairs = [
             int((b.astype(np.int64) ** 2).sum()) if like.shapes[0].edges else 0 for b in batches
         ]
-        rows_needed, edges = (num_devices * -(-max(v) // num_devices) for v in (rows, pairs))
+        needed = [_round_up(max(counts)) if coarse else max(counts) for counts in (rows, pairs)]
+        rows_needed, edges = (num_devices * -(-count // num_devices) for count in needed)
         return Layout((RowShape(rows_needed, tokens, slots, edges),), padded=like.padded)
 
     def assign(self, sizes: np.ndarray) -> Assignment:
@@ -92,6 +96,12 @@ class Layout:
             return assign(sizes, self.shapes)
         shape = self.shapes[0]
         return assign_padded(sizes, shape.tokens, rows=shape.rows, edges=shape.edges)
+
+
+def _round_up(count: int) -> int:
+    """Round up to one of eight values an octave."""
+    step = max(1, 2 ** (count.bit_length() - 4))
+    return step * -(-count // step)
 
 
 def local_rows(shape: RowShape) -> tuple[int, int]:

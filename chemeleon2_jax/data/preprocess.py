@@ -25,9 +25,9 @@ from chemeleon2_jax.data import csv_files
 from chemeleon2_jax.data.cache import cache_dir, hash_file, load_arrays, store_arrays
 from chemeleon2_jax.data.csv_files import field_of
 from chemeleon2_jax.data.errors import DatasetError
-from chemeleon2_jax.workers import Outcome, WorkerPool, available_cpus
+from chemeleon2_jax.workers import Outcome, WorkerPool, default_workers
 
-VERSION = 1
+VERSION = 2
 """Part of every cache key; raise it when the same file is to give other arrays."""
 
 ROWS_AT_ONCE = 16384
@@ -38,6 +38,9 @@ ROWS_A_WORKER = 400
 
 ROW_TIMEOUT_S = 60.0
 CHUNK_SIZE = 32
+
+TRANSIENT = ("timeout", "worker died")
+"""Kinds of reasons that lie in the machine as much as in the row, and may be gone the next time."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,10 @@ class SkippedRow:
     row: int
     material_id: str
     reason: str
+
+    def describe(self) -> str:
+        """Return "row 3 (mp-17): reason"."""
+        return f"row {self.row} ({self.material_id}): {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,8 @@ def parse_file(
         path: CSV file, gzipped or not.
         cif_column: name in the file of the column of CIFs.
         id_column: the same for the ids; None numbers the rows.
-        num_workers: processes; None is one a CPU (fewer for short files), 0 and 1 work in this one.
+        num_workers: processes; None is one a CPU, up to 16 (fewer for short files); 0 and 1 work
+            in this one.
         progress: show a progress bar on a terminal.
 
     Raises:
@@ -131,7 +139,15 @@ def parse_file(
         except (KeyError, ValueError) as error:
             logging.warning("Cache file %s is incomplete (%s); building it again.", cache, error)
     parsed = _parse(path, cif_column, id_column, num_workers=num_workers, progress=progress)
-    store_arrays(cache, _pack(parsed))
+    given_up = sum(_is_transient(reason) for _, _, reason in parsed.skipped)
+    if given_up:
+        logging.warning(
+            "%s: %d rows were given up after a timeout or the death of their process. They are "
+            "skipped this time; nothing is cached, so that the next run tries them again.",
+            *(path, given_up),
+        )
+    else:
+        store_arrays(cache, _pack(parsed))
     return parsed
 
 
@@ -172,13 +188,8 @@ def _parse(
     with bar, WorkerPool(_count_workers(num_workers, num_rows)) as pool:
         for batch in _batches(csv_files.read_rows(path), ROWS_AT_ONCE):
             first_row = sum(part.num_rows for part in parts) + 1
-            outcomes = pool.map(
-                _parse_or_fail,
-                [_cif_of(fields, cif_index, len(header)) for fields in batch],
-                timeout_s=ROW_TIMEOUT_S,
-                chunk_size=CHUNK_SIZE,
-                on_done=bar.update,
-            )
+            cifs = [_cif_of(fields, cif_index, len(header)) for fields in batch]
+            outcomes = _parse_batch(cifs, pool, bar)
             rows = range(first_row, first_row + len(batch))
             ids = [
                 field_of(fields, id_index) or str(row)
@@ -191,6 +202,20 @@ def _parse(
         num_rows=num_rows,
         skipped=tuple(itertools.chain.from_iterable(part.skipped for part in parts)),
     )
+
+
+def _parse_batch(
+    cifs: Sequence[str | tuple[int, int]], pool: WorkerPool, bar: tqdm
+) -> list[Outcome]:
+    """Parse rows, and once more those that a busy machine may have failed."""
+    outcomes = pool.map(
+        _parse_or_fail, cifs, timeout_s=ROW_TIMEOUT_S, chunk_size=CHUNK_SIZE, on_done=bar.update
+    )
+    again = [i for i, outcome in enumerate(outcomes) if _is_transient(outcome.error)]
+    second = pool.map(_parse_or_fail, [cifs[i] for i in again], timeout_s=ROW_TIMEOUT_S)
+    for i, outcome in zip(again, second, strict=True):
+        outcomes[i] = outcome
+    return outcomes
 
 
 def _sort_out(outcomes: Sequence[Outcome], ids: Sequence[str], first_row: int) -> ParsedFile:
@@ -223,13 +248,20 @@ def _cif_of(fields: Sequence[str], index: int, num_columns: int) -> str | tuple[
 
 
 def _reason(outcome: Outcome) -> str:
-    text = (outcome.error or "").removeprefix("ValueError: ")
-    return text if not text.startswith(("timeout", "worker died")) else f"unparsable CIF: {text}"
+    error = outcome.error or ""
+    for kind in TRANSIENT:
+        if error.startswith(kind):
+            return f"{kind}: {error.removeprefix(kind).strip(' ()')}"
+    return error.removeprefix("ValueError: ")
+
+
+def _is_transient(reason: str | None) -> bool:
+    return reason is not None and reason.startswith(TRANSIENT)
 
 
 def _count_workers(num_workers: int | None, num_rows: int) -> int:
     if num_workers is None:
-        num_workers = min(available_cpus(), num_rows // ROWS_A_WORKER)
+        num_workers = min(default_workers(), num_rows // ROWS_A_WORKER)
     # One worker is no faster than this process, and costs its start.
     return num_workers if num_workers > 1 else 0
 

@@ -22,6 +22,10 @@ from chemeleon2_jax.diffusion.gaussian import (
 from chemeleon2_jax.diffusion.schedule import SAMPLERS, Schedule, sampling_timesteps
 from chemeleon2_jax.rows import Rows, atom_normal, mean_over_crystal, slot_matrix
 
+# Latents over latent_std are of order 1. What is far beyond overflows within the denoiser, and
+# masked attention computes 0 * inf: it would take the other crystals of its row along.
+LARGEST_STATE = 1e6
+
 
 @dataclass(frozen=True)
 class SamplerConfig:
@@ -148,8 +152,8 @@ def sample_chain(
     """Run the chain from noise to clean latents over latent_std: (R, T, L).
 
     The noise of step k comes from fold_in(key, k + 1), crystal and atom. A crystal that stops being
-    finite is set to 0 within the chain, so that it cannot reach its neighbours in the row, and to
-    NaN in the result.
+    finite, or is on its way (beyond LARGEST_STATE), is set to 0 within the chain, so that it cannot
+    reach its neighbours in the row, and to NaN in the result.
     """
     constants = step_constants(schedule, config)
     membership = slot_matrix(rows)
@@ -162,7 +166,7 @@ def sample_chain(
         gaussian = transition(denoise, x, values, rows=rows, sampler=config.sampler, target=target)
         noise = atom_normal(jax.random.fold_in(key, number), rows, latent_dim)
         x = gaussian.mean + values.has_noise * gaussian.std * noise
-        bad_token = ~jnp.all(jnp.isfinite(x), -1)
+        bad_token = ~jnp.all(jnp.abs(x) < LARGEST_STATE, -1)
         failed = failed | (jnp.einsum("rts,rt->rs", membership, bad_token.astype(jnp.float32)) > 0)
         stopped = jnp.take_along_axis(failed, rows.slot, axis=1)[..., None]
         return (jnp.where(stopped, 0.0, x), failed), None

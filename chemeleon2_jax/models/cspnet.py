@@ -91,7 +91,9 @@ class CSPLayer(nnx.Module):
         kernel = self.edge1.kernel[...].astype(x.dtype)
         as_sender, as_receiver = x @ kernel[:d], x @ kernel[d : 2 * d]
         assert self.edge1.bias is not None
-        edges = graph.edges @ kernel[2 * d :] + self.edge1.bias[...].astype(x.dtype)
+        # In float32: bfloat16 would round offsets, and metric tensors of hundreds of angstrom^2.
+        of_edge = graph.edges @ self.edge1.kernel[...][2 * d :] + self.edge1.bias[...]
+        edges = of_edge.astype(x.dtype)
         edges = edges + as_sender[graph.senders] + as_receiver[graph.receivers]
         edges = jax.nn.silu(self.edge2(jax.nn.silu(edges)))
         total = jraph.segment_sum(edges * edge_weight, graph.senders, h.shape[0])
@@ -101,8 +103,6 @@ class CSPLayer(nnx.Module):
 
 class CSPNetEncoder(nnx.Module):
     """Atom embeddings through CSP layers; invariant to rotations and translations of a crystal."""
-
-    needs_edges = True
 
     def __init__(self, sizes: EncoderSizes, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
         d = sizes.d_model
@@ -120,7 +120,7 @@ class CSPNetEncoder(nnx.Module):
         """Encode atoms: (R * T, D)."""
         graph = pair_graph(rows)
         features = [graph.edges[:, :9], fourier_features(graph.edges[:, 9:], self.num_freqs)]
-        graph = graph._replace(edges=jnp.concatenate(features, -1).astype(self.dtype))
+        graph = graph._replace(edges=jnp.concatenate(features, -1))
         h = self.atom_types[...][rows.atom_types.reshape(-1)].astype(self.dtype)
         # Every atom sends to all atoms of its crystal, itself included.
         degree = jnp.take_along_axis(rows.num_atoms, rows.slot, axis=1).reshape(-1, 1)

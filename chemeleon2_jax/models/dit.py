@@ -176,15 +176,18 @@ def split_output(
     a row) alone. In packed rows it is None, which DDIM does not need.
     """
     latent_dim = sizes.latent_dim
+    is_atom = rows.is_atom[..., None]
+    # Padding evolves with eps 0, as in the original; its variance values reach the atoms'.
     if not sizes.learn_sigma:
-        return output, None
+        return jnp.where(is_atom, output, 0.0), None
     if sizes.variance_layout == "per_token":
-        return output[..., :latent_dim], output[..., latent_dim:]
+        return jnp.where(is_atom, output[..., :latent_dim], 0.0), output[..., latent_dim:]
     num_rows, tokens, _ = output.shape
     if rows.is_crystal.shape[1] == 1:
         halves = output.reshape(num_rows, 2 * tokens, latent_dim)
-        return halves[:, :tokens], halves[:, tokens:]
+        return jnp.where(is_atom, halves[:, :tokens], 0.0), halves[:, tokens:]
     first = jnp.arange(tokens) - rows.position
     source = jnp.take_along_axis(output, (first + rows.position // 2)[..., None], axis=1)
     odd = (rows.position % 2 == 1)[..., None]
-    return jnp.where(odd, source[..., latent_dim:], source[..., :latent_dim]), None
+    eps = jnp.where(odd, source[..., latent_dim:], source[..., :latent_dim])
+    return jnp.where(is_atom, eps, 0.0), None

@@ -12,9 +12,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from chemeleon2_jax.crystals import NUM_ATOM_CLASSES, lattice_from_parameters, unscale_lengths
+from chemeleon2_jax.crystals import (
+    NUM_ATOM_CLASSES,
+    CrystalArrays,
+    lattice_from_parameters,
+    unscale_lengths,
+)
 from chemeleon2_jax.models.cspnet import CSPNetEncoder
 from chemeleon2_jax.models.layers import MLP, Transformer, index_embedding, linear
+from chemeleon2_jax.packing import Assignment
 from chemeleon2_jax.rows import Rows, attention_bias, gather_slots, mean_over_crystal, slot_matrix
 
 FOUNDATION_WIDTH = 256
@@ -105,14 +111,13 @@ class Reconstruction(NamedTuple):
 class TransformerEncoder(nnx.Module):
     """Sum of the embeddings of element, cell, coordinates and index, through a transformer."""
 
-    needs_edges = False
-
     def __init__(self, sizes: EncoderSizes, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
         d = sizes.d_model
         normal = nnx.initializers.normal(1.0)
         self.atom_types = nnx.Param(normal(rngs.params(), (NUM_ATOM_CLASSES, d), jnp.float32))
-        self.lattices = MLP((9, d, d), rngs=rngs, first_bias=False, dtype=dtype)
-        self.frac_coords = MLP((3, d, d), rngs=rngs, first_bias=False, dtype=dtype)
+        # In float32: bfloat16 would round coordinates to 0.004 and cells to 0.06 angstrom.
+        self.lattices = MLP((9, d, d), rngs=rngs, first_bias=False)
+        self.frac_coords = MLP((3, d, d), rngs=rngs, first_bias=False)
         self.transformer = Transformer(
             d,
             sizes.nhead,
@@ -232,6 +237,12 @@ class VAE(nnx.Module):
 def sample_posterior(posterior: Posterior, noise: jax.Array) -> jax.Array:
     """Return mean + std * noise, (R, T, L)."""
     return posterior.mean + jnp.exp(0.5 * posterior.logvar) * noise
+
+
+def split_crystals(crystals: Reconstruction, where: Assignment) -> list[CrystalArrays]:
+    """Return (atom_types, frac_coords, lattice) of each crystal, as numpy arrays."""
+    types, frac = where.split_atoms(crystals.atom_types), where.split_atoms(crystals.frac_coords)
+    return list(zip(types, frac, where.take_slots(crystals.lattices), strict=True))
 
 
 def reconstruct(decoded: Decoded, rows: Rows) -> Reconstruction:

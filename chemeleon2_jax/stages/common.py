@@ -4,6 +4,7 @@ terms.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,17 +12,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from chemeleon2_jax.cli import ONLY_IN_FILE
 from chemeleon2_jax.config import ConfigError, rename_columns, split_names
 from chemeleon2_jax.crystals import Crystals
 from chemeleon2_jax.data.augment import Augmentation
-from chemeleon2_jax.data.datasets import load_split, size_table
+from chemeleon2_jax.data.datasets import NUM_LISTED, Split, load_split, size_table
 from chemeleon2_jax.data.loader import Layout, Loader, in_order
 from chemeleon2_jax.models.losses import Terms
 from chemeleon2_jax.training.parallel import make_mesh, replicated, shard_batch
 from chemeleon2_jax.workers import WorkerPool
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
@@ -67,13 +72,14 @@ class StageData:
         return [int(n) for n in size_table(self.train)]
 
 
-def load_data(config: ConfigDict, *, edges: bool, padded_tokens: int = 0) -> StageData:
+def load_data(config: ConfigDict, *, edges: bool, interleaved: bool = False) -> StageData:
     """Load the training and validation sets that `config.data` names and plan their rows.
 
     Args:
         config: of the run.
         edges: whether the model wants pairs of atoms.
-        padded_tokens: > 0 for padded rows of at least so many tokens.
+        interleaved: whether the model's variance depends on the padding: then every row is padded
+            to the largest training crystal, as in sampling.
     """
     data = config.data
     options: dict[str, Any] = {
@@ -83,14 +89,20 @@ def load_data(config: ConfigDict, *, edges: bool, padded_tokens: int = 0) -> Sta
         "max_atoms": data.max_atoms,
         "num_workers": data.num_workers or None,
     }
-    train, val = (load_split(data.name, part, **options).crystals for part in ("train", "val"))
+    splits = [load_split(data.name, part, **options) for part in ("train", "val")]
+    for split in splits:
+        _log_skipped(split)
+    train, val = (split.crystals for split in splits)
     mesh = make_mesh(config.trainer.num_devices)
     num_devices = mesh.devices.size
     largest = int(max(train.num_atoms.max(), val.num_atoms.max()))
     if config.packing.layout not in ("packed", "padded"):
         raise ConfigError(f"packing.layout is {config.packing.layout!r}; it is packed or padded")
-    if config.packing.layout == "padded":
-        padded_tokens = max(padded_tokens, largest)
+    if interleaved and largest > train.num_atoms.max():
+        raise ConfigError(
+            f"the interleaved variance is defined for up to {train.num_atoms.max()} atoms, as the "
+            f"training set has them, but the validation set has {largest}; set data.max_atoms"
+        )
     row_tokens = config.packing.row_tokens
     if row_tokens and row_tokens < largest:
         raise ConfigError(
@@ -102,11 +114,21 @@ def load_data(config: ConfigDict, *, edges: bool, padded_tokens: int = 0) -> Sta
         num_devices=num_devices,
         row_tokens=row_tokens,
         max_shapes=config.packing.max_shapes,
-        padded_tokens=max(padded_tokens, largest) if padded_tokens else 0,
+        padded_tokens=largest if interleaved or config.packing.layout == "padded" else 0,
         edges=edges,
     )
     val_layout = _layout_in_order(val, data.batch_size, layout, mesh)
     return StageData(train, val, layout, val_layout, data.batch_size, mesh)
+
+
+def _log_skipped(split: Split) -> None:
+    """List the rows that the report of `load_split` only counts; on the console, say where."""
+    rest = split.skipped[NUM_LISTED:]
+    if not rest:
+        return
+    lines = "\n".join(f"  {row.describe()}" for row in rest)
+    log.info("%s: the other skipped rows\n%s", split.source, lines, extra={ONLY_IN_FILE: True})
+    log.info("%s: all skipped rows are listed in the run's train.log", split.source)
 
 
 def _layout_in_order(crystals: Crystals, batch_size: int, like: Layout, mesh: Mesh) -> Layout:
@@ -140,11 +162,20 @@ def evaluator(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return jax.jit(fn, out_shardings=replicated(mesh))
 
 
+def from_first_process(values: dict[str, float]) -> dict[str, float]:
+    """The first process's values, on all of them: time limits strike where they like."""
+    if jax.process_count() == 1:
+        return values
+    numbers = multihost_utils.broadcast_one_to_all(np.array(list(values.values()), np.float64))
+    return dict(zip(values, map(float, numbers), strict=True))
+
+
 def sum_terms(parts: Iterable[Terms]) -> dict[str, tuple[float, float]]:
     """Add up (sum, weight) terms of batches, in float64 on the host."""
     totals: dict[str, np.ndarray] = {}
-    for part in parts:
-        for name, pair in jax.device_get(part).items():
+    # All at once: the device computes the next batch while the last is on its way.
+    for part in jax.device_get(list(parts)):
+        for name, pair in part.items():
             totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
     return {name: (float(total), float(weight)) for name, (total, weight) in totals.items()}
 

@@ -32,6 +32,7 @@ from chemeleon2_jax.metrics.structure import covalent_share, validity
 from chemeleon2_jax.models.dit import NAMED_SIZES, DiT, DiTSizes, split_output
 from chemeleon2_jax.models.losses import Terms
 from chemeleon2_jax.models.vae import sample_posterior
+from chemeleon2_jax.randomness import named_key
 from chemeleon2_jax.rows import Rows, atom_normal, crystal_keys
 from chemeleon2_jax.stages.common import (
     StageData,
@@ -92,7 +93,7 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         schedule = diffusion.make_schedule()
         sampler = SamplerConfig(module.sampling.sampler, module.sampling.steps, module.sampling.eta)
         sizes = dit_sizes(module, vae.sizes.latent_dim)
-        model = DiT(sizes, rngs=nnx.Rngs(config.seed), dtype=dtype)
+        model = DiT(sizes, rngs=nnx.Rngs(named_key(config.seed, "init")), dtype=dtype)
         if module.sampling.num_samples:
             _check_sampling(sampler, schedule, vae)
     except ValueError as error:
@@ -100,14 +101,12 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     interleaved = sizes.learn_sigma and sizes.variance_layout == "interleaved"
     # The interleaved variance is defined by the padding: always to the largest crystal of the
     # training set.
-    data = load_data(
-        config, edges=vae.sizes.encoder.name == "cspnet", padded_tokens=int(interleaved)
-    )
+    data = load_data(config, edges=vae.sizes.encoder.name == "cspnet", interleaved=interleaved)
     vae = replace(vae, params=replicate(vae.params, data.mesh))
     graphdef, params = nnx.split(model, nnx.Param)
     latent_std = None if resumed is None else float(resumed.meta["latent_std"])
     if module.ldm_ckpt_path and resumed is None:
-        params, latent_std = _start_weights(module.ldm_ckpt_path, sizes)
+        params, latent_std = _start_weights(module.ldm_ckpt_path, sizes, diffusion)
     logging.info("DiT with %.1f million parameters", count_parameters(params) / 1e6)
     if latent_std is None:
         latent_std = measure_latent_std(data, vae, seed=config.seed)
@@ -116,7 +115,7 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     ldm = LDMParts(
         sizes=sizes,
         graphdef=graphdef,
-        params=params,
+        params=None,  # the training state's
         diffusion=diffusion,
         vae=vae,
         latent_std=latent_std,
@@ -145,7 +144,7 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     }
     return Stage(
         name="train_ldm",
-        init_params=params,
+        init_params=jax.device_get(params),  # on the host: the training state holds its own
         loss_fn=loss_fn,
         batches=data.loader(config.seed),
         meta=meta,
@@ -158,6 +157,8 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
 
 
 def _load_frozen_vae(module: ConfigDict, dtype: Any) -> tuple[VAEParts, Mapping[str, Any]]:
+    if module.ldm_ckpt_path and module.vae_ckpt_path:
+        logging.info("The VAE comes with ldm_ckpt_path; vae_ckpt_path is not used")
     path = module.ldm_ckpt_path or module.vae_ckpt_path
     if not path:
         raise ConfigError(
@@ -174,14 +175,18 @@ def _checkpoint_of(resume_dir: Path | None) -> Checkpoint | None:
     return open_checkpoint(resume_dir)
 
 
-def _start_weights(path: str, sizes: DiTSizes) -> tuple[Any, float]:
+def _start_weights(path: str, sizes: DiTSizes, diffusion: DiffusionConfig) -> tuple[Any, float]:
     """Parameters of another LDM to start from, and its latent_std, which its weights were trained
     for.
     """
     start, _ = load_ldm(path)
     if start.sizes != sizes:
         raise CheckpointError(f"{path} holds {start.sizes}, but the config asks for {sizes}")
-    return jax.tree.map(jnp.asarray, start.params), start.latent_std
+    if start.diffusion != diffusion:
+        raise CheckpointError(
+            f"{path} was trained with {start.diffusion}, but the config asks for {diffusion}"
+        )
+    return start.params, start.latent_std
 
 
 def ldm_terms(
@@ -220,7 +225,7 @@ def measure_latent_std(data: StageData, vae: VAEParts, *, seed: int) -> float:
     """Standard deviation of all numbers in sampled latents of the whole training set, without
     augmentation.
     """
-    key = jax.random.fold_in(jax.random.key(seed), 1)
+    key = named_key(seed, "latent_std")
 
     def moments(params: Any, rows: Rows) -> Terms:
         posterior = vae.module(params).encode(rows)
@@ -254,7 +259,7 @@ def _make_validate(
     """Loss over the validation set, always with the same times and noises, and validity of samples
     if asked for.
     """
-    key = jax.random.key(_VALIDATION_SEED)
+    key = named_key(_VALIDATION_SEED, "validation")
     jitted = evaluator(
         lambda params, vae_params, rows: ldm_terms(ldm, params, vae_params, rows, key, schedule),
         data.mesh,

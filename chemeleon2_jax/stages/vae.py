@@ -35,13 +35,16 @@ from chemeleon2_jax.models.vae import (
     VAESizes,
     reconstruct,
     sample_posterior,
+    split_crystals,
 )
+from chemeleon2_jax.randomness import named_key
 from chemeleon2_jax.rows import Rows, atom_normal
 from chemeleon2_jax.stages.common import (
     StageData,
     augmentation,
     compute_dtype,
     evaluator,
+    from_first_process,
     load_data,
     make_pool,
     sum_terms,
@@ -71,7 +74,7 @@ def build_vae(config: ConfigDict) -> Stage:
     if sizes.foundation_alignment:
         data = _with_foundation_features(data, module.foundation_features)
     try:
-        model = VAE(sizes, rngs=nnx.Rngs(config.seed), dtype=dtype)
+        model = VAE(sizes, rngs=nnx.Rngs(named_key(config.seed, "init")), dtype=dtype)
     except ValueError as error:
         raise ConfigError(f"vae_module: {error}") from error
     graphdef, params = nnx.split(model, nnx.Param)
@@ -96,14 +99,29 @@ def build_vae(config: ConfigDict) -> Stage:
     }
     return Stage(
         name="train_vae",
-        init_params=params,
+        init_params=jax.device_get(params),  # on the host: the training state holds its own
         loss_fn=loss_fn,
         batches=data.loader(config.seed),
         meta=meta,
         validate=_make_validate(config, data, graphdef, weights),
         monitor=config.callbacks.model_checkpoint.monitor,
         mode=config.callbacks.model_checkpoint.mode,
+        value_names=value_names(module),
     )
+
+
+def value_names(module: ConfigDict) -> tuple[str, ...]:
+    """Names of the values of a validation, for a check before training."""
+    names = ["total_loss", *(f"loss_{n}" for n in ("lengths", "angles", "frac_coords", "kl"))]
+    if module.atom_type_predict:
+        names += ["loss_atom_types", "atom_type_accuracy"]
+    if module.loss_weights.fa > 0:
+        names.append("loss_fa")
+    if module.match_rate.num_samples:
+        rates = ("match_rate", "match_rate_loose")
+        names += [f"{rate}{suffix}" for rate in rates for suffix in ("", "_rms")]
+        names.append("match_timeouts")
+    return tuple(f"val/{name}" for name in names)
 
 
 def autoencoder_terms(vae: VAE, clean: Rows, seen: Rows, key: jax.Array) -> Terms:
@@ -128,7 +146,7 @@ def _make_validate(
         "match_rate_loose": Tolerances(matching.ltol, matching.stol, matching.angle_tol),
     }
     pool = make_pool(config)
-    key = jax.random.key(_VALIDATION_SEED)
+    key = named_key(_VALIDATION_SEED, "validation")
 
     def evaluate(params: Any, rows: Rows) -> tuple[Terms, Any]:
         vae = nnx.merge(graphdef, params)
@@ -160,15 +178,9 @@ def _make_validate(
                 values[f"val/{name}"] = result.rate
                 values[f"val/{name}_rms"] = result.rate_by_rms
             values["val/match_timeouts"] = float(results["match_rate"].num_timeouts)
-        return values
+        return from_first_process(values)
 
     return validate
-
-
-def split_crystals(crystals: Any, where: Any) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """A `Reconstruction` of rows as (atom_types, frac_coords, lattice), one a crystal."""
-    types, frac = where.split_atoms(crystals.atom_types), where.split_atoms(crystals.frac_coords)
-    return list(zip(types, frac, where.take_slots(crystals.lattices), strict=True))
 
 
 def _with_foundation_features(data: StageData, path: str) -> StageData:

@@ -6,6 +6,10 @@ OPTIMIZERS = ("adamw", "adam")
 SCHEDULERS = ("constant", "warmup_linear", "cosine", "plateau")
 
 
+class SettingsError(ValueError):
+    """Settings that do not fit the stage they are for; says which, and what there is."""
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
     """Optimiser by name; `weight_decay` is decoupled in adamw and an L2 term in adam."""
@@ -61,6 +65,8 @@ class SchedulerConfig:
             raise ValueError(f"scheduler steps are 0 or more: {self}")
         if self.name == "plateau" and not 0.0 < self.factor < 1.0:
             raise ValueError(f"scheduler factor is between 0 and 1, not {self.factor}")
+        if self.mode not in ("", "min", "max"):
+            raise ValueError(f"scheduler mode {self.mode!r} is none of min, max")
 
 
 @dataclass(frozen=True)

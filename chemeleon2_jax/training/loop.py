@@ -1,9 +1,10 @@
 """The training loop, the same for every stage."""
 
+import json
 import logging
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from chemeleon2_jax.training import monitors
 from chemeleon2_jax.training.checkpoints import Checkpoint, CheckpointError
-from chemeleon2_jax.training.config import FitConfig
+from chemeleon2_jax.training.config import FitConfig, SettingsError
 from chemeleon2_jax.training.interrupts import Interrupts, ValidationInterrupted
 from chemeleon2_jax.training.measure import NonFiniteError, StepMetrics
 from chemeleon2_jax.training.parallel import make_mesh, replicate
@@ -57,7 +58,13 @@ class FitResult:
 
 
 def fit(
-    stage: Stage, config: FitConfig, *, run_dir: Path, resume: bool = False, config_text: str = ""
+    stage: Stage,
+    config: FitConfig,
+    *,
+    run_dir: Path,
+    resume: bool = False,
+    config_text: str = "",
+    on_start: Callable[[], None] | None = None,
 ) -> FitResult:
     """Train a stage in a run folder: events and checkpoints go there.
 
@@ -67,14 +74,20 @@ def fit(
         run_dir: the run folder; made if it is not there.
         resume: go on from the folder's last complete checkpoint, exactly as if the run had never
             stopped; without one, start at step 0.
-        config_text: the resolved configuration, for TensorBoard.
+        config_text: the resolved configuration, as JSON, for TensorBoard and W&B.
+        on_start: called once the settings are checked and the state is that of step 0 or of the
+            checkpoint, before anything is trained.
 
     Raises:
         CheckpointError: a checkpoint cannot be written, or the one to resume from does not fit; or
             there are checkpoints and `resume` is False.
         NonFiniteError: the loss, gradient or parameters became NaN or infinite.
+        SettingsError: the configuration does not fit the stage.
         ValueError: the configuration cannot be used.
     """
+    if stage.validate is not None and stage.value_names:
+        names = monitors.monitored_names(config, default=stage.monitor)
+        monitors.check_monitored(names, stage.value_names)
     total_steps = config.total_steps(stage.batches.steps_per_epoch)
     updater = Updater.from_config(config, total_steps=total_steps)
     mesh = make_mesh(config.num_devices)
@@ -91,14 +104,19 @@ def fit(
             log.info("%s holds no whole checkpoint: starting at step 0", store.directory)
         run = _Run(stage, config, updater=updater, mesh=mesh, store=store)
         run.start(checkpoint)
+        if on_start is not None:
+            on_start()
         if run.finished():
             log.info("the run is finished at step %d: nothing is left to train", run.step)
             return run.result(None)
         first_step = run.step + 1 if checkpoint else 0
-        with (
-            open_writers(store.run_dir, wandb=config.wandb, first_step=first_step) as writers,
-            Interrupts() as interrupts,
-        ):
+        opened = open_writers(
+            store.run_dir,
+            wandb=config.wandb,
+            first_step=first_step,
+            settings=json.loads(config_text or "{}"),
+        )
+        with opened as writers, Interrupts() as interrupts:
             if config_text and not checkpoint:
                 writers.text("config", f"```json\n{config_text}\n```")
             run.train(interrupts, writers)
@@ -255,25 +273,26 @@ class _Run:
         except ValidationInterrupted:
             return None
         values = {name: float(value) for name, value in found.items()}
-        self._watch(values)
         self.values, self.validated_step = values, self.step
         seconds = time.perf_counter() - start
         self.measured.pause(seconds)
         self.writers.scalars(values, step=self.step)
         log.info("step %d validation (%.1f s) %s", self.step, seconds, _format(values))
+        self._watch(values)
         return values
 
     def _watch(self, values: Mapping[str, float]) -> None:
         """Show a validation to early stopping and to the plateau scheduler."""
         config = self.config
-        if self.config.early_stopping.patience:
+        self._check_monitored(values)
+        if config.early_stopping.patience:
             name = config.early_stopping.monitor or self.stage.monitor
-            self.stopping = self.stopping.update(_monitored(values, name))
+            self.stopping = self.stopping.update(values[name])
         if config.scheduler.name == "plateau":
             name = config.scheduler.monitor or self.stage.monitor
             before = float(self.state.lr_scale)
             self.plateau, scale = monitors.reduce_on_plateau(
-                self.plateau.update(_monitored(values, name)),
+                self.plateau.update(values[name]),
                 before,
                 config=config.scheduler,
                 learning_rate=config.optimizer.learning_rate,
@@ -283,13 +302,22 @@ class _Run:
                 self.state = replace(self.state, lr_scale=lr_scale)
                 log.info("%s is on a plateau: learning rate times %.3g", name, scale)
 
+    def _check_monitored(self, values: Mapping[str, float]) -> None:
+        names = monitors.monitored_names(self.config, default=self.stage.monitor)
+        try:
+            monitors.check_monitored(names, values)
+        except SettingsError as error:
+            self._save(None)  # only the judgement is missing
+            raise SettingsError(
+                f"{error}; {self.store.describe_last()}: go on with another name and "
+                f"--config.resume_from={self.store.run_dir}"
+            ) from None
+
     def _save(self, values: Mapping[str, float] | None) -> None:
         self._fetch()
         start = time.perf_counter()
         if not bool(all_finite((self.state.params, self.state.ema_params))):
             raise self._non_finite(self.step, ["params"])
-        if values is not None:
-            _monitored(values, self.stage.monitor)
         items = self.stage.items(self.state.params, self.state.ema_params)
         self.store.save(
             self.step,
@@ -329,14 +357,6 @@ class _Run:
             values=self.values,
             best_step=self.store.best_step,
         )
-
-
-def _monitored(values: Mapping[str, float], name: str) -> float:
-    if name not in values:
-        raise ValueError(
-            f"the monitored value {name!r} is not among the validation's: {', '.join(values)}"
-        )
-    return values[name]
 
 
 def _format(values: Mapping[str, float]) -> str:

@@ -4,10 +4,16 @@ Their states are JSON-able and saved with every checkpoint.
 """
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chemeleon2_jax.training.config import EarlyStoppingConfig, SchedulerConfig
+from chemeleon2_jax.training.config import (
+    EarlyStoppingConfig,
+    FitConfig,
+    SchedulerConfig,
+    SettingsError,
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,36 @@ class Patience:
     def from_json(self, saved: dict[str, Any]) -> "Patience":
         """Return this watcher in a saved state."""
         return replace(self, best=saved["best"], num_bad=saved["num_bad"])
+
+
+def monitored_names(config: FitConfig, *, default: str) -> dict[str, str]:
+    """Return the values that a run watches, by the setting that names them.
+
+    Args:
+        config: settings of the run.
+        default: the stage's, which chooses the best checkpoint.
+    """
+    names = {"callbacks.model_checkpoint.monitor": default}
+    if config.early_stopping.patience:
+        names["callbacks.early_stopping.monitor"] = config.early_stopping.monitor or default
+    if config.scheduler.name == "plateau":
+        names["scheduler.monitor"] = config.scheduler.monitor or default
+    return names
+
+
+def check_monitored(names: Mapping[str, str], known: Iterable[str]) -> None:
+    """Check that all watched values are among those of a validation.
+
+    Raises:
+        SettingsError: one is not; the text has the setting and the values there are.
+    """
+    there = list(known)
+    for setting, name in names.items():
+        if name not in there:
+            raise SettingsError(
+                f"{setting} is {name!r}, which is none of the validation's values: "
+                f"{', '.join(there)}"
+            )
 
 
 def early_stopping(config: EarlyStoppingConfig, *, mode: str) -> Patience:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from chemeleon2_jax.training.config import OptimizerConfig, SchedulerConfig
+from chemeleon2_jax.training.config import OptimizerConfig, SchedulerConfig, SettingsError
 
 PyTree = Any
 Schedule = Callable[[jax.Array], jax.Array]
@@ -31,13 +31,14 @@ def make_schedule(
     """Return the learning rate as a function of the step (from 0).
 
     Raises:
-        ValueError: a cosine in a run without a limit, or a warm-up that is longer than the cosine.
+        SettingsError: a cosine in a run without a limit, or a warm-up as long as the cosine.
     """
     horizon = config.total_steps or total_steps or 0
     if config.name == "cosine" and horizon <= config.warmup_steps:
-        raise ValueError(
-            f"the cosine schedule ends at step {horizon} with {config.warmup_steps} warm-up steps: "
-            "set max_steps, max_epochs or the scheduler's total_steps, longer than the warm-up"
+        raise SettingsError(
+            f"scheduler.warmup_steps is {config.warmup_steps}, but the cosine ends at step "
+            f"{horizon}: set scheduler.decay_steps, trainer.max_steps or trainer.max_epochs, "
+            "longer than the warm-up"
         )
 
     def schedule(step: jax.Array) -> jax.Array:

@@ -67,6 +67,8 @@ class Stage:
             on; must return the same values in every process. None: no validation.
         monitor: name of the validation value that chooses the best checkpoint.
         mode: 'min' or 'max': which value of `monitor` is better.
+        value_names: names of what `validate` returns, so that a wrong monitor is found before
+            training; () if they are known only then.
         items: `(params, ema_params or None) -> trees to save by name`. Must keep `params` and `ema`
             as they are given (a run resumes from them) and may add others, e.g. a frozen `vae`.
     """
@@ -80,6 +82,7 @@ class Stage:
     validate: ValidateFn | None = None
     monitor: str = "val/total_loss"
     mode: str = "min"
+    value_names: tuple[str, ...] = ()
     items: ItemsFn = params_and_ema
 
     def __post_init__(self) -> None:

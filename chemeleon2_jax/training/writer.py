@@ -110,7 +110,7 @@ class WandbWriter:
         ValueError: the package `wandb` is not installed.
     """
 
-    def __init__(self, directory: Path, config: WandbConfig) -> None:
+    def __init__(self, directory: Path, config: WandbConfig, settings: Mapping[str, Any]) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -130,6 +130,8 @@ class WandbWriter:
             dir=str(directory),
             id=id_file.read_text().strip(),
             resume="allow",
+            config=dict(settings),
+            allow_val_change=True,  # a resumed run may have other values
         )
 
     def scalars(self, values: Mapping[str, float], *, step: int) -> None:
@@ -183,13 +185,20 @@ class Writers:
             writer.close()
 
 
-def open_writers(directory: Path, *, wandb: WandbConfig, first_step: int = 0) -> Writers:
+def open_writers(
+    directory: Path,
+    *,
+    wandb: WandbConfig,
+    first_step: int = 0,
+    settings: Mapping[str, Any] | None = None,
+) -> Writers:
     """Open the destinations of a run in its folder.
 
     Args:
         directory: the run folder.
         wandb: Weights & Biases is on when it has a project.
         first_step: the first step that will be written (0: a new run).
+        settings: JSON-able, the run's configuration, for Weights & Biases.
 
     Raises:
         ValueError: wandb is asked for and not installed.
@@ -198,5 +207,5 @@ def open_writers(directory: Path, *, wandb: WandbConfig, first_step: int = 0) ->
         return Writers()
     writers: list[Writer] = [TensorBoardWriter(directory, first_step=first_step)]
     if wandb.project:
-        writers.append(WandbWriter(directory, wandb))
+        writers.append(WandbWriter(directory, wandb, settings or {}))
     return Writers(writers)

@@ -9,7 +9,7 @@ which goes on with the next item; where that is not heard, as in a loop in C, th
 and replaced.
 """
 
-from chemeleon2_jax.workers.pool import WorkerPool, available_cpus
+from chemeleon2_jax.workers.pool import WorkerPool, available_cpus, default_workers
 from chemeleon2_jax.workers.schedule import Outcome, WorkerError
 
-__all__ = ["Outcome", "WorkerError", "WorkerPool", "available_cpus"]
+__all__ = ["Outcome", "WorkerError", "WorkerPool", "available_cpus", "default_workers"]

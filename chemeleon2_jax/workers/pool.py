@@ -11,12 +11,20 @@ from typing import Any
 from chemeleon2_jax.workers.process import IN_WORKER, call_with_limit
 from chemeleon2_jax.workers.schedule import Outcome, Run, Worker, WorkerError
 
+MAX_DEFAULT_WORKERS = 16
+"""More of them pay on large jobs alone, and each takes memory and a second or two to start."""
+
 
 def available_cpus() -> int:
     """Return the number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def default_workers() -> int:
+    """Return the number of workers where none is given: one for each CPU, up to 16."""
+    return min(available_cpus(), MAX_DEFAULT_WORKERS)
 
 
 def _stop_all(workers: list[Worker]) -> None:
@@ -43,8 +51,9 @@ class WorkerPool:
         """Describe the pool; nothing is started yet.
 
         Args:
-            num_workers: number of processes; None is one for each CPU, 0 works in this process
-                (where a time limit is only an alarm, heard in the main thread alone).
+            num_workers: the most processes; None is one for each CPU, up to 16. A map with fewer
+                chunks starts fewer. 0 works in this process (where a time limit is only an alarm,
+                heard in the main thread alone).
             initializer: module-level function, called once in each worker before its first item.
             initargs: its arguments.
 
@@ -53,7 +62,7 @@ class WorkerPool:
         """
         if num_workers is not None and num_workers < 0:
             raise ValueError(f"num_workers is {num_workers}; it must be 0 (this process) or more")
-        self.num_workers = available_cpus() if num_workers is None else num_workers
+        self.num_workers = default_workers() if num_workers is None else num_workers
         self._initializer = (initializer, initargs) if initializer is not None else None
         self._is_initialized = False  # of this process, for num_workers=0
         self._workers: list[Worker] = []

@@ -12,7 +12,7 @@ from chemeleon2_jax.data.preprocess import (
     parse_file,
     read_property,
 )
-from chemeleon2_jax.workers import WorkerPool
+from chemeleon2_jax.workers import Outcome, WorkerPool
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def test_good_and_bad_rows(table) -> None:
 
 def test_processes_and_batches_change_nothing(table, monkeypatch) -> None:
     here = parse(table, num_workers=0)
-    monkeypatch.setattr(preprocess, "VERSION", 2)
+    monkeypatch.setattr(preprocess, "VERSION", -2)
     monkeypatch.setattr(preprocess, "ROWS_AT_ONCE", 3)
     monkeypatch.setattr(preprocess, "CHUNK_SIZE", 1)
     assert_same(parse(table, num_workers=2), here)
@@ -92,6 +92,50 @@ def test_what_changes_the_result_misses(table, monkeypatch, change) -> None:
 
 def parse_nothing():
     return preprocess._sort_out([], [], 1)
+
+
+def fail_with(monkeypatch, errors):
+    """Let the row without a CIF fail with one of `errors` after the other, as in a worker."""
+    answer, calls = WorkerPool.map, []
+
+    def fail(self, fn, items, **options):
+        outcomes = answer(self, fn, items, **options)
+        calls.append(len(items))
+        return [
+            o if item != "nonsense" or not errors else Outcome(None, errors.pop(0))
+            for item, o in zip(items, outcomes, strict=True)
+        ]
+
+    monkeypatch.setattr(WorkerPool, "map", fail)
+    return calls
+
+
+def test_a_row_that_a_busy_machine_failed_is_tried_again(table, monkeypatch) -> None:
+    expected = parse(table)
+    monkeypatch.setattr(preprocess, "VERSION", -3)
+    calls = fail_with(monkeypatch, ["timeout after 60 s"])
+    assert_same(parse(table), expected)
+    assert_same(parse(table), expected)
+    assert calls == [4, 1]  # the second time, nothing is parsed
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ("timeout after 60 s", "timeout: after 60 s"),
+        ("worker died (signal 9)", "worker died: signal 9"),
+    ],
+)
+def test_what_a_busy_machine_failed_is_not_cached(table, monkeypatch, caplog, error, reason):
+    calls = fail_with(monkeypatch, [error, error])
+    with caplog.at_level("WARNING"):
+        parsed = parse(table)
+    assert parsed.skipped[0] == (2, "b", reason)
+    assert "1 rows were given up" in caplog.text
+    again = parse(table)
+    assert again.skipped[0][2].startswith("unparsable CIF")
+    assert parse(table).skipped == again.skipped
+    assert calls == [4, 1, 4, 0]
 
 
 @pytest.mark.parametrize("damage", ["bytes", "arrays"])
@@ -143,7 +187,7 @@ def test_arrays_that_do_not_fit_are_refused(table) -> None:
 
 
 def test_short_files_start_no_process(monkeypatch) -> None:
-    monkeypatch.setattr(preprocess, "available_cpus", lambda: 8)
+    monkeypatch.setattr(preprocess, "default_workers", lambda: 8)
     assert preprocess._count_workers(None, 700) == 0
     assert preprocess._count_workers(None, 1300) == 3
     assert preprocess._count_workers(None, 1_000_000) == 8

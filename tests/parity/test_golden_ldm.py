@@ -139,8 +139,8 @@ def test_ddpm_step_by_step(golden, name):
     step = make_step(golden, name, rows, "ddpm")
     for k, values in enumerate(constants_of(SamplerConfig("ddpm", 10))):
         gaussian = step(jnp.asarray(arrays[f"{prefix}/zs"][k]), values)
-        means = real_atoms(arrays[f"{prefix}/means"][k], where)
-        assert relative(real_atoms(gaussian.mean, where), means) < 2e-5
+        # Padding too: it evolves with eps 0, and the interleaved variance reads it.
+        assert relative(gaussian.mean, arrays[f"{prefix}/means"][k]) < 2e-5
         if k < 9:
             shape = gaussian.mean.shape
             std = real_atoms(np.broadcast_to(gaussian.std, shape), where)

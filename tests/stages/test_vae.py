@@ -171,7 +171,12 @@ def test_alignment_with_features_of_a_file(tmp_path, tiny_data, features, base):
     assert terms["loss_fa"] > 0
     assert loss == pytest.approx(base[0] + terms["loss_fa"], rel=1e-4)
     assert np.abs(gradients["projection/kernel"]).max() > 0
-    assert stage.validate(stage.init_params, 0)["val/loss_fa"] > 0
+    np.savez(tmp_path / "other.npz", **{name: -array for name, array in features.items()})
+    _, other, _ = first_step(aligned(tiny_data, tmp_path / "other.npz"))
+    assert {name for name in terms if abs(terms[name] - other[name]) > 1e-3} == {"loss_fa"}
+    values = stage.validate(stage.init_params, 0)
+    assert values["val/loss_fa"] > 0
+    assert set(stage.value_names) == set(values)
     assert VAESizes.from_dict(stage.meta["vae"]).foundation_alignment
 
 
@@ -220,6 +225,7 @@ def test_learns_two_crystals_by_heart(tmp_path):
     before = stage.validate(stage.init_params, 0)
     after = fit(stage, fit_config(config), run_dir=tmp_path / "run").values
     assert before["val/match_rate"] == 0.0
+    assert set(stage.value_names) == set(before)
     assert after["val/match_rate"] == after["val/match_rate_loose"] == 1.0
     assert after["val/atom_type_accuracy"] == 1.0
     for name in ("lengths", "angles", "frac_coords", "atom_types"):
@@ -232,6 +238,7 @@ def test_validation_is_repeatable_and_sees_no_batches(tiny_data):
     first = stage.validate(params, 0)
     assert stage.validate(params, 7) == first
     assert other.validate(params, 0) == pytest.approx(first, rel=1e-5)
+    assert set(stage.value_names) == set(first)
     assert set(first) == {
         "val/total_loss",
         "val/atom_type_accuracy",

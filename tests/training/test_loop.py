@@ -25,6 +25,7 @@ from chemeleon2_jax.training.config import (
     FitConfig,
     OptimizerConfig,
     SchedulerConfig,
+    SettingsError,
 )
 from chemeleon2_jax.training.interrupts import Interrupts
 from chemeleon2_jax.training.loop import FitResult, fit
@@ -147,12 +148,59 @@ def test_without_validation_the_last_is_kept(tmp_path: Path) -> None:
     assert step_folders(tmp_path) == ["step_5"]
 
 
-def test_monitored_value_that_is_not_there(tmp_path: Path) -> None:
-    stage = toy_stage(monitor="val/accuracy")
-    with pytest.raises(
-        ValueError, match=r"'val/accuracy' is not among .* val/total_loss, val/other"
-    ):
-        fit(stage, settings(max_steps=1), run_dir=tmp_path)
+WRONG_MONITORS = [
+    ("callbacks.model_checkpoint", "val/accuracy", {}),
+    (
+        "callbacks.early_stopping",
+        "val/total_loss",
+        {"early_stopping": EarlyStoppingConfig(patience=2, monitor="val/accuracy")},
+    ),
+    (
+        "scheduler",
+        "val/total_loss",
+        {"scheduler": SchedulerConfig(name="plateau", monitor="val/accuracy")},
+    ),
+]
+
+
+@pytest.mark.parametrize(("block", "monitor", "changes"), WRONG_MONITORS)
+def test_wrong_monitor_is_an_error_that_loses_nothing(
+    tmp_path: Path, block: str, monitor: str, changes: dict[str, Any]
+) -> None:
+    stage = toy_stage(monitor=monitor)
+    there = f"{block}.monitor is 'val/accuracy', .*: val/total_loss, val/other; .*step_4: go on"
+    with pytest.raises(SettingsError, match=there) as caught:
+        fit(stage, settings(max_steps=5, **changes), run_dir=tmp_path)
+    assert "\n" not in str(caught.value)
+    assert open_checkpoint(tmp_path).step == 4
+    rest = fit(toy_stage(), settings(max_steps=5), run_dir=tmp_path, resume=True)
+    whole = fit(toy_stage(), settings(max_steps=5), run_dir=tmp_path / "whole")
+    assert same_states(whole, rest)
+
+
+@pytest.mark.parametrize(("block", "monitor", "changes"), WRONG_MONITORS)
+def test_wrong_monitor_is_found_before_training_if_the_stage_can_tell(
+    tmp_path: Path, block: str, monitor: str, changes: dict[str, Any]
+) -> None:
+    stage = toy_stage(monitor=monitor, value_names=("val/total_loss", "val/other"))
+    with pytest.raises(SettingsError, match=f"{block}.monitor is 'val/accuracy'"):
+        fit(stage, settings(max_steps=5, **changes), run_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_start_is_told_when_nothing_more_can_be_wrong(tmp_path: Path) -> None:
+    started: list[str] = []
+    fit(toy_stage(), settings(max_steps=1), run_dir=tmp_path, on_start=lambda: started.append("a"))
+    other = toy_stage(init_params={"out": np.ones(3, np.float32)})
+    with pytest.raises(CheckpointError):
+        fit(
+            other,
+            settings(max_steps=2),
+            run_dir=tmp_path,
+            resume=True,
+            on_start=lambda: started.append("b"),
+        )
+    assert started == ["a"]
 
 
 def test_early_stopping_counts_validations_also_over_a_resume(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from chemeleon2_jax.training.config import (
     FitConfig,
     OptimizerConfig,
     SchedulerConfig,
+    SettingsError,
 )
 from chemeleon2_jax.training.optim import (
     clip_by_norm,
@@ -46,8 +47,10 @@ def test_cosine_against_hand_values() -> None:
 def test_cosine_has_its_own_horizon_and_needs_one() -> None:
     config = SchedulerConfig(name="cosine", total_steps=4)
     np.testing.assert_allclose(rates(config, [2, 4], None), [1.0, 0.0], atol=1e-6)
-    with pytest.raises(ValueError, match="max_steps"):
+    with pytest.raises(SettingsError, match=r"trainer\.max_steps"):
         rates(SchedulerConfig(name="cosine"), [0], None)
+    with pytest.raises(SettingsError, match=r"scheduler\.warmup_steps is 10, .* ends at step 10"):
+        rates(SchedulerConfig(name="cosine", warmup_steps=10), [0])
 
 
 def test_plateau_lowers_the_rate_after_more_than_patience_bad_validations() -> None:
@@ -126,6 +129,7 @@ def test_ema_warms_up() -> None:
         lambda: OptimizerConfig(betas=(0.9, 1.0)),
         lambda: SchedulerConfig(name="cosin"),
         lambda: SchedulerConfig(name="plateau", factor=1.0),
+        lambda: SchedulerConfig(name="plateau", mode="least"),
         lambda: FitConfig(max_steps=-1),
         lambda: FitConfig(log_every_n_steps=0),
         lambda: FitConfig(ema_decay=1.0),

@@ -98,7 +98,7 @@ def test_wandb_gets_the_same_and_a_resume_goes_on_in_the_same_run(
     for _ in range(2):
         fake = FakeWandb()
         monkeypatch.setitem(sys.modules, "wandb", fake)
-        with open_writers(tmp_path, wandb=config) as writers:
+        with open_writers(tmp_path, wandb=config, settings={"seed": 3}) as writers:
             writers.scalars({"loss": 1.0}, step=3)
             writers.image("grid", np.zeros((2, 2, 3), np.uint8), step=3)
             writers.text("config", "{}")
@@ -111,6 +111,7 @@ def test_wandb_gets_the_same_and_a_resume_goes_on_in_the_same_run(
     assert options[0]["group"] == "vae"
     assert options[0]["tags"] == ["a", "b"]
     assert options[0]["resume"] == "allow"
+    assert options[0]["config"] == {"seed": 3}
 
 
 def test_wandb_asked_for_and_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,34 @@
+"""Files that commands write: the names that others look for, and how they come to be whole."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+STRUCTURES_FILE = "generated_structures.json.gz"
+"""What `sample` generated."""
+
+REPORT_FILE = "run.json"
+"""What `sample` was asked for and what came of it; it is there once all other files are."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; it becomes `path` at the end, and is removed where that fails.
+
+    The path is beside `path`, and no other process or thread has the same, so that a reader finds
+    the old file or the new one, whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
