@@ -35,7 +35,7 @@ def data(name: str, *, batch_size: int = 256) -> ConfigDict:
             "target_condition": "",  # property columns to read
             "rename": "",  # "column in the file:name here", comma-separated
             "max_atoms": 0,  # skip larger crystals; 0 keeps all
-            "num_workers": 0,  # processes that parse and match; 0 is one a CPU core
+            "num_workers": 0,  # processes that parse and match; 0 is one a CPU core, up to 16
         }
     )
 

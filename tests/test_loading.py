@@ -147,8 +147,6 @@ def test_what_is_no_model(tmp_path, name, message):
         load_model(name.format(folder=tmp_path))
 
 
-# TensorStore's reads of the other files end after the event loop that asked for them.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_every_file_of_a_checkpoint_is_needed_or_noticed(copy):
     """A checkpoint with any file cut short or gone opens as it was, or is a CheckpointError."""
     folder = copy()

@@ -293,6 +293,18 @@ def test_a_run_without_cifs_leaves_none_and_a_failing_one_no_report(tmp_path, mo
     assert names_of(tmp_path) == ["cif", STRUCTURES]
 
 
+def test_damaged_model_is_one_line(tmp_path, tiny_ldm):
+    """Also where the reads of other arrays end after the one that failed."""
+    model = shutil.copytree(tiny_ldm.path / "checkpoints" / "best", tmp_path / "model")
+    for path in model.glob("ema/ocdbt.process_0/d/*"):
+        path.write_bytes(path.read_bytes()[:100])
+    output = f"--output_dir={tmp_path / 'output'}"
+    done = run_module("sample", f"--model={model}", output, "--num_samples=1")
+    assert done.code == 1
+    assert done.output.startswith(f"error: item 'ema' of the checkpoint {model} cannot be read")
+    assert done.output.count("\n") == 1
+
+
 GOOD = ("--model=m", "--output_dir={folder}", "--num_samples=1")
 
 

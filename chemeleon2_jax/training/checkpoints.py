@@ -8,6 +8,7 @@ values, early stopping). `store.py` writes them.
 import json
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,11 +111,29 @@ class Checkpoint:
 
 
 def _read_arrays(directory: Path) -> dict[str, Any]:
-    with quiet_orbax(), ocp.PyTreeCheckpointer() as reader:
+    with quiet_orbax(), _quiet_late_reads(), ocp.PyTreeCheckpointer() as reader:
         tree = reader.metadata(directory).item_metadata.tree
         # As numpy, so that it does not matter on how many devices it was saved.
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return reader.restore(directory, restore_args=restore_args)
+
+
+@contextmanager
+def _quiet_late_reads() -> Iterator[None]:
+    """Print nothing for reads that end after the event loop that asked for them is closed.
+
+    When one array of an item cannot be read, Orbax does not wait for the others. They may end long
+    after the error was raised, hence nothing is put back then.
+    """
+    hook = sys.unraisablehook
+
+    def print_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = print_others
+    yield
+    sys.unraisablehook = hook
 
 
 def short_reason(error: Exception) -> str:

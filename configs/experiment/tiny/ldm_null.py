@@ -12,21 +12,21 @@ TASK = "train_ldm"
 def update(config: ConfigDict) -> None:
     """Change the base config."""
     config.data.name = "prototypes"
-    config.data.batch_size = 128
+    config.data.batch_size = 64
     config.packing.max_shapes = 3
     config.trainer.max_epochs = 0
-    config.trainer.max_steps = 800
+    config.trainer.max_steps = 1200
     config.trainer.check_val_every_n_epoch = 20
-    config.trainer.save_every_n_steps = 500
+    config.trainer.save_every_n_steps = 400
     config.trainer.log_every_n_steps = 50
     config.trainer.gradient_clip_val = 1.0
     config.callbacks.early_stopping.patience = 0
 
     config.ldm_module.denoiser.size = "custom"
-    config.ldm_module.denoiser.hidden_size = 192
+    config.ldm_module.denoiser.hidden_size = 128
     config.ldm_module.denoiser.depth = 4
     config.ldm_module.denoiser.num_heads = 4
-    config.ldm_module.optimizer.lr = 5e-4
+    config.ldm_module.optimizer.lr = 2e-3
     config.ldm_module.scheduler.name = "cosine"
     config.logger.wandb.name = "tiny_ldm_null"
     config.logger.wandb.tags = "ldm,dng,null_condition,tiny"
