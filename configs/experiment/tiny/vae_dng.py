@@ -17,7 +17,7 @@ def update(config: ConfigDict) -> None:
     config.trainer.max_epochs = 0
     # Small batches: many updates are worth more here than precise gradients.
     config.data.batch_size = 64
-    config.trainer.max_steps = 900
+    config.trainer.max_steps = 1200
     config.trainer.check_val_every_n_epoch = 10
     config.trainer.save_every_n_steps = 300
     config.trainer.log_every_n_steps = 50
