@@ -8,15 +8,18 @@ from chemeleon2_jax.stages.common import load_data
 from tests.tiny import BROKEN_ID, make_crystals, vae_config, write_split
 
 
-def test_every_skipped_row_is_in_the_log_and_few_on_the_console(tmp_path, capsys, monkeypatch):
+def test_every_skipped_row_is_in_the_log_and_few_on_the_console(
+    tmp_path, capsys, caplog, monkeypatch
+):
     write_split(tmp_path / "train.csv", make_crystals(), broken_row=3)
     write_split(tmp_path / "val.csv", make_crystals()[:12])
     config = vae_config(tmp_path, data={"max_atoms": 4})
     skipped = load_split("", "train", data_dir=tmp_path, max_atoms=4).skipped
     assert len(skipped) > 2 * NUM_LISTED
     root = logging.getLogger()
+    # Through setLevel, as the command line does: loggers remember what was enabled.
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(root, "handlers", [])
-    monkeypatch.setattr(root, "level", logging.INFO)
     cli._log_to_console()
     with cli.log_file(tmp_path / "train.log"):
         load_data(config, edges=False)
