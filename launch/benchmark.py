@@ -167,8 +167,10 @@ def main() -> int:
     weights = LossWeights()
 
     def vae_loss(params: Any, frozen: Any, key: jax.Array, rows: Any) -> Any:
-        clean = augment(key, rows, Augmentation())
-        return total_loss(autoencoder_terms(vae.module(params), clean, clean, key), weights)
+        augment_key, sample_key = jax.random.split(key)
+        clean = augment(augment_key, rows, Augmentation())
+        terms = autoencoder_terms(vae.module(params), clean, clean, sample_key)
+        return total_loss(terms, weights)
 
     def ldm_loss(params: Any, frozen: Any, key: jax.Array, rows: Any) -> Any:
         terms = ldm_terms(ldm, params, frozen, rows, key, schedule)
