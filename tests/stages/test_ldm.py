@@ -143,12 +143,12 @@ def test_learns_the_latents_of_two_crystals(tmp_path, tiny_vae):
     config = ldm_config(
         write_two(tmp_path / "two", copies=10),  # so that many times and noises are validated
         tiny_vae.path,
-        trainer={"max_steps": 300, "check_val_every_n_epoch": 0},
+        trainer={"max_steps": 700, "check_val_every_n_epoch": 0},
     )
     stage = build(config)
     before = stage.validate(stage.init_params, 0)
     result = fit(stage, fit_config(config), run_dir=tmp_path / "run")
-    assert result.values["val/total_loss"] < 0.25 * before["val/total_loss"]
+    assert result.values["val/total_loss"] < 0.2 * before["val/total_loss"]
     # What validates is the moving average, and it is what the checkpoint says it samples with.
     assert stage.validate(result.state.ema_params, 0) == pytest.approx(result.values)
     parts, meta = load_ldm(tmp_path / "run")
