@@ -23,12 +23,13 @@ from chemeleon2_jax.crystals import MAX_ATOMIC_NUMBER, Crystals
 from chemeleon2_jax.data.loader import Layout, in_order
 from chemeleon2_jax.data.structures import structure_from_arrays, structures_to_crystals
 from chemeleon2_jax.diffusion.sampler import SamplerConfig
+from chemeleon2_jax.errors import CheckpointError
 from chemeleon2_jax.generation import LARGEST_LATENT, Generator, draw_num_atoms
 from chemeleon2_jax.loading import LDMParts, VAEParts, ldm_of, vae_of
 from chemeleon2_jax.models.dit import split_output
 from chemeleon2_jax.models.vae import Reconstruction, reconstruct, split_crystals
 from chemeleon2_jax.rows import Rows
-from chemeleon2_jax.training.checkpoints import CheckpointError, open_checkpoint
+from chemeleon2_jax.training.checkpoints import open_checkpoint
 
 _BATCH_SIZE = 256
 

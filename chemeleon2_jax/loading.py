@@ -16,9 +16,10 @@ import numpy as np
 from flax import nnx
 
 from chemeleon2_jax.diffusion.gaussian import DiffusionConfig
+from chemeleon2_jax.errors import CheckpointError
 from chemeleon2_jax.models.dit import DiT, DiTSizes
 from chemeleon2_jax.models.vae import VAE, VAESizes
-from chemeleon2_jax.training.checkpoints import Checkpoint, CheckpointError, open_checkpoint
+from chemeleon2_jax.training.checkpoints import Checkpoint, open_checkpoint
 
 SAMPLE_WEIGHTS = ("ema", "raw")
 

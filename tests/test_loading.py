@@ -12,9 +12,10 @@ import pytest
 
 from chemeleon2_jax import load_model
 from chemeleon2_jax.api import LDMModel, VAEModel
+from chemeleon2_jax.errors import CheckpointError
 from chemeleon2_jax.loading import count_parameters, load_ldm, load_vae
 from chemeleon2_jax.models.vae import VAE
-from chemeleon2_jax.training.checkpoints import CheckpointError, open_checkpoint
+from chemeleon2_jax.training.checkpoints import open_checkpoint
 from tests.tiny import by_name
 
 REMOVED = object()

@@ -19,6 +19,7 @@ from chemeleon2_jax.data.augment import augment
 from chemeleon2_jax.diffusion.gaussian import DiffusionConfig, training_loss
 from chemeleon2_jax.diffusion.sampler import SamplerConfig, step_constants
 from chemeleon2_jax.diffusion.schedule import Schedule
+from chemeleon2_jax.errors import CheckpointError
 from chemeleon2_jax.generation import Generator, draw_num_atoms
 from chemeleon2_jax.loading import (
     LDMParts,
@@ -45,7 +46,6 @@ from chemeleon2_jax.stages.common import (
 from chemeleon2_jax.training.checkpoints import (
     DIRECTORY,
     Checkpoint,
-    CheckpointError,
     complete_steps,
     open_checkpoint,
 )

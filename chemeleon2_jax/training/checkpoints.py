@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from chemeleon2_jax.errors import CheckpointError
 from chemeleon2_jax.training.trees import from_plain
 
 PyTree = Any
@@ -31,10 +32,6 @@ PUBLISHED = tuple(
 )
 _STEP_NAME = re.compile(r"step_(\d+)")
 _JSON_FILE = "metadata"  # what Orbax calls the file of a JSON item
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be written, found or read; says what, where and what to do."""
 
 
 @contextmanager

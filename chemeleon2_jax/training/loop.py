@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from chemeleon2_jax.errors import CheckpointError
 from chemeleon2_jax.training import monitors
-from chemeleon2_jax.training.checkpoints import Checkpoint, CheckpointError
+from chemeleon2_jax.training.checkpoints import Checkpoint
 from chemeleon2_jax.training.config import FitConfig, SettingsError
 from chemeleon2_jax.training.interrupts import Interrupts, ValidationInterrupted
 from chemeleon2_jax.training.measure import NonFiniteError, StepMetrics

@@ -16,12 +16,12 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from chemeleon2_jax.errors import CheckpointError
 from chemeleon2_jax.training.checkpoints import (
     BEST,
     DIRECTORY,
     LAST,
     Checkpoint,
-    CheckpointError,
     best_step,
     complete_steps,
     open_folder,

@@ -14,6 +14,7 @@ from chemeleon2_jax.config import ConfigError, fit_config
 from chemeleon2_jax.crystals import Crystals
 from chemeleon2_jax.data.datasets import load_split
 from chemeleon2_jax.diffusion.sampler import SamplerConfig
+from chemeleon2_jax.errors import CheckpointError
 from chemeleon2_jax.generation import Generator, draw_num_atoms
 from chemeleon2_jax.loading import load_ldm, load_vae
 from chemeleon2_jax.metrics.structure import covalent_share, validity
@@ -24,7 +25,7 @@ from chemeleon2_jax.randomness import named_key
 from chemeleon2_jax.rows import atom_normal
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.stages import ldm as ldm_stage
-from chemeleon2_jax.training.checkpoints import CheckpointError, open_checkpoint
+from chemeleon2_jax.training.checkpoints import open_checkpoint
 from chemeleon2_jax.training.loop import fit
 from chemeleon2_jax.training.step import lower_train_step
 from tests.tiny import by_name, first_step, ldm_config, noisy, numbers, write_two

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from toy_stage import step_folders
 
-from chemeleon2_jax.training.checkpoints import PUBLISHED, CheckpointError, open_checkpoint
+from chemeleon2_jax.errors import CheckpointError
+from chemeleon2_jax.training.checkpoints import PUBLISHED, open_checkpoint
 from chemeleon2_jax.training.store import CheckpointStore
 
 PARAMS = {"layers": [{"w": np.arange(6, dtype=np.float32).reshape(2, 3)}]}

@@ -19,7 +19,8 @@ from toy_stage import (
     validation_from,
 )
 
-from chemeleon2_jax.training.checkpoints import CheckpointError, open_checkpoint
+from chemeleon2_jax.errors import CheckpointError
+from chemeleon2_jax.training.checkpoints import open_checkpoint
 from chemeleon2_jax.training.config import (
     EarlyStoppingConfig,
     FitConfig,
