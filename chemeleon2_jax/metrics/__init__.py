@@ -1,1 +1,1 @@
-"""What crystals are worth: reconstruction and physical plausibility. Host side, no JAX."""
+"""What crystals are worth: reconstruction, plausibility, novelty, diversity. Host side, no JAX."""

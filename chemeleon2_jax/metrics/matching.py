@@ -1,0 +1,191 @@
+"""Which crystals are the same: StructureMatcher over many pairs, each within a time limit.
+
+Two crystals are the same where pymatgen's StructureMatcher fits one to the other. Each crystal is
+reduced to its primitive Niggli cell once, however often it is compared. A crystal that cannot be
+reduced, or a comparison that takes too long, costs itself and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from pymatgen.analysis.structure_matcher import StructureMatcher
+
+from chemeleon2_jax.crystals import CrystalArrays
+from chemeleon2_jax.data.structures import arrays_from_structure, structure_from_arrays
+from chemeleon2_jax.metrics.reconstruction import NOT_BUILT, Tolerances
+from chemeleon2_jax.metrics.structure import as_arrays, reduce_lattice
+from chemeleon2_jax.workers import WorkerPool
+
+Formula = tuple[tuple[int, int], ...]
+"""A reduced formula: (atomic number, count) in order, the counts without a common divisor."""
+
+Verdict = tuple[bool, str | None]
+"""Whether two crystals are the same, and why they could not be compared or None."""
+
+TIMEOUT_S = 3.0
+"""Seconds for the reduction of a crystal, and for the comparison of two."""
+
+# StructureMatcher lists the lattice points as far away as each cell vector, and the angles between
+# those of two vectors: for thin cells more than fits into memory, and not to be interrupted.
+_MAX_LATTICE_POINTS = 1e5
+_MAX_ANGLES = 1e7
+
+_BATCH_SIZE = 16  # comparisons take about a millisecond
+_CHUNK_SIZE = 8  # reductions take a few
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A crystal made ready to be compared.
+
+    Attributes:
+        formula: its reduced formula; empty where there is an error.
+        arrays: (atom_types, frac_coords, lattice) as given; None where there is an error.
+        reduced: those of the primitive Niggli cell; None where there is an error.
+        error: None, or why it cannot be compared: "not built", "timeout after 3 s",
+            "ValueError: ...".
+    """
+
+    formula: Formula = ()
+    arrays: CrystalArrays | None = None
+    reduced: CrystalArrays | None = None
+    error: str | None = None
+
+
+def reduced_formula(atom_types: np.ndarray) -> Formula:
+    """Return the reduced formula of atomic numbers (n,).
+
+    Raises:
+        ValueError: no atom.
+    """
+    if not len(atom_types):
+        raise ValueError("no atom")
+    counts = Counter(atom_types.tolist())
+    divisor = math.gcd(*counts.values())
+    return tuple((number, count // divisor) for number, count in sorted(counts.items()))
+
+
+def reduce_cells(
+    structures: Iterable[Any], pool: WorkerPool | None = None, *, timeout_s: float = TIMEOUT_S
+) -> list[Cell]:
+    """Reduce crystals to their primitive Niggli cells.
+
+    Args:
+        structures: structures, (atom_types, frac_coords, lattice) triples, None (not built), or
+            cells, which stay as they are.
+        pool: processes to work in; None works in this one.
+        timeout_s: limit for one crystal, in seconds.
+    """
+    items = list(structures)
+    todo = [index for index, item in enumerate(items) if not isinstance(item, Cell)]
+    outcomes = (pool or WorkerPool(0)).map(
+        _reduce, [items[index] for index in todo], timeout_s=timeout_s, chunk_size=_CHUNK_SIZE
+    )
+    for index, outcome in zip(todo, outcomes, strict=True):
+        items[index] = Cell(error=outcome.error) if outcome.value is None else outcome.value
+    return items
+
+
+def _reduce(structure: Any) -> Cell:
+    """Reduce one crystal as StructureMatcher does, in a worker."""
+    if structure is None:
+        return Cell(error=NOT_BUILT)
+    arrays = as_arrays(structure)
+    ordered = structure_from_arrays(*arrays)
+    _check_shape(arrays[2])
+    primitive = ordered.get_reduced_structure(reduction_algo="niggli").get_primitive_structure()
+    return Cell(reduced_formula(arrays[0]), arrays, arrays_from_structure(primitive))
+
+
+def _check_shape(lattice: np.ndarray) -> None:
+    lengths = np.linalg.norm(reduce_lattice(lattice), axis=1)
+    volume = abs(float(np.linalg.det(lattice)))
+    points = 4.0 / 3.0 * math.pi * lengths**3 / volume
+    if points[2] > _MAX_LATTICE_POINTS or points[1] * points[2] > _MAX_ANGLES:
+        cell = " x ".join(f"{length:.3g}" for length in lengths)
+        raise ValueError(f"a cell of {cell} angstrom is too thin or too long to be compared")
+
+
+def compare(
+    groups: Sequence[tuple[Cell, Sequence[Cell]]],
+    pool: WorkerPool | None = None,
+    *,
+    tolerances: Tolerances | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> list[list[Verdict]]:
+    """Compare crystals with others.
+
+    Args:
+        groups: a crystal, and the others that it is compared with, all without errors.
+        pool: processes to work in; None works in this one.
+        tolerances: of StructureMatcher; None are its defaults.
+        timeout_s: limit for one comparison, in seconds.
+
+    Returns:
+        for each group a verdict for each of the others.
+    """
+    fit_batch = partial(_fit_batch, tolerances=tolerances or Tolerances())
+    verdicts: list[list[Verdict]] = [[(False, None)] * len(others) for _, others in groups]
+
+    def run(pieces: list[tuple[int, list[int]]]) -> None:
+        items = []
+        for group, places in pieces:
+            cell, others = groups[group]
+            items.append((cell.reduced, [others[place].reduced for place in places]))
+        outcomes = (pool or WorkerPool(0)).map(fit_batch, items, timeout_s=timeout_s)
+        for (group, places), outcome in zip(pieces, outcomes, strict=True):
+            answers = [False] * len(places) if outcome.error else outcome.value
+            for place, same in zip(places, answers, strict=True):
+                verdicts[group][place] = (same, outcome.error)
+
+    run(list(_batches([len(others) for _, others in groups])))
+    # A batch that failed is gone through pair by pair, but where the group's own crystal is at
+    # fault, which the first few tell, the others would all fail in their turn.
+    slow = {
+        group: [place for place, (_, error) in enumerate(row) if error is not None]
+        for group, row in enumerate(verdicts)
+        if len(row) > 1
+    }
+    for part in (slice(0, _BATCH_SIZE), slice(_BATCH_SIZE, None)):
+        run([(group, [place]) for group, places in slow.items() for place in places[part]])
+        slow = {
+            group: places
+            for group, places in slow.items()
+            if not mostly_failed([verdicts[group][place] for place in places[part]])
+        }
+    return verdicts
+
+
+def _batches(sizes: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
+    """Yield (group, places of some of its others)."""
+    for group, size in enumerate(sizes):
+        for start in range(0, size, _BATCH_SIZE):
+            yield group, list(range(start, min(start + _BATCH_SIZE, size)))
+
+
+def mostly_failed(verdicts: Sequence[Verdict]) -> bool:
+    """Tell whether more than half of several comparisons of one crystal failed."""
+    failed = sum(error is not None for _, error in verdicts)
+    return failed > 1 and 2 * failed > len(verdicts)
+
+
+def _fit_batch(
+    work: tuple[CrystalArrays, Sequence[CrystalArrays]], *, tolerances: Tolerances
+) -> list[bool]:
+    """Fit one reduced crystal to several, in a worker."""
+    first, others = work
+    matcher = StructureMatcher(
+        ltol=tolerances.ltol, stol=tolerances.stol, angle_tol=tolerances.angle_tol
+    )
+    structure = structure_from_arrays(*first)
+    return [
+        bool(matcher.fit(structure, structure_from_arrays(*other), skip_structure_reduction=True))
+        for other in others
+    ]

@@ -1,0 +1,1 @@
+"""What makes a generated crystal worth more: rewards, one file a family. Host side, no JAX."""

@@ -1,0 +1,80 @@
+"""Reward for crystals that bring what is generated nearer to a reference, as a distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from chemeleon2_jax.crystals import MAX_ATOMIC_NUMBER
+from chemeleon2_jax.metrics.distribution import leave_one_out_mmd
+from chemeleon2_jax.metrics.structure import as_arrays
+from chemeleon2_jax.rewards.scores import Scores
+
+NO_FEATURES = "no features"
+FEWEST = 3
+
+
+def diversity(features: np.ndarray, reference: np.ndarray) -> Scores:
+    """Score each crystal by how much farther the others would be from the reference without it.
+
+    That is the growth of the squared MMD with a polynomial kernel when the crystal is left out:
+    positive for what the generated set is short of. Features are those of the composition
+    (:func:`composition_features`) or of the structure (:func:`structure_features`).
+
+    Args:
+        features: (G, d), a row of NaN for a crystal that has none (it counts in no other's score).
+        reference: (N, d), all finite.
+
+    Raises:
+        ValueError: widths differ, or the reference is empty or not finite.
+    """
+    features = np.asarray(features, np.float64)
+    reasons: list[str | None] = [
+        None if known else NO_FEATURES for known in np.isfinite(features).all(1)
+    ]
+    known = np.array([reason is None for reason in reasons], bool)
+    values = np.full(len(features), np.nan)
+    if known.sum() >= FEWEST:
+        values[known] = leave_one_out_mmd(features[known], reference)
+    else:
+        few = f"fewer than {FEWEST} crystals have features"
+        reasons = [reason or few for reason in reasons]
+    return Scores.of(values, reasons)
+
+
+def composition_features(structures: Sequence[Any], embedding: np.ndarray) -> np.ndarray:
+    """Return the mean embedding of each crystal's elements, (G, d); NaN where there is no crystal.
+
+    Args:
+        structures: structures, (atom_types, frac_coords, lattice) triples, or None (not built).
+        embedding: (100, d), the VAE encoder's, by atomic number.
+
+    Raises:
+        ValueError: a structure with a site that is not one element.
+    """
+    table = np.asarray(embedding, np.float64)
+    features = np.full((len(structures), table.shape[1]), np.nan)
+    for index, structure in enumerate(structures):
+        if structure is None:
+            continue
+        types = as_arrays(structure)[0]
+        if len(types) and types.min() >= 1 and types.max() <= MAX_ATOMIC_NUMBER:
+            features[index] = table[types].mean(0)
+    return features
+
+
+def structure_features(means: Sequence[np.ndarray | None], latent_dim: int) -> np.ndarray:
+    """Return the mean over each crystal's atoms of its posterior means, (G, L).
+
+    Args:
+        means: (n, L) for each crystal, as the VAE's ``encode`` gives them; None where there is no
+            crystal, which gets NaN.
+        latent_dim: L.
+    """
+    features = np.full((len(means), latent_dim), np.nan)
+    for index, atoms in enumerate(means):
+        if atoms is not None and len(atoms):
+            features[index] = np.mean(atoms, 0, dtype=np.float64)
+    return features

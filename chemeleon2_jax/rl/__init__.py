@@ -1,0 +1,1 @@
+"""Reinforcement learning over the diffusion chain. Knows no model and no reward."""

@@ -1,0 +1,52 @@
+"""Features of crystals, and what each crystal adds to a set."""
+
+import numpy as np
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from chemeleon2_jax.metrics.distribution import leave_one_out_mmd
+from chemeleon2_jax.rewards.diversity import composition_features, diversity, structure_features
+
+
+def test_crystals_without_features_do_not_count():
+    rng = np.random.default_rng(0)
+    samples, reference = rng.normal(size=(6, 3)), rng.normal(size=(20, 3))
+    with_gaps = np.insert(samples, [2, 6], np.nan, axis=0)
+    scores = diversity(with_gaps, reference)
+    expected = np.insert(leave_one_out_mmd(samples, reference), [2, 6], np.nan)
+    np.testing.assert_array_equal(scores.values, expected)
+    assert scores.failures == {"no features": 2}
+
+
+def test_what_the_set_is_short_of_scores_higher():
+    reference = np.array([[-1.0], [1.0]])
+    scores = diversity(np.array([[1.0], [1.0], [1.0], [-1.0]]), reference)
+    assert scores.values[3] > 0 > scores.values[0]
+
+
+@pytest.mark.parametrize("num_known", [0, 2])
+def test_too_few_crystals(num_known):
+    features = np.full((3, 2), np.nan)
+    features[:num_known] = 1.0
+    scores = diversity(features, np.ones((4, 2)))
+    assert np.isnan(scores.values).all()
+    assert scores.reasons[-1] == "no features"
+    assert scores.failures.get("fewer than 3 crystals have features", 0) == num_known
+
+
+def test_composition_features():
+    embedding = np.stack([np.arange(100.0), np.arange(100.0) ** 2], axis=1)
+    salt = Structure(Lattice.cubic(4.0), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    triple = (np.array([1, 1, 4]), np.zeros((3, 3)), np.eye(3))
+    masked = (np.array([0, 5]), np.zeros((2, 3)), np.eye(3))
+    found = composition_features([salt, None, triple, masked], embedding)
+    nothing = [np.nan, np.nan]
+    expected = [[14.0, (121 + 289) / 2], nothing, [2.0, (1 + 1 + 16) / 3], nothing]
+    np.testing.assert_allclose(found, expected)
+    assert composition_features([], embedding).shape == (0, 2)
+
+
+def test_structure_features():
+    means = [np.array([[1.0, 2.0], [3.0, 4.0]], np.float32), None, np.zeros((0, 2))]
+    expected = [[2.0, 3.0], [np.nan, np.nan], [np.nan, np.nan]]
+    np.testing.assert_array_equal(structure_features(means, 2), expected)

@@ -1,0 +1,54 @@
+"""Normalised rewards against values worked out by hand."""
+
+import numpy as np
+import pytest
+
+from chemeleon2_jax.rewards.normalise import EPSILON, normalise
+
+VALUES = np.array([1.0, 2.0, np.nan, 6.0, np.inf])
+NAN = np.nan
+
+
+@pytest.mark.parametrize(
+    ("how", "bounds", "expected"),
+    [
+        ("", {}, [1.0, 2.0, NAN, 6.0, NAN]),
+        ("norm", {}, [0.0, 1.0 / (5.0 + EPSILON), NAN, 5.0 / (5.0 + EPSILON), NAN]),
+        ("subtract_mean", {}, [-2.0, -1.0, NAN, 3.0, NAN]),
+        ("std", {}, np.array([-2.0, -1.0, NAN, 3.0, NAN]) / (np.sqrt(7.0) + EPSILON)),
+        ("clip", {"low": 1.5, "high": 4.0}, [1.5, 2.0, NAN, 4.0, NAN]),
+        ("clip", {"low": 1.5}, [1.5, 2.0, NAN, 6.0, NAN]),
+        ("clip", {"high": 4.0}, [1.0, 2.0, NAN, 4.0, NAN]),
+    ],
+)
+def test_values(how, bounds, expected):
+    before = VALUES.copy()
+    np.testing.assert_allclose(normalise(VALUES, how, **bounds), expected, rtol=1e-12)
+    np.testing.assert_array_equal(VALUES, before)
+
+
+@pytest.mark.parametrize("how", ["norm", "std", "subtract_mean"])
+@pytest.mark.parametrize("values", [[3.0], [3.0, 3.0, np.nan]])
+def test_values_that_are_all_alike(how, values):
+    expected = np.where(np.isnan(values), np.nan, 0.0)
+    np.testing.assert_array_equal(normalise(np.array(values), how), expected)
+
+
+@pytest.mark.parametrize("how", ["", "norm", "std", "subtract_mean"])
+def test_nothing_known(how):
+    np.testing.assert_array_equal(normalise(np.full(2, np.nan), how), [np.nan, np.nan])
+    assert normalise(np.zeros(0), how).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("how", "bounds", "message"),
+    [
+        ("minmax", {}, "'minmax' of rewards is unknown; choose one of '', 'norm', 'std'"),
+        ("clip", {}, "'clip' needs a lower or an upper bound"),
+        ("clip", {"low": 2.0, "high": 1.0}, "lower bound 2.0 above the upper one 1.0"),
+        ("norm", {"low": 2.0}, "are for 'clip', not for normalisation 'norm'"),
+    ],
+)
+def test_options_that_make_no_sense(how, bounds, message):
+    with pytest.raises(ValueError, match=message):
+        normalise(VALUES, how, **bounds)
