@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import logging
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 STRUCTURES_FILE = "generated_structures.json.gz"
 """What `sample` generated."""
@@ -32,3 +36,25 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Let one process at a time go on, for instance of several hosts that share a folder.
+
+    Yields whether that is certain: some network file systems have no locks.
+
+    Raises:
+        OSError: the lock file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        is_held = True
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("Waiting for another process that holds %s.", path)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError:
+            is_held = False
+        yield is_held

@@ -11,6 +11,8 @@ import pytest
 
 # Before anything imports JAX. Child processes of the tests inherit both.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# No test asks the real hub, also where there is a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "chemeleon2_jax_test_programs")
 )

@@ -8,7 +8,6 @@ they are used, and one that has gone bad is fetched again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import http.client
 import os
@@ -26,7 +25,7 @@ from chemeleon2_jax.data.cache import cache_dir, hash_file
 from chemeleon2_jax.data.csv_files import SPLITS
 from chemeleon2_jax.data.errors import DatasetError, suggest
 from chemeleon2_jax.data.sources import MIRROR_VARIABLE, NamedSet, RemoteFile
-from chemeleon2_jax.files import replacing
+from chemeleon2_jax.files import locked, replacing
 
 TIMEOUT_S = 30.0
 NUM_ATTEMPTS = 2
@@ -77,14 +76,11 @@ def fetch_split(named_set: NamedSet, split: str, *, progress: bool = True) -> Pa
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Let one process at a time work in a folder, for instance of several hosts that share it."""
-    path = folder / ".lock"
     if not os.access(folder, os.W_OK):
         yield  # a cache that somebody else filled can be used as it is
         return
-    with path.open("w") as stream:
-        # Some network file systems have no locks: at worst two processes then fetch the same file.
-        with contextlib.suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    # Where there are no locks, two processes fetch the same file at worst.
+    with locked(folder / ".lock"):
         yield
 
 
