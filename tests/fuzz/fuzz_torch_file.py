@@ -1,0 +1,106 @@
+"""Fuzzer of the reader of PyTorch files: it may refuse anything, and may do nothing else.
+
+It needs atheris, which is no dependency of the tests (its wheels are for Linux)::
+
+    pip install atheris
+    python tests/fuzz/fuzz_torch_file.py --target=pickle corpus -max_total_time=300
+
+`--target=file` fuzzes the whole file (archive, directory, checksums), `--target=pickle` the pickle
+in a sound archive. The folder `corpus` is made and seeded; what follows goes to libFuzzer. An
+exception that is no CheckpointError, a minute without an answer or 1.5 GB of memory stop it, and
+leave the input in a file `crash-...`, `timeout-...` or `oom-...`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+
+import atheris
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+with atheris.instrument_imports(include=["chemeleon2_jax", "pickletools"]):
+    from chemeleon2_jax.convert.torch_file import open_torch_file
+    from chemeleon2_jax.convert.torch_writer import write_torch_file
+    from chemeleon2_jax.errors import CheckpointError
+    from tests.convert.walk import visit
+
+from tests.convert.archives import Call, Global, Stored, pack, pickled, tensor
+
+STORAGES = {"0": np.arange(12, dtype=np.float32).tobytes(), "1": bytes(6)}
+_LIMITS = ("-timeout=60", "-rss_limit_mb=1536", "-max_len=65536")
+
+
+class _Model:
+    """Something to pickle whole."""
+
+    def __init__(self) -> None:
+        self.num_heads = 4
+        self._modules = OrderedDict(inner=[1, (2.5, None)], more={"a": {1, "b"}})
+
+
+def seeds() -> dict[str, list[bytes]]:
+    """Inputs of each target that the reader understands."""
+    stored = Stored("torch.FloatStorage", "0", 12)
+    hooks = Call("collections.OrderedDict", ())
+    view = tensor(stored, (3, 2), (4, 1), offset=1)
+    v3 = (Stored("torch.storage.UntypedStorage", "1", 6), 0, (3,), (1,), False, hooks)
+    content = {
+        "state_dict": {
+            "a": view,
+            "b": Call("torch._utils._rebuild_parameter", (view, True, hooks)),
+            "c": tensor(Stored("torch.BFloat16Storage", "1", 3), (), ()),
+            "d": Call("torch._utils._rebuild_tensor_v3", (*v3, Global("torch.uint16"))),
+        },
+        "hyper_parameters": Call("src.model.DiT", (Call("torch.Size", ((1, 2),)), "x", None)),
+    }
+    model = {"model": _Model(), "n": [2**70, -1, b"x", frozenset([1]), 1.5, "ü"]}
+    pickles = [pickled(content), *(pickle.dumps(model, protocol=p) for p in range(6))]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.ckpt"
+        files = [pack(path, data, STORAGES).read_bytes() for data in pickles]
+        write_torch_file(path, OrderedDict(a=np.zeros((2, 3)), b=[1, "x", None]))
+        files.append(path.read_bytes())
+    return {"pickle": pickles, "file": files}
+
+
+def main(arguments: list[str]) -> None:
+    """Seed the corpus and fuzz."""
+    target = arguments.pop(1).removeprefix("--target=")
+    corpus = Path(arguments[1])
+    corpus.mkdir(parents=True, exist_ok=True)
+    for i, data in enumerate(seeds()[target]):
+        (corpus / f"seed_{i}").write_bytes(data)
+    base = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    path = Path(tempfile.mkdtemp(dir=base)) / "fuzzed.ckpt"
+
+    def one_input(data: bytes) -> None:
+        if target == "file":
+            path.write_bytes(data)
+        else:
+            pack(path, data, STORAGES)
+        try:
+            with open_torch_file(path) as file:
+                visit(file.content)
+        except CheckpointError as error:
+            str(error).encode()
+
+    # Given options come last, and win.
+    atheris.Setup([arguments[0], *_LIMITS, *arguments[1:]], one_input)
+    try:
+        atheris.Fuzz()
+    finally:
+        path.unlink(missing_ok=True)
+        os.rmdir(path.parent)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3 or sys.argv[1] not in ("--target=file", "--target=pickle"):
+        sys.exit(f"usage: {sys.argv[0]} --target=file|pickle CORPUS [options of libFuzzer]")
+    main(sys.argv)
