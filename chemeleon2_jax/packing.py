@@ -280,6 +280,7 @@ def build_rows(
     crystal_ids: np.ndarray | None = None,
     row_range: tuple[int, int] | None = None,
     atom_features: Mapping[str, np.ndarray] | None = None,
+    conditions: Mapping[str, np.ndarray] | None = None,
 ) -> Rows:
     """Fill rows with crystals (in the order of the assignment).
 
@@ -289,6 +290,7 @@ def build_rows(
         crystal_ids: (B,) int, the identity that random numbers hang on; the position by default.
         row_range: first and last + 1 row to return, for a host that holds only some of them.
         atom_features: name -> (A, width), in the order of the atoms of `crystals`.
+        conditions: name -> (B, width), in the order of `crystals`.
     """
     shape = assignment.shape
     tokens, slots = assignment.token_index, assignment.slot_index
@@ -323,6 +325,9 @@ def build_rows(
         is_crystal=scatter(num_slots, slots, np.ones(len(slots), bool), False, bool),
         targets={
             k: scatter(num_slots, slots, v, 0.0, np.float32) for k, v in crystals.targets.items()
+        },
+        conditions={
+            k: scatter(num_slots, slots, v, 0.0, np.float32) for k, v in (conditions or {}).items()
         },
         features={
             k: scatter(num_tokens, tokens, v, 0.0, np.float32)

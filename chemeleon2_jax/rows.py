@@ -30,6 +30,8 @@ class Rows:
             empty.
         is_crystal: (R, S) bool.
         targets: name -> (R, S) float32.
+        conditions: name -> (R, S, width) float32, what a crystal is asked to be; NaN is the null
+            condition.
         features: name -> (R, T, width) float32, what is known of an atom beside its crystal.
         edges: empty, or for graph encoders `senders` and `receivers` (E,) int32, tokens r * T + t
             of all ordered pairs within crystals, and `is_edge` (E,) bool.
@@ -45,6 +47,7 @@ class Rows:
     crystal_id: Any
     is_crystal: Any
     targets: dict[str, Any] = field(default_factory=dict)
+    conditions: dict[str, Any] = field(default_factory=dict)
     features: dict[str, Any] = field(default_factory=dict)
     edges: dict[str, Any] = field(default_factory=dict)
 

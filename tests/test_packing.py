@@ -132,6 +132,8 @@ def test_assign_says_what_does_not_fit():
 def test_rows_hold_the_crystals(layout):
     crystals = random_crystals()
     features = np.random.default_rng(0).normal(size=(crystals.num_atoms.sum(), 4))
+    asked = np.arange(len(crystals) * 3.0).reshape(-1, 3)
+    asked[1] = np.nan
     for batch in in_layout(crystals, layout):
         chosen = crystals.take(batch.indices)
         atoms = crystals.atom_indices(batch.indices)
@@ -140,6 +142,7 @@ def test_rows_hold_the_crystals(layout):
             batch.where,
             crystal_ids=batch.indices + 100,
             atom_features={"mace": features[atoms]},
+            conditions={"asked": asked[batch.indices]},
         )
         np.testing.assert_array_equal(batch.atoms(rows.atom_types), chosen.atom_types)
         np.testing.assert_array_equal(batch.atoms(rows.frac_coords), chosen.frac_coords)
@@ -150,6 +153,9 @@ def test_rows_hold_the_crystals(layout):
         np.testing.assert_array_equal(
             batch.where.take_slots(rows.targets["energy"]), chosen.targets["energy"]
         )
+        found = rows.conditions["asked"]
+        np.testing.assert_array_equal(batch.where.take_slots(found), asked[batch.indices])
+        assert (found[~rows.is_crystal] == 0).all()
         assert rows.is_atom.sum() == chosen.num_atoms.sum()
         assert rows.is_crystal.sum() == len(chosen)
         for part, size in zip(
@@ -197,12 +203,16 @@ def test_parts_of_hosts_join_to_the_whole(layout):
     else:
         where = assign_padded(crystals.num_atoms, 9, rows=12, edges=pairs + 24 - pairs % 12)
     features = {"mace": np.arange(crystals.num_atoms.sum() * 2.0).reshape(-1, 2)}
-    whole = build_rows(crystals, where, atom_features=features)
+    given = {
+        "atom_features": features,
+        "conditions": {"asked": np.arange(len(crystals) * 3.0).reshape(-1, 3)},
+    }
+    whole = build_rows(crystals, where, **given)
     half = where.shape.rows // 2
     ranges = [(0, half), (half, where.shape.rows)]
-    parts = [build_rows(crystals, where, row_range=r, atom_features=features) for r in ranges]
+    parts = [build_rows(crystals, where, row_range=r, **given) for r in ranges]
     leaves = [jax.tree_util.tree_leaves_with_path(tree) for tree in (whole, *parts)]
-    assert len(leaves[0]) == 14
+    assert len(leaves[0]) == 15
     for (path, expected), (_, first), (_, second) in zip(*leaves, strict=True):
         assert len(first) == len(second) == len(expected) // 2, path
         np.testing.assert_array_equal(np.concatenate([first, second]), expected)

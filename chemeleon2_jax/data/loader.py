@@ -162,9 +162,11 @@ def fill_rows(
     indices: np.ndarray,
     layout: Layout,
     atom_features: Mapping[str, np.ndarray] | None = None,
+    *,
+    conditions: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[Rows, Assignment]:
     """Place the crystals at `indices` and fill this process's rows; their crystal_id is their
-    index.
+    index. `atom_features` (A, width) and `conditions` (G, width) belong to all of `crystals`.
     """
     chosen = crystals.take(indices)
     assignment = layout.assign(chosen.num_atoms)
@@ -175,6 +177,7 @@ def fill_rows(
         crystal_ids=indices,
         row_range=local_rows(assignment.shape),
         atom_features={k: v[atoms] for k, v in (atom_features or {}).items()},
+        conditions={k: v[indices] for k, v in (conditions or {}).items()},
     )
     return rows, assignment
 
@@ -185,11 +188,14 @@ def in_order(
     batch_size: int,
     *,
     atom_features: Mapping[str, np.ndarray] | None = None,
+    conditions: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[Rows, Assignment, np.ndarray]]:
     """Yield (rows, assignment, indices) over all crystals in order, the last batch partial: for
     validation and encoding.
     """
     for start in range(0, len(crystals), batch_size):
         indices = np.arange(start, min(start + batch_size, len(crystals)))
-        rows, assignment = fill_rows(crystals, indices, layout, atom_features)
+        rows, assignment = fill_rows(
+            crystals, indices, layout, atom_features, conditions=conditions
+        )
         yield rows, assignment, indices

@@ -111,7 +111,7 @@ class CSPNetEncoder(nnx.Module):
         self.layers = nnx.List(
             CSPLayer(sizes, rngs=rngs, dtype=dtype) for _ in range(sizes.num_layers)
         )
-        self.norm = layer_norm(d, rngs=rngs, dtype=dtype)
+        self.norm = layer_norm(d, rngs=rngs, dtype=dtype) if sizes.layer_norm else None
         self.out = linear(d, d, rngs=rngs, dtype=dtype)
         self.num_freqs = sizes.num_freqs
         self.dtype = dtype
@@ -128,4 +128,4 @@ class CSPNetEncoder(nnx.Module):
         edge_weight = rows.edges["is_edge"][:, None].astype(self.dtype)
         for layer in self.layers:
             h = layer(h, graph, (edge_weight, node_weight))
-        return self.out(self.norm(h))
+        return self.out(h if self.norm is None else self.norm(h))

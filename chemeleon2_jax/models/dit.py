@@ -6,6 +6,7 @@ Index letters as in `packing`; H hidden width, L latent width. What depends on t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from chemeleon2_jax.models.conditions import Conditions, ConditionSizes
 from chemeleon2_jax.models.layers import (
     MLP,
     SelfAttention,
@@ -24,6 +26,7 @@ from chemeleon2_jax.models.layers import (
     xavier_init,
     zeros_init,
 )
+from chemeleon2_jax.models.lora import LoRASizes, add_lora
 from chemeleon2_jax.rows import Rows, attention_bias, gather_slots, slot_matrix
 
 TIME_EMBEDDING_WIDTH = 256
@@ -36,6 +39,7 @@ class DiTSizes:
 
     variance_layout says where eps and variance are in the (T, 2L) output: `per_token` splits each
     token's output; `interleaved` is the layout of published weights (see `split_output`).
+    `conditions` are what it can be asked for, `lora` says which of its layers have adapters.
     """
 
     latent_dim: int = 8
@@ -45,15 +49,21 @@ class DiTSizes:
     mlp_ratio: float = 4.0
     learn_sigma: bool = True
     variance_layout: str = "per_token"
+    conditions: ConditionSizes | None = None
+    lora: LoRASizes | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dict, for JSON."""
-        return asdict(self)
+        """Plain nested dict, for JSON."""
+        parts = {"conditions": self.conditions, "lora": self.lora}
+        return {**asdict(self), **{name: p and p.to_dict() for name, p in parts.items()}}
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> DiTSizes:
-        """Undo `to_dict`."""
-        return DiTSizes(**values)
+    def from_dict(values: Mapping[str, Any]) -> DiTSizes:
+        """Undo `to_dict`; what an older version did not write is None."""
+        given = {"conditions": None, "lora": None, **values}
+        readers = {"conditions": ConditionSizes.from_dict, "lora": LoRASizes.from_dict}
+        parts = {k: None if given[k] is None else read(given[k]) for k, read in readers.items()}
+        return DiTSizes(**{**given, **parts})
 
 
 # depth, hidden width, heads
@@ -123,6 +133,11 @@ class DiT(nnx.Module):
             raise ValueError(
                 f"variance_layout is {sizes.variance_layout!r}; choose one of {VARIANCE_LAYOUTS}"
             )
+        if sizes.conditions and sizes.conditions.hidden_dim != sizes.hidden_size:
+            raise ValueError(
+                f"the conditions are embedded in {sizes.conditions.hidden_dim} dimensions, but the "
+                f"denoiser that they are added to has {sizes.hidden_size}"
+            )
         h, width = sizes.hidden_size, sizes.latent_dim * (2 if sizes.learn_sigma else 1)
         self.x_embedder = linear(
             sizes.latent_dim, h, rngs=rngs, kernel_init=xavier_init, dtype=dtype
@@ -134,6 +149,19 @@ class DiT(nnx.Module):
         self.final_modulation = linear(h, 2 * h, rngs=rngs, kernel_init=zeros_init, dtype=dtype)
         self.final = linear(h, width, rngs=rngs, kernel_init=zeros_init)
         self.dtype = dtype
+        if sizes.lora:  # before the conditions, which have no adapters
+            add_lora(self, sizes.lora, rngs=rngs)
+        self.conditions = Conditions(sizes.conditions, rngs=rngs) if sizes.conditions else None
+
+    def embed(self, rows: Rows) -> jax.Array:
+        """Embed the conditions of the rows: (R, S, H).
+
+        Raises:
+            ValueError: a model without conditions, or rows with others than its own.
+        """
+        if self.conditions is None:
+            raise ValueError("this model takes no conditions")
+        return self.conditions(rows.conditions)
 
     def __call__(
         self, x: jax.Array, t: jax.Array, rows: Rows, *, condition: jax.Array | None = None
@@ -144,7 +172,7 @@ class DiT(nnx.Module):
             x: (R, T, L) noisy latents over latent_std.
             t: (R, S) int, 0 to 999.
             rows: what is where.
-            condition: (R, S, H) embedding, added to that of the time.
+            condition: (R, S, H) embedding, added to that of the time; None is the null condition.
 
         Returns:
             (R, T, 2L) with learned variance, else (R, T, L); float32. See `split_output`.
@@ -154,6 +182,8 @@ class DiT(nnx.Module):
         c = self.t_embedder(time_embedding(t.reshape(-1)))
         if condition is not None:
             c = c + condition.reshape(c.shape)
+        elif self.conditions is not None:
+            c = c + self.conditions.null()
         c = jax.nn.silu(c).astype(self.dtype)
         h = self.x_embedder(x.reshape(-1, latent_dim).astype(self.dtype))
         position = rows.position.reshape(-1)

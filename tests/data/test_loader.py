@@ -117,9 +117,12 @@ def test_in_order_is_all_crystals_in_one_shape(crystals, layout):
     # Rows of another length would be another program for nothing.
     assert one.shapes[0][1:3] == layout.shapes[0][1:3]
     seen = []
-    for rows, where, indices in in_order(crystals, one, 20):
+    asked = np.arange(len(crystals) * 2.0).reshape(-1, 2)
+    for rows, where, indices in in_order(crystals, one, 20, conditions={"asked": asked}):
         assert where.shape == one.shapes[0]
         np.testing.assert_array_equal(where.take_slots(rows.crystal_id), indices)
+        found = where.take_slots(rows.conditions["asked"])
+        np.testing.assert_array_equal(found, asked[indices])
         seen += indices.tolist()
     assert seen == list(range(len(crystals)))
 

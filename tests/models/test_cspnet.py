@@ -43,6 +43,8 @@ def _silu(x):
 
 
 def _norm(module, x):
+    if module is None:
+        return x
     centred = x - x.mean(-1, keepdims=True)
     unit = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
     return unit * np.asarray(module.scale[...]) + np.asarray(module.bias[...])
@@ -59,7 +61,7 @@ def _by_hand(model, crystal, sizes):
     metric = (lattice.astype(float) @ lattice.T.astype(float)).ravel()
     h = np.asarray(model.atom_types[...], np.float64)[types]
     for layer in model.layers:
-        x = h if layer.norm is None else _norm(layer.norm, h)
+        x = _norm(layer.norm, h)
         means = []
         for i in range(count):
             messages = []

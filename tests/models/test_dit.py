@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from chemeleon2_jax.models.conditions import Condition, ConditionSizes, encode_values
 from chemeleon2_jax.models.dit import NAMED_SIZES, DiT, DiTSizes, split_output, time_embedding
+from chemeleon2_jax.packing import build_rows
 from chemeleon2_jax.rows import atom_normal, crystal_keys
 from tests.examples import (
     assert_layouts_agree,
@@ -187,6 +190,64 @@ def test_time_embedding():
         np.testing.assert_allclose(row, [*np.cos(angle), *np.sin(angle)], atol=1e-4)
 
 
+# --- conditions -----------------------------------------------------------------------------------
+
+GAP, SYSTEM = Condition("gap", "float"), Condition("system", "chemical_system")
+CONDITIONAL = replace(SMALL, conditions=ConditionSizes((GAP, SYSTEM), 16))
+
+
+def asked_of(crystals):
+    """Conditions of the crystals, some of them null."""
+    gaps = [None if i == 1 else i / 3 for i in range(len(crystals))]
+    systems = [None if i in (1, 2) else ("Na-Cl", "Mg-O")[i % 2] for i in range(len(crystals))]
+    return {"gap": encode_values(GAP, gaps), "system": encode_values(SYSTEM, systems)}
+
+
+def with_conditions(batch, crystals):
+    where, asked = batch.where, asked_of(crystals)
+    rows = build_rows(crystals, where, conditions=asked)
+    return jax.tree.map(jnp.asarray, rows)
+
+
+def test_conditions_are_embedded_and_added_to_the_time():
+    crystals = random_crystals()
+    batch, (graphdef, params) = packed(crystals), small_dit(CONDITIONAL)
+    rows = with_conditions(batch, crystals)
+    x, t, _ = inputs(rows)
+    dit = nnx.merge(graphdef, params)
+    embedding = dit.embed(rows)
+    assert embedding.shape == (*rows.is_crystal.shape, 16)
+    assert np.isfinite(embedding).all()
+    asked = batch.where.split_atoms(dit(x, t, rows, condition=embedding))
+    unasked = batch.where.split_atoms(dit(x, t, rows))
+    for index, (ours, null) in enumerate(zip(asked, unasked, strict=True)):
+        # Nothing is asked of the second crystal.
+        assert (np.abs(ours - null).max() < 1e-5) == (index == 1)
+    null = jnp.broadcast_to(dit.conditions.null(), embedding.shape)
+    assert relative(dit(x, t, rows, condition=null), dit(x, t, rows)) < 1e-6
+
+
+def test_the_same_weights_without_conditions():
+    """A model without conditions has the parameters that it always had."""
+    (_, params), (graphdef, plain) = small_dit(CONDITIONAL), small_dit()
+    kept = {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(plain)}
+    names = {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(params)}
+    assert kept < names
+    assert all(name.startswith("conditions/") for name in names - kept)
+    assert nnx.merge(graphdef, plain).conditions is None
+
+
+def test_conditions_that_do_not_fit():
+    rows = packed(random_crystals()).rows
+    with pytest.raises(ValueError, match="this model takes no conditions"):
+        nnx.merge(*small_dit()).embed(rows)
+    with pytest.raises(ValueError, match="takes the conditions gap, system; got none"):
+        nnx.merge(*small_dit(CONDITIONAL)).embed(rows)
+    narrow = replace(SMALL, conditions=ConditionSizes((GAP,), 8))
+    with pytest.raises(ValueError, match=r"embedded in 8 dimensions, but the denoiser .* has 16"):
+        DiT(narrow, rngs=nnx.Rngs(0))
+
+
 # --- eps and variance -----------------------------------------------------------------------------
 
 
@@ -255,8 +316,17 @@ def test_unknown_layout_of_the_variance():
         DiT(replace(SMALL, variance_layout="odd"), rngs=nnx.Rngs(0))
 
 
-def test_sizes_survive_json():
-    assert DiTSizes.from_dict(SMALL.to_dict()) == SMALL
+@pytest.mark.parametrize("sizes", [SMALL, CONDITIONAL])
+def test_sizes_survive_json(sizes):
+    again = DiTSizes.from_dict(json.loads(json.dumps(sizes.to_dict())))
+    assert again == sizes
+    assert hash(again) == hash(sizes)
+
+
+def test_sizes_from_before_there_were_conditions():
+    values = SMALL.to_dict()
+    del values["conditions"], values["lora"]
+    assert DiTSizes.from_dict(values) == SMALL
 
 
 @pytest.mark.parametrize(("learn_sigma", "width"), [(True, 2 * LATENT), (False, LATENT)])

@@ -1,0 +1,138 @@
+"""Low-rank adapters of linear layers (LoRA, Hu et al. 2022): y = x W + b + (alpha / rank) x A B."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from chemeleon2_jax.models.layers import torch_linear_init, zeros_init
+
+
+@dataclass(frozen=True)
+class LoRASizes:
+    """Which layers have adapters, and of what size.
+
+    Attributes:
+        rank: inner width of the product.
+        alpha: strength; the product is multiplied by alpha / rank.
+        targets: dotted paths of linear layers, or their ends: "mlp.fc1" is that of every block.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.rank < 1 or not self.targets:
+            raise ValueError(
+                f"LoRA wants a rank of at least 1 and targets, not {self.rank} and {self.targets}"
+            )
+
+    @property
+    def scale(self) -> float:
+        """What the product is multiplied by."""
+        return self.alpha / self.rank
+
+    def applies_to(self, path: str) -> bool:
+        """Whether the layer at a dotted path has an adapter."""
+        return any(_matches(path, target) for target in self.targets)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict, for JSON."""
+        return {**asdict(self), "targets": list(self.targets)}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> LoRASizes:
+        """Undo `to_dict`."""
+        return LoRASizes(**{**values, "targets": tuple(values["targets"])})
+
+
+class LoRALinear(nnx.Linear):
+    """A linear layer with an adapter beside it: lora_a (num_in, rank), lora_b (rank, num_out).
+
+    It takes over the parameters of the layer that it replaces. B starts at zero, so that nothing
+    changes before training.
+    """
+
+    def __init__(self, base: nnx.Linear, *, rank: int, scale: float, rngs: nnx.Rngs) -> None:
+        super().__init__(
+            base.in_features,
+            base.out_features,
+            use_bias=base.use_bias,
+            kernel_init=zeros_init,
+            dtype=base.dtype,
+            rngs=rngs,
+        )
+        self.kernel, self.bias = base.kernel, base.bias
+        first = torch_linear_init(rngs.params(), (base.in_features, rank), jnp.float32)
+        self.lora_a = nnx.LoRAParam(first)
+        self.lora_b = nnx.LoRAParam(jnp.zeros((rank, base.out_features), jnp.float32))
+        self.scale = scale
+
+    def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """(N, num_in) -> (N, num_out)."""
+        y = super().__call__(x, out_sharding)
+        a, b = self.lora_a[...].astype(y.dtype), self.lora_b[...].astype(y.dtype)
+        return y + self.scale * ((x.astype(y.dtype) @ a) @ b)
+
+
+def add_lora(module: nnx.Module, sizes: LoRASizes, *, rngs: nnx.Rngs) -> None:
+    """Give adapters to the linear layers of a module that the targets name, in place.
+
+    Raises:
+        ValueError: a target names no linear layer.
+    """
+    found = {
+        ".".join(map(str, path)): node
+        for path, node in nnx.iter_modules(module)
+        if isinstance(node, nnx.Linear)
+    }
+    chosen = {name for name in found if sizes.applies_to(name)}
+    for target in sizes.targets:
+        if not any(_matches(name, target) for name in found):
+            raise ValueError(
+                f"LoRA target {target!r} names no linear layer; there are "
+                f"{', '.join(sorted(found))}"
+            )
+    for name in sorted(chosen):
+        *parents, last = name.split(".")
+        node: Any = module
+        for part in parents:
+            node = node[int(part)] if part.isdigit() else getattr(node, part)
+        adapted = LoRALinear(found[name], rank=sizes.rank, scale=sizes.scale, rngs=rngs)
+        setattr(node, last, adapted)
+
+
+def _matches(name: str, target: str) -> bool:
+    return f".{name}".endswith(f".{target}")
+
+
+def merge(params: Any, sizes: LoRASizes) -> Any:
+    """Return parameters without adapters, their products added to the kernels (in float64).
+
+    Args:
+        params: nested mappings (an nnx.State or dicts), with arrays or nnx variables as leaves.
+        sizes: of the adapters.
+    """
+    merged = _merged(params, sizes.scale)
+    return nnx.State(merged) if isinstance(params, nnx.State) else merged
+
+
+def _merged(params: Any, scale: float) -> Any:
+    if not isinstance(params, Mapping):
+        return params
+    rest = {name: _merged(node, scale) for name, node in params.items()}
+    if "lora_a" in rest:
+        a, b = (np.asarray(rest.pop(name)[...], np.float64) for name in ("lora_a", "lora_b"))
+        kernel = rest["kernel"]
+        array = np.asarray(kernel[...])
+        new = (array + scale * (a @ b)).astype(array.dtype)
+        rest["kernel"] = kernel.replace(new) if isinstance(kernel, nnx.Variable) else new
+    return rest

@@ -1,0 +1,142 @@
+"""Properties of a crystal from the latents of a frozen VAE.
+
+Index letters as in `packing`; P targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from chemeleon2_jax.models.layers import layer_norm, linear
+from chemeleon2_jax.models.vae import Posterior
+from chemeleon2_jax.rows import Rows, crystal_keys, pool_tokens, slot_matrix
+
+REDUCTIONS = ("mean", "sum")
+DROPOUT = 0.1
+_STD_OFFSET = 1e-5  # the original's, so that a constant target divides by something
+
+
+@dataclass(frozen=True)
+class Target:
+    """A property: its name, and mean and std in its unit; without them it is not standardised."""
+
+    name: str
+    mean: float | None = None
+    std: float | None = None
+
+
+@dataclass(frozen=True)
+class PredictorSizes:
+    """Everything that determines the parameters of a predictor, and how its output is read.
+
+    Attributes:
+        latent_dim: of the VAE.
+        encoder_dim: width of the VAE's encoder.
+        targets: what is predicted.
+        reduce: how atoms become a crystal: "mean" or "sum".
+        use_encoder_features: see the encoder's output beside the mean of the posterior.
+    """
+
+    latent_dim: int
+    encoder_dim: int
+    targets: tuple[Target, ...]
+    reduce: str = "mean"
+    use_encoder_features: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.reduce not in REDUCTIONS:
+            raise ValueError(f"reduce is {self.reduce!r}; choose one of {REDUCTIONS}")
+        names = [target.name for target in self.targets]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"targets must be one or more with different names, not {names}")
+
+    @property
+    def width(self) -> int:
+        """Width of what is known of an atom."""
+        return self.latent_dim + (self.encoder_dim if self.use_encoder_features else 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, for JSON."""
+        return {**asdict(self), "targets": [asdict(target) for target in self.targets]}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> PredictorSizes:
+        """Undo `to_dict`."""
+        targets = tuple(Target(**target) for target in values["targets"])
+        return PredictorSizes(**{**values, "targets": targets})
+
+
+class Predictor(nnx.Module):
+    """MLP over what the VAE's encoder knows of a crystal."""
+
+    def __init__(self, sizes: PredictorSizes, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
+        width = sizes.width
+        narrow, middle = width // 4, width // 2
+        self.fc1 = linear(width, narrow, rngs=rngs, dtype=dtype)
+        self.norm1 = layer_norm(narrow, rngs=rngs, dtype=dtype)
+        self.fc2 = linear(narrow, middle, rngs=rngs, dtype=dtype)
+        self.norm2 = layer_norm(middle, rngs=rngs, dtype=dtype)
+        self.fc3 = linear(middle, len(sizes.targets), rngs=rngs)
+        self.sizes = sizes
+
+    def __call__(
+        self, posterior: Posterior, rows: Rows, *, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        """Predict standardised targets.
+
+        Args:
+            posterior: of the VAE.
+            rows: what is where.
+            dropout_key: drops, crystal by crystal, a tenth of the hidden values; None drops none.
+
+        Returns:
+            (R, S, P) float32; see `to_units`. Slots without a crystal hold anything finite.
+        """
+        atoms = posterior.mean
+        if self.sizes.use_encoder_features:
+            atoms = jnp.concatenate([atoms, posterior.features], -1)
+        pooled = pool_tokens(slot_matrix(rows), atoms, rows.is_atom.astype(jnp.float32))
+        if self.sizes.reduce == "mean":
+            pooled = pooled / jnp.maximum(rows.num_atoms, 1)[..., None]
+        x = pooled.reshape(-1, pooled.shape[-1])
+        layers = ((self.fc1, self.norm1), (self.fc2, self.norm2))
+        for number, (layer, norm) in enumerate(layers):
+            x = jax.nn.silu(norm(layer(x)))
+            if dropout_key is not None:
+                x = _drop(x, jax.random.fold_in(dropout_key, number), rows)
+        return self.fc3(x.astype(jnp.float32)).reshape(*pooled.shape[:2], -1)
+
+
+def _drop(x: jax.Array, key: jax.Array, rows: Rows) -> jax.Array:
+    """Dropout over (R * S, W) that depends on the key and the crystal alone."""
+    keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - DROPOUT, x.shape[1:]))
+    kept = keep(crystal_keys(key, rows).reshape(-1))
+    return jnp.where(kept, x / (1.0 - DROPOUT), 0.0).astype(x.dtype)
+
+
+def to_units(values: Any, sizes: PredictorSizes) -> Any:
+    """Standardised targets (..., P) in their units."""
+    mean, spread = _moments(sizes)
+    return values * spread + mean
+
+
+def standardise(values: Any, sizes: PredictorSizes) -> Any:
+    """Undo `to_units`: (y - mean) / (std + 1e-5)."""
+    mean, spread = _moments(sizes)
+    return (values - mean) / spread
+
+
+def _moments(sizes: PredictorSizes) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and divisor of each target, (P,); 0 and 1 where it is not standardised."""
+    known = [(t.mean, t.std) for t in sizes.targets]
+    plain = [(0.0, 1.0) if m is None or s is None else (m, s + _STD_OFFSET) for m, s in known]
+    mean, spread = np.array(plain).T
+    return mean, spread
