@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from chemeleon2_jax.config import ConfigError
 from chemeleon2_jax.data.errors import DatasetError
+from chemeleon2_jax.errors import CheckpointError
 from chemeleon2_jax.training.config import SettingsError
 
 PACKAGE = "chemeleon2_jax"
@@ -65,15 +66,10 @@ def run(
 
 def expected_errors() -> tuple[type[Exception], ...]:
     """Return the errors whose text says what happened and what to do."""
-    # Modules that nobody imported cannot have raised, and importing them would load JAX.
-    known = [ConfigError, DatasetError, SettingsError]
-    for module, name in (
-        (f"{PACKAGE}.training.checkpoints", "CheckpointError"),
-        (f"{PACKAGE}.training.loop", "NonFiniteError"),
-    ):
-        if module in sys.modules:
-            known.append(getattr(sys.modules[module], name))
-    return tuple(known)
+    # A module that nobody imported cannot have raised, and importing it would load JAX.
+    loop = sys.modules.get(f"{PACKAGE}.training.loop")
+    non_finite = () if loop is None else (loop.NonFiniteError,)
+    return (CheckpointError, ConfigError, DatasetError, SettingsError, *non_finite)
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -4,8 +4,8 @@ chunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from chemeleon2_jax.crystals import CrystalArrays
+from chemeleon2_jax.crystals import CrystalArrays, Crystals
 from chemeleon2_jax.data.loader import Layout, local_rows
+from chemeleon2_jax.diffusion.gaussian import DenoiseFn
+from chemeleon2_jax.diffusion.guidance import guided
 from chemeleon2_jax.diffusion.sampler import SamplerConfig, sample_chain, step_constants
 from chemeleon2_jax.loading import LDMParts
-from chemeleon2_jax.models.dit import split_output
+from chemeleon2_jax.models.dit import DiT, DiTSizes, split_output
 from chemeleon2_jax.models.vae import reconstruct, split_crystals
 from chemeleon2_jax.packing import Assignment, build_rows, empty_crystals
 from chemeleon2_jax.randomness import named_key
@@ -30,6 +32,7 @@ _ACTIVATIONS = 40
 _DEFAULT_CHUNK = 512
 # What is larger counts as not finite: its square is not, and would reach its neighbours in the row.
 LARGEST_LATENT = 1e18
+CFG_SCALE = 2.0
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,26 @@ class Generator:
     """
 
     def __init__(
-        self, parts: LDMParts, sampler: SamplerConfig, *, mesh: Mesh | None = None
+        self,
+        parts: LDMParts,
+        sampler: SamplerConfig,
+        *,
+        cfg_scale: float = CFG_SCALE,
+        mesh: Mesh | None = None,
     ) -> None:
         """Prepare sampling.
 
+        Args:
+            parts: the model.
+            sampler: and its steps.
+            cfg_scale: of the guidance, where conditions are asked for.
+            mesh: devices; all of them by default.
+
         Raises:
-            ValueError: a sampler that this model does not have.
+            ValueError: a sampler that this model does not have, or a scale that is not finite.
         """
+        if not np.isfinite(cfg_scale):
+            raise ValueError(f"cfg_scale is {cfg_scale}; it must be finite")
         self.parts, self.sampler = parts, sampler
         self.mesh = make_mesh() if mesh is None else mesh
         self.padded = parts.sizes.learn_sigma and parts.sizes.variance_layout == "interleaved"
@@ -78,13 +94,8 @@ class Generator:
         step_constants(schedule, sampler)  # raises on more steps than the chain has
 
         def program(params: Any, vae_params: Any, key: jax.Array, rows: Rows) -> Any:
-            dit = parts.module(params)
-
-            def denoise(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-                return split_output(dit(x, t, rows), rows, parts.sizes)
-
             latents = sample_chain(
-                denoise,
+                denoiser(parts.module(params), parts.sizes, rows, cfg_scale=cfg_scale),
                 key,
                 rows,
                 schedule=schedule,
@@ -106,6 +117,8 @@ class Generator:
         *,
         seed: int,
         params: Any = None,
+        conditions: Mapping[str, np.ndarray] | None = None,
+        atom_types: Sequence[np.ndarray] | None = None,
         first_index: int = 0,
         chunk_size: int = 0,
         on_done: Callable[[int], None] | None = None,
@@ -117,9 +130,15 @@ class Generator:
             num_atoms: of each crystal.
             seed: of everything random.
             params: of the denoiser; those of the model by default.
+            conditions: name -> (G, width) of all conditions of the model, see
+                `conditions.encode_values`; by default nothing is asked for.
+            atom_types: (n,) of each crystal, for a VAE that does not predict them.
             first_index: index of the first crystal.
             chunk_size: crystals at once; 0 chooses by the memory of the device.
             on_done: called with the number of crystals just done.
+
+        Raises:
+            ValueError: sizes that are none, or larger than the interleaved variance is defined for.
         """
         sizes = np.asarray(num_atoms, np.int32)
         if not len(sizes):
@@ -128,10 +147,14 @@ class Generator:
             raise ValueError(
                 f"num_atoms must be at least 1; crystal {sizes.argmin()} has {sizes.min()}"
             )
+        empty = empty_crystals(sizes)
+        if atom_types is not None:
+            empty = replace(empty, atom_types=np.concatenate(atom_types).astype(np.int8))
+        chunks = self._chunks(empty, conditions or {}, first_index, chunk_size=chunk_size)
         arguments = self._arguments(seed, params)
         crystals: list[CrystalArrays] = []
         latents: list[np.ndarray] = []
-        for rows, where in self._chunks(sizes, first_index, chunk_size):
+        for rows, where in chunks:
             found, built = jax.device_get(self.program(*arguments, rows))
             latents += where.split_atoms(found)
             crystals += _mark_failed(split_crystals(built, where), latents[len(crystals) :])
@@ -145,7 +168,10 @@ class Generator:
         """Arguments of `program` for one chunk of all crystals, and where they are: for
         measuring.
         """
-        chunks = self._chunks(num_atoms, 0, len(num_atoms), padded_tokens=padded_tokens)
+        crystals = empty_crystals(num_atoms)
+        chunks = self._chunks(
+            crystals, {}, 0, chunk_size=len(crystals), padded_tokens=padded_tokens
+        )
         rows, where = next(chunks)
         return (*self._arguments(seed, None), rows), where
 
@@ -155,14 +181,21 @@ class Generator:
         return params, self._vae_params, named_key(seed, "chain")
 
     def _chunks(
-        self, sizes: np.ndarray, first_index: int, chunk_size: int, *, padded_tokens: int = 0
+        self,
+        crystals: Crystals,
+        conditions: Mapping[str, np.ndarray],
+        first_index: int,
+        *,
+        chunk_size: int,
+        padded_tokens: int = 0,
     ) -> Iterator[tuple[Rows, Assignment]]:
         """Yield rows on the devices, equal in shape, for all crystals in order."""
+        sizes = crystals.num_atoms
         chunk_size = min(chunk_size or self._fitting_chunk(sizes), len(sizes))
         parts = [sizes[i : i + chunk_size] for i in range(0, len(sizes), chunk_size)]
         num_devices = self.mesh.devices.size
         if self.padded:
-            padded_tokens = max(len(self.parts.size_table) - 1, int(sizes.max()))
+            padded_tokens = self._padding(sizes)
         # From the table where it fits, and coarse: other seeds then find their program compiled.
         typical = self._typical_sizes
         if not 0.7 < sizes.mean() / typical.mean() < 1.4 or sizes.max() > typical.max():
@@ -171,15 +204,32 @@ class Generator:
             typical, chunk_size, num_devices=num_devices, padded_tokens=padded_tokens
         )
         layout = Layout.for_batches(parts, like=like, num_devices=num_devices, coarse=True)
-        start = first_index
-        for part in parts:
-            where = layout.assign(part)
-            index = np.arange(start, start + len(part))
+        for start in range(0, len(sizes), chunk_size):
+            index = np.arange(start, min(start + chunk_size, len(sizes)))
+            where = layout.assign(sizes[index])
             rows = build_rows(
-                empty_crystals(part), where, crystal_ids=index, row_range=local_rows(where.shape)
+                crystals.take(index),
+                where,
+                crystal_ids=first_index + index,
+                row_range=local_rows(where.shape),
+                conditions={name: values[index] for name, values in conditions.items()},
             )
             yield shard_batch(rows, self.mesh), where
-            start += len(part)
+
+    def _padding(self, sizes: np.ndarray) -> int:
+        """Tokens of padded rows: those of training, which the interleaved variance depends on.
+
+        Raises:
+            ValueError: a crystal that is larger than they are.
+        """
+        tokens = len(self.parts.size_table) - 1
+        if sizes.max() > tokens:
+            raise ValueError(
+                f"crystal {sizes.argmax()} has {sizes.max()} atoms, but the variance that DDPM "
+                f"takes from this model is only defined up to {tokens}, the largest crystal of its "
+                "training set; sample with ddim, or fewer atoms"
+            )
+        return tokens
 
     def _fitting_chunk(self, sizes: np.ndarray) -> int:
         """Crystals that fit into half of the free memory of the devices; a default where they do
@@ -193,6 +243,21 @@ class Generator:
         tokens = 0.5 * (limit - used) * self.mesh.devices.size / per_token
         mean = len(self.parts.size_table) - 1 if self.padded else sizes.mean()
         return max(1, min(int(tokens / mean), 16 * _DEFAULT_CHUNK))
+
+
+def denoiser(dit: DiT, sizes: DiTSizes, rows: Rows, *, cfg_scale: float) -> DenoiseFn:
+    """Return the denoise function of a model over rows, guided where the rows have conditions."""
+
+    def call(
+        x: jax.Array, t: jax.Array, condition: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        return split_output(dit(x, t, rows, condition=condition), rows, sizes)
+
+    if not rows.conditions:
+        return call
+    embedding = dit.embed(rows)
+    assert dit.conditions is not None
+    return guided(call, embedding, null=dit.conditions.null(), scale=cfg_scale)
 
 
 def _typical_sizes(size_table: np.ndarray) -> np.ndarray:

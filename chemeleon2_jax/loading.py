@@ -1,13 +1,16 @@
-"""Trained models from checkpoints: what to build, and its parameters.
+"""Trained models by name: what to build, and its parameters.
 
-A name is a run folder (its best checkpoint) or a checkpoint folder. Everything else, and everything
-broken, is a CheckpointError.
+A name is a run folder (its best checkpoint), a checkpoint folder, a PyTorch `.ckpt` file of the
+original, or the key of a published checkpoint. Everything else, and everything broken, is a
+CheckpointError.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,13 +18,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from chemeleon2_jax import hub
+from chemeleon2_jax.convert.from_torch import convert_file
+from chemeleon2_jax.convert.model import Converted, Options, vae_item
 from chemeleon2_jax.diffusion.gaussian import DiffusionConfig
 from chemeleon2_jax.errors import CheckpointError
+from chemeleon2_jax.models.abstract import abstract_module
 from chemeleon2_jax.models.dit import DiT, DiTSizes
+from chemeleon2_jax.models.predictor import Predictor, PredictorSizes
 from chemeleon2_jax.models.vae import VAE, VAESizes
-from chemeleon2_jax.training.checkpoints import Checkpoint, open_checkpoint
+from chemeleon2_jax.training.checkpoints import (
+    BEST,
+    LAST,
+    Checkpoint,
+    open_checkpoint,
+    short_reason,
+)
+from chemeleon2_jax.training.store import write_checkpoint
 
 SAMPLE_WEIGHTS = ("ema", "raw")
+AnyCheckpoint = Checkpoint | Converted
 
 
 @dataclass(frozen=True)
@@ -62,24 +78,110 @@ class LDMParts:
         return nnx.merge(self.graphdef, params)
 
 
+@dataclass(frozen=True)
+class PredictorParts:
+    """A property predictor with the VAE whose latents it reads."""
+
+    sizes: PredictorSizes
+    graphdef: Any
+    params: Any
+    vae: VAEParts
+
+    def module(self, params: Any) -> Predictor:
+        """The predictor's head with the given parameters."""
+        return nnx.merge(self.graphdef, params)
+
+
+def open_model(
+    name: str | Path, *, vae: str | Path = "", ema: bool = False, size_table: str = ""
+) -> AnyCheckpoint:
+    """Open a run folder, a checkpoint folder, a PyTorch file or a published checkpoint.
+
+    Args:
+        name: what to open; `${hub:<key>}` is the key.
+        vae: of an LDM's PyTorch file that does not hold its VAE, or does not tell its heads.
+        ema: take the moving averages of a PyTorch file instead of the raw weights.
+        size_table: name of the table of sizes that a PyTorch file samples with.
+
+    Raises:
+        CheckpointError: it is none of these, or broken.
+    """
+    key = hub.hub_key(str(name))
+    path = _expanded(key or name)
+    if path.is_file():
+        options = Options(
+            vae=open_model(vae) if vae else None,
+            ema=ema,
+            size_table=_size_table_named(size_table) if size_table else (),
+        )
+        return convert_file(path, options)
+    if ema or vae or size_table:
+        raise CheckpointError(
+            f"{name} is no PyTorch file: the options vae, ema and size_table are for those"
+        )
+    if path.exists() or path.is_symlink() or path.name in (LAST, BEST):
+        return open_checkpoint(path)
+    if key is not None:
+        return open_checkpoint(hub.converted(key, lambda file, to: _convert(key, file, to)))
+    near = difflib.get_close_matches(str(name), hub.REGISTRY, n=1, cutoff=0.7)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise CheckpointError(
+        f"there is no {name}.{hint} Give a run folder, a checkpoint folder, a PyTorch .ckpt file, "
+        f"or the key of a published checkpoint: {', '.join(hub.REGISTRY)}"
+    )
+
+
+def _expanded(name: str | Path) -> Path:
+    """The name as a path.
+
+    Raises:
+        CheckpointError: it cannot be one: too long, a null byte, no such user's home.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{name!s:.200} cannot be opened: {short_reason(error)}") from error
+    return path
+
+
+def _convert(key: str, file: Path, folder: Path) -> None:
+    """Convert a published file into a folder."""
+    entry = hub.lookup(key)
+    heads = (entry.vae_heads, entry.vae_heads)
+    options = Options(size_table=_size_table_named(entry.size_table), vae_heads=heads)
+    save_converted(convert_file(file, options), folder)
+
+
+def save_converted(model: Converted, folder: Path) -> None:
+    """Write a converted model as a checkpoint folder.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    write_checkpoint(folder, items=model.trees, meta=model.meta)
+
+
+def _size_table_named(name: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in hub.size_table(name))
+
+
 def load_vae(name: str, *, dtype: Any = jnp.float32) -> tuple[VAEParts, Mapping[str, Any]]:
-    """Open a VAE, or the VAE inside an LDM, and return it with the checkpoint's meta.
+    """Open a VAE, or the VAE inside another model, and return it with the checkpoint's meta.
 
     Raises:
         CheckpointError: no model there, or a broken one.
     """
-    return vae_of(open_checkpoint(name), dtype=dtype)
+    return vae_of(open_model(name), dtype=dtype)
 
 
 def vae_of(
-    checkpoint: Checkpoint, *, dtype: Any = jnp.float32
+    checkpoint: AnyCheckpoint, *, dtype: Any = jnp.float32
 ) -> tuple[VAEParts, Mapping[str, Any]]:
     """Return the VAE of an open checkpoint and the meta."""
-    meta = checkpoint.meta
-    item = "params" if meta.get("stage") == "train_vae" else "vae"
-    sizes, graphdef, target = _read(checkpoint, "vae", lambda v: _vae(v, dtype))
-    params = jax.device_put(checkpoint.restore(item, target))  # once, not at every call
-    return VAEParts(sizes, graphdef, params), meta
+    sizes = _read(checkpoint, "vae", VAESizes.from_dict)
+    graphdef, params = _restored(checkpoint, vae_item(checkpoint), VAE, sizes, dtype)
+    return VAEParts(sizes, graphdef, params), checkpoint.meta
 
 
 def load_ldm(name: str, *, dtype: Any = jnp.float32) -> tuple[LDMParts, Mapping[str, Any]]:
@@ -88,11 +190,11 @@ def load_ldm(name: str, *, dtype: Any = jnp.float32) -> tuple[LDMParts, Mapping[
     Raises:
         CheckpointError: no LDM there, or a broken one.
     """
-    return ldm_of(open_checkpoint(name), dtype=dtype)
+    return ldm_of(open_model(name), dtype=dtype)
 
 
 def ldm_of(
-    checkpoint: Checkpoint, *, dtype: Any = jnp.float32
+    checkpoint: AnyCheckpoint, *, dtype: Any = jnp.float32
 ) -> tuple[LDMParts, Mapping[str, Any]]:
     """Return the LDM of an open checkpoint and the meta."""
     meta = checkpoint.meta
@@ -101,17 +203,13 @@ def ldm_of(
             f"{checkpoint.path} is a checkpoint of {meta.get('stage', 'an unknown stage')}, which "
             "cannot generate; give the run folder of a latent diffusion model (train_ldm)"
         )
-    sizes, graphdef, target = _read(checkpoint, "dit", lambda v: _dit(v, dtype))
-    weights = meta.get("sample_weights")
-    if weights not in SAMPLE_WEIGHTS:
-        raise CheckpointError(
-            f"{checkpoint.path} says sample_weights = {weights!r}; it must be one of "
-            f"{SAMPLE_WEIGHTS}"
-        )
+    sizes = _read(checkpoint, "dit", DiTSizes.from_dict)
+    item = "ema" if sample_weights(checkpoint) == "ema" else "params"
+    graphdef, params = _restored(checkpoint, item, DiT, sizes, dtype)
     parts = LDMParts(
         sizes=sizes,
         graphdef=graphdef,
-        params=jax.device_put(checkpoint.restore("ema" if weights == "ema" else "params", target)),
+        params=params,
         diffusion=_read(checkpoint, "diffusion", _diffusion),
         vae=vae_of(checkpoint, dtype=dtype)[0],
         latent_std=_read(checkpoint, "latent_std", float),
@@ -120,16 +218,55 @@ def ldm_of(
     return parts, meta
 
 
-def abstract_module(module: Any, sizes: Any, *, dtype: Any = jnp.float32) -> tuple[Any, Any]:
-    """Return the graph definition of `module(sizes)` and the shapes of its parameters, without
-    computing any.
+def sample_weights(checkpoint: AnyCheckpoint) -> str:
+    """Which weights an LDM samples with: 'ema' or 'raw'."""
+    weights = checkpoint.meta.get("sample_weights")
+    if weights not in SAMPLE_WEIGHTS:
+        raise CheckpointError(
+            f"{checkpoint.path} says sample_weights = {weights!r}; it must be one of "
+            f"{SAMPLE_WEIGHTS}"
+        )
+    return str(weights)
+
+
+def load_predictor(
+    name: str, *, dtype: Any = jnp.float32
+) -> tuple[PredictorParts, Mapping[str, Any]]:
+    """Open a predictor with its VAE and return it with the checkpoint's meta.
+
+    Raises:
+        CheckpointError: no predictor there, or a broken one.
     """
-    return nnx.split(
-        nnx.eval_shape(lambda: module(sizes, rngs=nnx.Rngs(0), dtype=dtype)), nnx.Param
-    )
+    return predictor_of(open_model(name), dtype=dtype)
 
 
-def _read(checkpoint: Checkpoint, key: str, convert: Callable[[Any], Any]) -> Any:
+def predictor_of(
+    checkpoint: AnyCheckpoint, *, dtype: Any = jnp.float32
+) -> tuple[PredictorParts, Mapping[str, Any]]:
+    """Return the predictor of an open checkpoint and the meta."""
+    if "predictor" not in checkpoint.meta:
+        raise CheckpointError(
+            f"{checkpoint.path} is a checkpoint of "
+            f"{checkpoint.meta.get('stage', 'an unknown stage')}, not of a predictor"
+        )
+    sizes = _read(checkpoint, "predictor", PredictorSizes.from_dict)
+    graphdef, params = _restored(checkpoint, "params", Predictor, sizes, dtype)
+    vae, meta = vae_of(checkpoint, dtype=dtype)
+    return PredictorParts(sizes, graphdef, params, vae), meta
+
+
+def _restored(
+    checkpoint: AnyCheckpoint, item: str, module: Any, sizes: Any, dtype: Any
+) -> tuple[Any, Any]:
+    """Graph definition of `module(sizes)`, and its parameters on the device."""
+    try:
+        graphdef, target = abstract_module(module, sizes, dtype=dtype)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint.path} has sizes that fit no model: {error}") from error
+    return graphdef, jax.device_put(checkpoint.restore(item, target))  # once, not at every call
+
+
+def _read(checkpoint: AnyCheckpoint, key: str, convert: Callable[[Any], Any]) -> Any:
     """Convert an entry of the meta."""
     problem = f"{checkpoint.path} has no entry {key!r} in its meta"
     if key in checkpoint.meta:
@@ -140,16 +277,6 @@ def _read(checkpoint: Checkpoint, key: str, convert: Callable[[Any], Any]) -> An
     raise CheckpointError(
         f"{problem}: it is damaged, or was not written by this version of the package"
     )
-
-
-def _vae(values: Any, dtype: Any) -> tuple[VAESizes, Any, Any]:
-    sizes = VAESizes.from_dict(values)
-    return (sizes, *abstract_module(VAE, sizes, dtype=dtype))
-
-
-def _dit(values: Any, dtype: Any) -> tuple[DiTSizes, Any, Any]:
-    sizes = DiTSizes.from_dict(values)
-    return (sizes, *abstract_module(DiT, sizes, dtype=dtype))
 
 
 def _diffusion(values: Any) -> DiffusionConfig:
@@ -163,8 +290,3 @@ def _size_table(values: Any) -> np.ndarray:
     if table.ndim != 1 or table.min(initial=0) < 0 or not table[1:].any():
         raise ValueError("not numbers of crystals by size")
     return table
-
-
-def count_parameters(params: Any) -> int:
-    """Number of parameters in a tree."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

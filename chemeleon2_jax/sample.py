@@ -1,9 +1,11 @@
 r"""Generate crystals.
 
-    python -m chemeleon2_jax.sample --model=logs/train_ldm/runs/<run> --num_samples=100 \
+    python -m chemeleon2_jax.sample --model=mp_20_ldm_rl --num_samples=100 \
         --output_dir=outputs/first
     python -m chemeleon2_jax.sample --model=logs/train_ldm/runs/<run> --num_atoms=8,12 \
         --num_samples=20 --seed=1 --sampler=ddpm --steps=200 --output_dir=outputs/sizes --cif
+    python -m chemeleon2_jax.sample --model=logs/train_ldm/runs/<run> --num_samples=50 \
+        --condition=composition=Ba1Cr1F6 --condition=dft_band_gap=1.5 --output_dir=outputs/asked
 
 Writes generated_structures.json.gz (a list of pymatgen Structures in the order of their index),
 with --cif, one CIF each, and last run.json (what was asked for, and index and reason of what could
@@ -41,7 +43,14 @@ _CIF_NAME = re.compile(r"[0-9]{6,}_.+\.cif")
 
 log = logging.getLogger("chemeleon2_jax.sample")
 
-flags.DEFINE_string("model", "", "A run folder (its best checkpoint) or a checkpoint folder.")
+flags.DEFINE_string(
+    "model",
+    "",
+    "A run folder (its best checkpoint), a checkpoint folder, a PyTorch .ckpt file or the key of a "
+    "published checkpoint (mp_20_ldm_rl).",
+)
+flags.DEFINE_string("vae", "", "The VAE of a .ckpt that does not hold it, or tell its heads.")
+flags.DEFINE_bool("ema", False, "Take the moving averages of a .ckpt, not its raw weights.")
 flags.DEFINE_integer("num_samples", 0, "Crystals to generate.", lower_bound=0)
 flags.DEFINE_list(
     "num_atoms", [], "Atoms a crystal, repeated in turn; default: as in the training set."
@@ -49,6 +58,13 @@ flags.DEFINE_list(
 flags.DEFINE_integer(
     "seed", 0, "The same seed gives the same crystals.", lower_bound=0, upper_bound=2**32 - 1
 )
+flags.DEFINE_multi_string(
+    "condition",
+    [],
+    "What is asked for, as name=value; several values, one a crystal, with commas between; none is "
+    "the null condition. Once for each condition of the model.",
+)
+flags.DEFINE_float("cfg_scale", 2.0, "Strength of the guidance towards the conditions; 1 is none.")
 flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "Sampler.")
 flags.DEFINE_integer("steps", 50, "Steps of the sampler.", lower_bound=1)
 flags.DEFINE_float("eta", 1.0, "Noise of DDIM: 0 is deterministic.", lower_bound=0.0)
@@ -64,28 +80,33 @@ def main() -> int:
         if not getattr(values, name):
             raise ConfigError(f"give --{name}; see python -m chemeleon2_jax.sample --help")
     num_atoms = _read_sizes(values.num_atoms)
-    if not values.num_samples and not num_atoms:
+    asked = _read_conditions(values.condition)
+    if not values.num_samples and not num_atoms and not asked:
         raise ConfigError("give --num_samples, --num_atoms or both")
     output_dir = Path(values.output_dir)
     _check_folder(output_dir)
 
     # After the flags are checked: loading JAX and pymatgen takes seconds.
-    from chemeleon2_jax.api import LDMModel, load_model
+    from chemeleon2_jax.api import LDMModel, VAEModel, load_model
     from chemeleon2_jax.training.compilation import enable_compilation_cache
 
     enable_compilation_cache()
-    model = load_model(values.model)
+    model = load_model(values.model, vae=values.vae, ema=values.ema)
     if not isinstance(model, LDMModel):
+        does = "VAE, which encodes and decodes"
+        if not isinstance(model, VAEModel):
+            does = "predictor, which reads structures"
         raise ConfigError(
-            f"{values.model} is a VAE, which encodes and decodes but does not generate; give a "
-            "latent diffusion model's run folder (logs/train_ldm/runs/...)"
+            f"{values.model} is a {does} but does not generate; give a latent diffusion model's "
+            "run folder (logs/train_ldm/runs/...)"
         )
+    conditions = _convert_conditions(model, asked)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output_dir: {error}") from error
     start = time.perf_counter()
-    structures = _sample(model, num_atoms)
+    structures = _sample(model, num_atoms, conditions)
     _write(output_dir, model, structures, time.perf_counter() - start)
     if not structures:
         raise ConfigError(
@@ -115,9 +136,41 @@ def _read_sizes(texts: list[str]) -> list[int]:
         ) from None
 
 
-def _sample(model: LDMModel, num_atoms: list[int]) -> list[Structure]:
+def _read_conditions(texts: list[str]) -> dict[str, list[str]]:
+    """Names and values of the conditions, still as text."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise ConfigError(
+                f"--condition is {text!r}; give name=value, as in --condition=composition=Ba1Cr1F6"
+            )
+        if name in found:
+            raise ConfigError(
+                f"--condition={name}=... is given twice; put commas between several values"
+            )
+        found[name] = value.split(",")
+    return found
+
+
+def _convert_conditions(model: LDMModel, asked: dict[str, list[str]]) -> dict[str, Any]:
+    from chemeleon2_jax.models.conditions import read_value
+
+    known = {condition.name: condition for condition in model.conditions} if asked else {}
+    converted: dict[str, Any] = {}
+    for name, texts in asked.items():
+        try:
+            # An unknown name is an error of `sample`, which says what there is.
+            values = [read_value(known[name], t) if name in known else t for t in texts]
+        except ValueError as error:
+            raise ConfigError(f"--condition: {error}") from error
+        converted[name] = values[0] if len(values) == 1 else values
+    return converted
+
+
+def _sample(model: LDMModel, num_atoms: list[int], conditions: dict[str, Any]) -> list[Structure]:
     values = flags.FLAGS
-    total = values.num_samples or len(num_atoms)
+    total = values.num_samples or len(num_atoms) or None
     with tqdm(
         desc="sampling", total=total, unit="crystal", disable=None, dynamic_ncols=True
     ) as bar:
@@ -126,6 +179,8 @@ def _sample(model: LDMModel, num_atoms: list[int]) -> list[Structure]:
                 values.num_samples or None,
                 seed=values.seed,
                 num_atoms=num_atoms or None,
+                conditions=conditions,
+                cfg_scale=values.cfg_scale,
                 sampler=values.sampler,
                 steps=values.steps,
                 eta=values.eta,
@@ -164,6 +219,8 @@ def _write(output_dir: Path, model: LDMModel, structures: list[Structure], secon
 def _summary(report: SampleReport, num_built: int, seconds: float) -> dict[str, Any]:
     return {
         "model": flags.FLAGS.model,
+        "vae": flags.FLAGS.vae,
+        "ema": flags.FLAGS.ema,
         "seed": report.seed,
         "num_samples": len(report.num_atoms),
         "num_built": num_built,
@@ -175,6 +232,8 @@ def _summary(report: SampleReport, num_built: int, seconds: float) -> dict[str, 
             "steps": report.sampler.steps,
             "eta": report.sampler.eta,
         },
+        "conditions": report.conditions,
+        "cfg_scale": report.cfg_scale,
         "seconds": round(seconds, 3),
         "versions": {
             "chemeleon2_jax": __version__,

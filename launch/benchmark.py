@@ -37,7 +37,8 @@ from chemeleon2_jax.data.loader import Layout, Loader
 from chemeleon2_jax.diffusion.gaussian import DiffusionConfig
 from chemeleon2_jax.diffusion.sampler import SamplerConfig
 from chemeleon2_jax.generation import Generator
-from chemeleon2_jax.loading import LDMParts, VAEParts, count_parameters
+from chemeleon2_jax.loading import LDMParts, VAEParts
+from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.dit import NAMED_SIZES, DiT, DiTSizes
 from chemeleon2_jax.models.losses import LossWeights, total_loss
 from chemeleon2_jax.models.vae import VAE, VAESizes

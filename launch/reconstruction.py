@@ -42,17 +42,21 @@ def main() -> int:
     if not values.model:
         raise ConfigError("give --model=<run folder of a VAE>")
     # After the flags are checked: loading JAX and pymatgen takes seconds.
-    from chemeleon2_jax.api import LDMModel, load_model
+    from chemeleon2_jax.api import VAEModel, load_model
     from chemeleon2_jax.data.datasets import load_split
     from chemeleon2_jax.data.structures import arrays_from_structure, crystals_to_structures
     from chemeleon2_jax.metrics.reconstruction import match_rates
     from chemeleon2_jax.workers import WorkerPool
 
     model = load_model(values.model)
-    vae = model.vae if isinstance(model, LDMModel) else model
-    trained_on = model.meta["config"]["data"]
+    vae = model if isinstance(model, VAEModel) else model.vae
+    trained_on = model.meta["config"].get("data", {"name": "", "data_dir": ""})
     name = values.data_name or trained_on["name"]
     data_dir = values.data_dir or ("" if values.data_name else trained_on["data_dir"])
+    if not name and not data_dir:
+        raise ConfigError(
+            f"{values.model} does not tell what it was trained on; give --data_name or --data_dir"
+        )
     crystals = load_split(name, values.split, data_dir=data_dir).crystals
     if values.num_samples and values.num_samples < len(crystals):
         spread = np.linspace(0, len(crystals) - 1, values.num_samples)

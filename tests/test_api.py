@@ -8,18 +8,23 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from pymatgen.core import Lattice, Structure
 
 import chemeleon2_jax as c2
-from chemeleon2_jax.api import LDMModel, VAEModel
+from chemeleon2_jax.api import LDMModel, PredictorModel, VAEModel
 from chemeleon2_jax.crystals import Crystals
 from chemeleon2_jax.data.structures import structures_to_crystals
 from chemeleon2_jax.diffusion.sampler import SamplerConfig
 from chemeleon2_jax.generation import draw_num_atoms
+from chemeleon2_jax.loading import PredictorParts
+from chemeleon2_jax.models.conditions import Condition, encode_values
 from chemeleon2_jax.models.dit import split_output
+from chemeleon2_jax.models.predictor import Predictor, PredictorSizes, Target
 from chemeleon2_jax.models.vae import reconstruct
 from chemeleon2_jax.packing import assign_padded, build_rows
-from tests.tiny import make_crystals, noisy, perovskite, rocksalt, zincblende
+from tests.examples import random_model
+from tests.tiny import conditional, make_crystals, noisy, perovskite, rocksalt, zincblende
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -379,6 +384,161 @@ def test_denoise_wants_finite_latents_and_a_model_of_the_noise(ldm):
     model = LDMModel(replace(ldm.parts, diffusion=diffusion), ldm.meta)
     with pytest.raises(ValueError, match="predicts x_0, not the noise"):
         model.denoise(latents[:1], [1])
+
+
+# --- conditions -----------------------------------------------------------------------------------
+
+FORMULA, GAP = Condition("composition", "composition"), Condition("gap", "float", 1.0, 2.0)
+
+
+@pytest.fixture(scope="module")
+def asked(ldm):
+    """The tiny LDM with a random denoiser that takes conditions."""
+    return LDMModel(conditional(ldm.parts, FORMULA, GAP), ldm.meta)
+
+
+@pytest.fixture(scope="module")
+def csp_ldm(asked, csp):
+    """The same over a VAE that is given the atom types, all of whose cells can be built."""
+    built = with_cell(csp, [3.0, 4.0, 5.0], GOOD_ANGLES)
+    return LDMModel(replace(asked.parts, vae=built.parts), asked.meta)
+
+
+def test_conditions_of_a_model(ldm, asked):
+    assert ldm.conditions == ()
+    assert asked.conditions == (FORMULA, GAP)
+
+
+def all_latents(model, monkeypatch, *arguments, **options):
+    """Latents of a call of `sample`, of crystals that cannot be built, too."""
+    generate, found = c2.api.Generator.generate, []
+
+    def keep(self, *given, **rest):
+        found.append(generate(self, *given, **rest))
+        return found[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(c2.api.Generator, "generate", keep)
+        model.sample(*arguments, steps=6, **options)
+    return found[0].latents
+
+
+def test_samples_follow_their_conditions(asked, monkeypatch):
+    gaps = [0.5, None, 3.0]
+    given = {"gap": gaps, "composition": ["NaCl", None, "MgO"]}
+    found = all_latents(asked, monkeypatch, conditions=given, num_atoms=[2, 5, 4], seed=1)
+    report = asked.last_report
+    assert (report.conditions, report.cfg_scale) == (given, 2.0)
+    assert report.num_atoms == (2, 5, 4)
+    plain = all_latents(asked, monkeypatch, num_atoms=[2, 5, 4], seed=1)
+    assert asked.last_report.conditions == {}
+    alike = [np.abs(a - b).max() < 1e-3 for a, b in zip(found, plain, strict=True)]
+    assert alike == [False, True, False]
+    stronger = all_latents(
+        asked, monkeypatch, conditions=given, num_atoms=[2, 5, 4], seed=1, cfg_scale=5.0
+    )
+    alike = [np.abs(a - b).max() < 1e-3 for a, b in zip(found, stronger, strict=True)]
+    assert alike == [False, True, False]
+
+
+def test_one_value_is_for_all(asked, monkeypatch):
+    one = all_latents(asked, monkeypatch, 3, conditions={"gap": 0.5})
+    three = all_latents(asked, monkeypatch, conditions={"gap": [0.5] * 3})
+    for ours, theirs in zip(one, three, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_composition_says_how_many_atoms(asked):
+    asked.sample(2, conditions={"composition": "BaTiO3"}, steps=6)
+    assert asked.last_report.num_atoms == (5, 5)
+
+
+def test_structure_prediction_builds_the_given_atoms(csp_ldm):
+    formulas = ["TiBaO3", "NaCl", "Cl2Mg"]
+    structures = csp_ldm.sample(conditions={"composition": formulas}, steps=6)
+    report = csp_ldm.last_report
+    assert report.num_atoms == (5, 2, 3)
+    assert report.failures == ()
+    species = [[22, 56, 8, 8, 8], [11, 17], [17, 17, 12]]
+    assert [list(s.atomic_numbers) for s in structures] == species
+
+
+def test_structure_prediction_needs_formulas(csp_ldm):
+    with pytest.raises(ValueError, match=r"does not predict atom types \(csp\).* give formulas"):
+        csp_ldm.sample(2, conditions={"gap": 1.0})
+
+
+def test_conditions_that_a_model_does_not_take(ldm, asked):
+    with pytest.raises(ValueError, match="takes no conditions, but is given 'composition'"):
+        ldm.sample(conditions={"composition": "NaCl"})
+    with pytest.raises(ValueError, match="no condition 'gab'; did you mean 'gap'"):
+        asked.sample(2, conditions={"gab": 1.0})
+    with pytest.raises(ValueError, match="cfg_scale is nan"):
+        asked.sample(2, conditions={"gap": 1.0}, cfg_scale=np.nan)
+
+
+def test_denoise_under_conditions(asked):
+    rng = np.random.default_rng(0)
+    latents = [rng.normal(size=(n, 8)).astype(np.float32) for n in (5, 2, 8)]
+    times = [10, 999, 500]
+    gaps = [1.0, None, 3.0]
+    found = asked.denoise(latents, times, conditions={"gap": gaps})
+    null = asked.denoise(latents, times)
+    rows, where = padded_rows(as_crystals(latents), latent=np.concatenate(latents))
+    encoded = {"composition": np.full((3, 100), np.nan), "gap": encode_values(GAP, gaps)}
+
+    @jax.jit
+    def direct(params, values):
+        dit = asked.parts.module(params)
+        t = np.array(times, np.int32)[:, None]
+        condition = dit.conditions({k: v[:, None] for k, v in values.items()})
+        output = dit(rows.features["latent"], t, rows, condition=condition)
+        return split_output(output, rows, asked.parts.sizes)[0]
+
+    expected = where.split_atoms(direct(asked.parts.params, encoded))
+    nothing = {k: np.full_like(v, np.nan) for k, v in encoded.items()}
+    expected_null = where.split_atoms(direct(asked.parts.params, nothing))
+    for ours, theirs in zip(found + null, expected + expected_null, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    alike = [np.abs(a - b).max() < 1e-5 for a, b in zip(found, null, strict=True)]
+    assert alike == [False, True, False]
+
+
+def test_denoise_under_conditions_that_do_not_fit(ldm, asked):
+    latents = [np.zeros((2, 8))] * 3
+    with pytest.raises(ValueError, match="takes no conditions"):
+        ldm.denoise(latents, [1, 2, 3], conditions={"gap": 1.0})
+    with pytest.raises(ValueError, match="condition 'gap' has 2 values for 3 crystals"):
+        asked.denoise(latents, [1, 2, 3], conditions={"gap": [1.0, 2.0]})
+
+
+# --- predictor ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vae", "csp"])
+def test_predict_is_the_predictor(request, name):
+    of_vae = request.getfixturevalue(name).parts
+    width = of_vae.sizes.encoder.d_model
+    sizes = PredictorSizes(8, width, (Target("gap", 0.8, 1.6), Target("density")))
+    graphdef, params = random_model(lambda: Predictor(sizes, rngs=nnx.Rngs(0)))
+    model = PredictorModel(PredictorParts(sizes, graphdef, params, of_vae), {})
+    structures = mixed()
+    found = model.predict(structures)
+    rows, where = padded_rows(structures_to_crystals(structures))
+
+    @jax.jit
+    def direct(vae_params, params):
+        return nnx.merge(graphdef, params)(of_vae.module(vae_params).encode(rows), rows)
+
+    out = where.take_slots(direct(of_vae.params, params)).astype(np.float64)
+    assert list(found) == ["gap", "density"]
+    assert {(v.dtype, v.shape) for v in found.values()} == {(np.dtype(np.float64), (5,))}
+    np.testing.assert_allclose(found["gap"], out[:, 0] * (1.6 + 1e-5) + 0.8, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found["density"], out[:, 1], rtol=1e-3, atol=1e-4)
+    assert model.predict([])["gap"].shape == (0,)
+    assert model.vae.parts is of_vae
+    with pytest.raises(ValueError, match="structure 0: element above Z = 99"):
+        model.predict([Structure(Lattice.cubic(4), ["Fm"], [[0] * 3])])
 
 
 def test_vae_of_an_ldm(ldm, vae):

@@ -10,6 +10,7 @@ import pytest
 from pymatgen.core import Structure
 
 import chemeleon2_jax as c2
+from chemeleon2_jax.hub import REGISTRY
 from chemeleon2_jax.training.checkpoints import complete_steps, open_checkpoint
 from tests.tiny import (
     BROKEN_ID,
@@ -159,7 +160,8 @@ def test_misspelt_names(spec, flags, message):
         (
             LDM_SPEC,
             {"ldm_module.vae_ckpt_path": "logs/no/run"},
-            "there is no logs/no/run: give a run folder or a checkpoint folder",
+            "there is no logs/no/run. Give a run folder, a checkpoint folder, a PyTorch .ckpt "
+            "file, or the key of a published checkpoint: " + ", ".join(REGISTRY),
         ),
         (
             VAE_SPEC,

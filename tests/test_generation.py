@@ -13,12 +13,15 @@ from flax import nnx
 from chemeleon2_jax import generation
 from chemeleon2_jax.api import VAEModel
 from chemeleon2_jax.data.structures import structure_from_arrays
-from chemeleon2_jax.diffusion.sampler import SamplerConfig
+from chemeleon2_jax.diffusion.sampler import SamplerConfig, sample_chain
 from chemeleon2_jax.generation import Generator, draw_num_atoms
-from chemeleon2_jax.loading import load_ldm
-from chemeleon2_jax.models.dit import DiT
+from chemeleon2_jax.loading import load_ldm, load_vae
+from chemeleon2_jax.models.conditions import Condition, encode_values
+from chemeleon2_jax.models.dit import DiT, split_output
+from chemeleon2_jax.packing import assign_padded, build_rows, empty_crystals
 from chemeleon2_jax.randomness import named_key
-from tests.tiny import noisy
+from tests.examples import relative
+from tests.tiny import conditional, noisy
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -161,6 +164,124 @@ def test_interleaved_eps_needs_no_padding(interleaved):
     padded = Generator(interleaved, FAST)
     padded.padded = True
     assert_same(padded.generate([2, 5, 8, 3], seed=3), packed.generate([2, 5, 8, 3], seed=3))
+
+
+def test_interleaved_variance_ends_at_the_largest_crystal_of_training(interleaved):
+    largest = len(interleaved.size_table) - 1
+    ddpm = Generator(interleaved, SamplerConfig("ddpm", 6))
+    assert len(ddpm.generate([largest], seed=3).crystals) == 1
+    with pytest.raises(ValueError, match=f"crystal 1 has {largest + 1} atoms, .* up to {largest},"):
+        ddpm.generate([2, largest + 1], seed=3)
+    ddim = Generator(interleaved, FAST).generate([2, largest + 1], seed=3)
+    assert np.isfinite(np.concatenate(ddim.latents)).all()
+
+
+# --- conditions -----------------------------------------------------------------------------------
+
+GAP, FORMULA = Condition("gap", "float"), Condition("formula", "composition")
+GAPS = [None, 0.5, 1.0, 2.0, None, 0.0, 1.5, 3.0, 0.5, 1.0, 2.0]
+
+
+def asked(gaps=GAPS):
+    formulas = [None if gap is None else ("NaCl", "MgO")[i % 2] for i, gap in enumerate(gaps)]
+    return {"gap": encode_values(GAP, gaps), "formula": encode_values(FORMULA, formulas)}
+
+
+@pytest.fixture(scope="module")
+def conditional_parts(parts):
+    return conditional(parts, GAP, FORMULA)
+
+
+@pytest.fixture(scope="module")
+def guided(conditional_parts):
+    return Generator(conditional_parts, FAST)
+
+
+@pytest.fixture(scope="module")
+def guided_crystals(guided):
+    return guided.generate(SIZES, seed=3, conditions=asked())
+
+
+def test_guidance_is_its_formula(conditional_parts, guided, guided_crystals):
+    """The chain with prediction null + 2 (conditional - null), one crystal in a row."""
+    parts = conditional_parts
+    where = assign_padded(SIZES, max(SIZES))
+    rows = build_rows(empty_crystals(SIZES), where, conditions=asked())
+
+    @jax.jit
+    def chain(params, key):
+        dit = parts.module(params)
+
+        def denoise(x, t):
+            conditional = dit(x, t, rows, condition=dit.conditions(rows.conditions))
+            null = dit(x, t, rows)
+            return split_output(null + 2.0 * (conditional - null), rows, parts.sizes)
+
+        options = {"schedule": parts.diffusion.make_schedule(), "config": FAST, "latent_dim": 8}
+        return sample_chain(denoise, key, rows, **options) * parts.latent_std
+
+    expected = where.split_atoms(chain(parts.params, named_key(3, "chain")))
+    for ours, theirs in zip(guided_crystals.latents, expected, strict=True):
+        assert relative(ours, theirs) < 1e-4
+
+
+@pytest.mark.parametrize("chunk_size", [3, 4])
+def test_chunks_keep_the_conditions_of_their_crystals(guided, guided_crystals, chunk_size):
+    again = guided.generate(SIZES, seed=3, conditions=asked(), chunk_size=chunk_size)
+    assert_same(again, guided_crystals)
+
+
+def test_conditions_act_and_null_is_none(guided, guided_crystals):
+    plain = guided.generate(SIZES, seed=3)
+    nothing = guided.generate(SIZES, seed=3, conditions=asked([None] * len(SIZES)))
+    assert_same(nothing, plain)
+    for index, (ours, theirs) in enumerate(
+        zip(guided_crystals.latents, plain.latents, strict=True)
+    ):
+        assert (np.abs(ours - theirs).max() < 1e-3) == (GAPS[index] is None)
+
+
+def test_scale_of_the_guidance(conditional_parts, guided_crystals):
+    def latents(scale):
+        generator = Generator(conditional_parts, FAST, cfg_scale=scale)
+        return generator.generate(SIZES, seed=3, conditions=asked()).latents
+
+    unconditional = Generator(conditional_parts, FAST).generate(SIZES, seed=3).latents
+    off, conditional_only = latents(0.0), latents(1.0)
+    for index, gap in enumerate(GAPS):
+        assert np.abs(off[index] - unconditional[index]).max() < 1e-3
+        if gap is not None:
+            assert np.abs(conditional_only[index] - off[index]).max() > 1e-3
+            assert np.abs(conditional_only[index] - guided_crystals.latents[index]).max() > 1e-3
+
+
+def test_guided_interleaved_variance(conditional_parts):
+    sizes = replace(conditional_parts.sizes, variance_layout="interleaved")
+    ddpm = Generator(replace(conditional_parts, sizes=sizes), SamplerConfig("ddpm", 4))
+    sizes, given = [2, 5, 8], asked(GAPS[:3])
+    first = ddpm.generate(sizes, seed=3, conditions=given)
+    assert ddpm.padded
+    assert np.isfinite(np.concatenate(first.latents)).all()
+    assert_same(ddpm.generate(sizes, seed=3, conditions=given, chunk_size=2), first)
+
+
+def test_conditions_of_a_model_without(generator):
+    with pytest.raises(ValueError, match="takes no conditions"):
+        generator.generate([2], seed=0, conditions={"gap": np.zeros((1, 1))})
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf])
+def test_scales_that_are_none(parts, scale):
+    with pytest.raises(ValueError, match="it must be finite"):
+        Generator(parts, FAST, cfg_scale=scale)
+
+
+def test_given_atom_types_are_built(parts, csp_run):
+    csp = replace(parts, vae=load_vae(csp_run)[0])
+    types = [np.array([11, 17]), np.array([99, 1, 26]), np.array([6])]
+    found = Generator(csp, FAST).generate([2, 3, 1], seed=0, atom_types=types, chunk_size=2)
+    for (built, _, _), given in zip(found.crystals, types, strict=True):
+        np.testing.assert_array_equal(built, given)
 
 
 # --- what fails -----------------------------------------------------------------------------------

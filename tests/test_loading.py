@@ -13,7 +13,8 @@ import pytest
 from chemeleon2_jax import load_model
 from chemeleon2_jax.api import LDMModel, VAEModel
 from chemeleon2_jax.errors import CheckpointError
-from chemeleon2_jax.loading import count_parameters, load_ldm, load_vae
+from chemeleon2_jax.loading import load_ldm, load_vae
+from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.vae import VAE
 from chemeleon2_jax.training.checkpoints import open_checkpoint
 from tests.tiny import by_name
@@ -107,7 +108,7 @@ def test_computes_in_the_dtype_that_is_asked_for(tiny_vae):
         ({"diffusion": {"schedule": "none"}}, "wrong entry 'diffusion'"),
         ({"dit": None}, "wrong entry 'dit'"),
         ({"dit": {"new": 1}}, "wrong entry 'dit'"),
-        ({"dit": {"num_heads": 7}}, "wrong entry 'dit'"),
+        ({"dit": {"num_heads": 7}}, "sizes that fit no model.*7 attention heads"),
         ({"dit": {"hidden_size": 24}}, "does not fit the model"),
         ({"vae": REMOVED}, "has no entry 'vae' in its meta"),
         ({"vae": {}}, "wrong entry 'vae'"),
@@ -133,11 +134,11 @@ def test_a_vae_generates_nothing(tiny_vae):
     [
         ("no_such_run", "there is no no_such_run"),
         ("", "neither a run folder with a whole checkpoint"),
-        ("~no_such_user/run", "cannot be read"),
-        ("x" * 5000, "cannot be read"),
+        ("~no_such_user/run", "cannot be opened"),
+        ("x" * 5000, "cannot be opened"),
         ("{folder}", "neither a run folder with a whole checkpoint"),
         ("{folder}/checkpoints", "neither a run folder with a whole checkpoint"),
-        ("{folder}/notes.txt", "is a file, not a run folder"),
+        ("{folder}/notes.txt", "not a file of torch.save"),
         ("{folder}/notes.txt/best", "there is no|cannot be read"),
     ],
 )

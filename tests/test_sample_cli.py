@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import stat
@@ -18,7 +19,8 @@ import chemeleon2_jax as c2
 from chemeleon2_jax import api, sample
 from chemeleon2_jax.config import ConfigError
 from chemeleon2_jax.generation import draw_num_atoms
-from tests.tiny import SAMPLE_FLAGS, make_once, run_module, run_script
+from chemeleon2_jax.models.conditions import Condition
+from tests.tiny import SAMPLE_FLAGS, conditional, make_once, run_module, run_script
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -61,10 +63,14 @@ def test_report(tiny_samples, tiny_ldm):
     assert len(report.pop("num_atoms")) == 12
     assert report == {
         "model": str(tiny_ldm.path),
+        "vae": "",
+        "ema": False,
         "seed": 5,
         "num_samples": 12,
         "num_built": len(structures),
         "sampler": {"name": "ddim", "steps": 6, "eta": 1.0},
+        "conditions": {},
+        "cfg_scale": 2.0,
     }
 
 
@@ -99,6 +105,7 @@ import json, sys
 from absl import flags
 from chemeleon2_jax import cli, sample
 names = ("num_atoms", "num_samples", "seed", "sampler", "steps", "eta", "chunk_size", "cif")
+names += ("condition", "cfg_scale")
 found = {}
 for name, arguments in json.loads(sys.argv[1]).items():
     for flag in names:
@@ -118,6 +125,7 @@ ERRORS = {
     "eta": ["--num_samples=1", "--eta=nan"],
     "occupied": ["--num_atoms=2", "--steps=2", "--cif"],
     "blocked": ["--num_atoms=2", "--steps=2"],
+    "asked": ["--condition=composition=NaCl"],
 }
 RUNS = {
     "again": list(SAMPLE_FLAGS),
@@ -173,13 +181,14 @@ def test_sizes_sampler_and_chunks(many):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("missing", "there is no nothing: give a run folder or a checkpoint folder"),
+        ("missing", "there is no nothing. Give a run folder, a checkpoint folder, a PyTorch"),
         ("vae", "is a VAE, which encodes and decodes but does not generate"),
         ("sizes", "num_atoms must be positive integers"),
         ("steps", "a sampler takes 1 to 1000 steps, not 1001"),
         ("eta", "eta nan at least 0"),
         ("occupied", "occupied/cif cannot be written"),
         ("blocked", "an earlier run cannot be removed: "),
+        ("asked", "this model takes no conditions, but is given 'composition'"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(many, name, message):
@@ -265,10 +274,11 @@ class Model(api.LDMModel):
 
 
 def run_here(monkeypatch, folder, built, *, cif):
-    monkeypatch.setattr(api, "load_model", lambda _: Model(None, {}, built=built))
+    monkeypatch.setattr(api, "load_model", lambda _, **options: Model(None, {}, built=built))
     given = {"model": "m", "output_dir": str(folder), "num_samples": 1, "num_atoms": [], "cif": cif}
-    rest = {"seed": 0, "sampler": "ddim", "steps": 2, "eta": 1.0, "chunk_size": 0}
-    monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(**given, **rest))
+    asked = {"condition": [], "cfg_scale": 2.0}
+    rest = {**asked, "seed": 0, "sampler": "ddim", "steps": 2, "eta": 1.0, "chunk_size": 0}
+    monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(vae="", ema=False, **given, **rest))
     return sample.main()
 
 
@@ -305,6 +315,39 @@ def test_damaged_model_is_one_line(tmp_path, tiny_ldm):
     assert done.output.count("\n") == 1
 
 
+def test_conditions_reach_the_model_and_the_report(tmp_path, monkeypatch, tiny_ldm):
+    gap, formula = Condition("gap", "float"), Condition("composition", "composition")
+    model = c2.load_model(tiny_ldm.path)
+    model = api.LDMModel(conditional(model.parts, gap, formula), model.meta)
+    monkeypatch.setattr(api, "load_model", lambda _, **options: model)
+    given = {"model": "m", "output_dir": str(tmp_path), "num_samples": 0, "num_atoms": []}
+    asked = {"condition": ["gap=1.5", "composition=NaCl,none,InF"], "cfg_scale": 3.0}
+    rest = {"cif": False, "seed": 2, "sampler": "ddim", "steps": 2, "eta": 1.0, "chunk_size": 0}
+    monkeypatch.setattr(
+        sample.flags, "FLAGS", SimpleNamespace(vae="", ema=False, **given, **asked, **rest)
+    )
+    found = []
+    monkeypatch.setattr(sample, "_write", lambda *arguments: found.append(arguments))
+    with contextlib.suppress(ConfigError):  # where none of the three can be built
+        sample.main()
+    assert len(found) == 1
+    report = model.last_report
+    expected = {"gap": 1.5, "composition": ["NaCl", None, "InF"]}
+    assert (report.conditions, report.cfg_scale) == (expected, 3.0)
+    assert report.num_atoms[::2] == (2, 2)
+    summary = sample._summary(report, 0, 1.0)
+    assert json.loads(json.dumps(summary["conditions"])) == expected
+    assert summary["cfg_scale"] == 3.0
+    asked["condition"] = ["gap=wide"]
+    monkeypatch.setattr(
+        sample.flags, "FLAGS", SimpleNamespace(vae="", ema=False, **given, **asked, **rest)
+    )
+    with pytest.raises(
+        ConfigError, match="--condition: condition 'gap' takes a number, not 'wide'"
+    ):
+        sample.main()
+
+
 GOOD = ("--model=m", "--output_dir={folder}", "--num_samples=1")
 
 
@@ -312,6 +355,9 @@ GOOD = ("--model=m", "--output_dir={folder}", "--num_samples=1")
     ("arguments", "message"),
     [
         (GOOD[1:], "give --model"),
+        ((*GOOD, "--condition=NaCl"), "--condition is 'NaCl'; give name=value, as in"),
+        ((*GOOD, "--condition=gap=1", "--condition=gap=2"), "--condition=gap=... is given twice"),
+        ((*GOOD, "--cfg_scale=strong"), "flag --cfg_scale=strong"),
         (GOOD[::2], "give --output_dir"),
         (GOOD[:2], "give --num_samples, --num_atoms or both"),
         ((*GOOD, "--num_atoms=8,twelve"), "--num_atoms is '8,twelve'; give integers"),

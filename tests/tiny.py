@@ -10,16 +10,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 from pymatgen.core import Lattice, Structure
 
 from chemeleon2_jax.config import fit_config, load_config
+from chemeleon2_jax.loading import LDMParts
+from chemeleon2_jax.models.conditions import Condition, ConditionSizes
+from chemeleon2_jax.models.dit import DiT
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.training.loop import fit
 from chemeleon2_jax.training.stage import Stage
@@ -193,6 +197,13 @@ def first_step(
     params = stage.init_params if params is None else params
     (loss, terms), gradient = step(params, stage.frozen, jax.random.key(0), rows)
     return float(loss), {k: float(v) for k, v in terms.items()}, by_name(gradient)
+
+
+def conditional(parts: LDMParts, *conditions: Condition) -> LDMParts:
+    """The same model but for a new denoiser that takes conditions, with random weights."""
+    sizes = replace(parts.sizes, conditions=ConditionSizes(conditions, parts.sizes.hidden_size))
+    graphdef, params = nnx.split(DiT(sizes, rngs=nnx.Rngs(0)), nnx.Param)
+    return replace(parts, sizes=sizes, graphdef=graphdef, params=noisy(params))
 
 
 # --- processes ------------------------------------------------------------------------------------

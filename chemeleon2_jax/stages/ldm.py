@@ -24,12 +24,12 @@ from chemeleon2_jax.generation import Generator, draw_num_atoms
 from chemeleon2_jax.loading import (
     LDMParts,
     VAEParts,
-    count_parameters,
     load_ldm,
     load_vae,
     vae_of,
 )
 from chemeleon2_jax.metrics.structure import covalent_share, validity
+from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.dit import NAMED_SIZES, DiT, DiTSizes, split_output
 from chemeleon2_jax.models.losses import Terms
 from chemeleon2_jax.models.vae import sample_posterior

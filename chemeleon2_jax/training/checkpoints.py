@@ -26,10 +26,6 @@ PyTree = Any
 
 DIRECTORY = "checkpoints"
 LAST, BEST = "last", "best"
-# Checkpoints of Chemeleon2's authors, by the names that its configs and its users know.
-PUBLISHED = tuple(
-    f"{data}_{model}" for data in ("mp_20", "alex_mp_20") for model in ("vae", "ldm_base", "ldm_rl")
-)
 _STEP_NAME = re.compile(r"step_(\d+)")
 _JSON_FILE = "metadata"  # what Orbax calls the file of a JSON item
 
@@ -210,14 +206,6 @@ def _find(path: Path) -> Checkpoint:
         if steps:
             best = best_step(path.parent) if path.name == BEST else None
             return open_folder(steps[max(steps) if best is None else best])
-    if not path.exists() and str(path) in PUBLISHED:
-        flag = (
-            "ldm_module.vae_ckpt_path" if path.name.endswith("vae") else "ldm_module.ldm_ckpt_path"
-        )
-        raise CheckpointError(
-            f"{path} is a published checkpoint, which this version does not fetch yet: train one "
-            f"and give its run folder, as in --config.{flag}=<run folder>"
-        )
     if not path.exists():
         raise CheckpointError(f"there is no {path}: give a run folder or a checkpoint folder")
     if not path.is_dir():

@@ -191,6 +191,33 @@ class CheckpointStore:
             ) from error
 
 
+def write_checkpoint(folder: Path, *, items: Mapping[str, PyTree], meta: Mapping[str, Any]) -> None:
+    """Write a checkpoint that no run made: it appears by one rename.
+
+    Args:
+        folder: to make; an empty one may be there.
+        items: trees of arrays by name.
+        meta: JSON-able, how to build the model.
+
+    Raises:
+        CheckpointError: it cannot be written, or something is there.
+    """
+    folder = Path(folder).absolute()
+    args = {name: ocp.args.PyTreeSave(to_plain(tree)) for name, tree in items.items()}
+    args["meta"] = ocp.args.JsonSave(dict(meta))
+    handler = ocp.CompositeCheckpointHandler(handler_registry=_handlers())
+    try:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        with quiet_orbax(), ocp.Checkpointer(handler) as writer:
+            writer.save(folder, args=ocp.args.Composite(**args))
+    # A full disk comes as OSError, ValueError or a runtime error of TensorStore's.
+    except Exception as error:
+        raise CheckpointError(
+            f"the checkpoint could not be written to {folder}: {short_reason(error)}"
+        ) from error
+
+
 def _manager_options(monitor: str, *, mode: str, keep_best: int) -> ocp.CheckpointManagerOptions:
     def score(metrics: Mapping[str, float]) -> float:
         return metrics[monitor]

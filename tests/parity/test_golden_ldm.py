@@ -19,7 +19,7 @@ from chemeleon2_jax.diffusion.sampler import (
 from chemeleon2_jax.diffusion.schedule import Schedule, make_betas, sampling_timesteps
 from chemeleon2_jax.models.dit import split_output
 from tests.examples import relative
-from tests.parity.golden import golden_rows, load_dit, real_atoms, to_slots, to_tokens
+from tests.parity.golden import golden_rows, real_atoms, to_slots, to_tokens
 
 
 @pytest.mark.parametrize("name", ["train", "ddim50", "ddpm50", "ddim10"])
@@ -59,7 +59,7 @@ def make_denoise(model, params, rows):
 
 def load(golden, name):
     """((graphdef, sizes), params)."""
-    dit, sizes = load_dit(golden.state_dict(name), golden.size)
+    dit, sizes = golden.dit(name)
     graphdef, params = nnx.split(dit, nnx.Param)
     return (graphdef, sizes), params
 

@@ -11,7 +11,7 @@ from flax import nnx
 from chemeleon2_jax.models.losses import LossWeights, foundation_alignment, total_loss, vae_terms
 from chemeleon2_jax.models.vae import reconstruct, sample_posterior
 from tests.examples import relative
-from tests.parity.golden import golden_rows, load_vae, to_tokens
+from tests.parity.golden import golden_rows, to_tokens
 
 LAYOUTS = ("packed", "padded")
 
@@ -19,7 +19,7 @@ LAYOUTS = ("packed", "padded")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["vae", "vae_csp", "vae_cspnet"])
 def test_outputs(golden, name, layout):
-    vae = load_vae(golden.state_dict(name), golden.size)
+    vae = golden.vae(name)
     rows, where = golden_rows(golden.arrays, layout, edges=name == "vae_cspnet")
 
     def flat(values):
@@ -52,7 +52,7 @@ def test_outputs(golden, name, layout):
 @pytest.mark.parametrize("name", ["vae", "vae_csp", "vae_cspnet", "vae_fa"])
 def test_loss_and_gradient(golden, name, layout):
     arrays = golden.arrays
-    vae = load_vae(golden.state_dict(name), golden.size)
+    vae = golden.vae(name)
     rows, where = golden_rows(arrays, layout, edges=name == "vae_cspnet")
     noise = to_tokens(arrays[f"{name}/eps"], where)
     graphdef, params = nnx.split(vae, nnx.Param)

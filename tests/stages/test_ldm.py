@@ -252,7 +252,7 @@ def damaged(run, folder):
     ("path", "error", "message"),
     [
         ("", ConfigError, "vae_ckpt_path is empty: give the run folder of a trained VAE"),
-        ("mp_20_vae", CheckpointError, "mp_20_vae is a published .*vae_ckpt_path=<run folder>"),
+        ("mp_20_vea", CheckpointError, "Did you mean 'mp_20_vae'"),
         ("{folder}", CheckpointError, "neither a run folder with a whole checkpoint"),
         ("{damaged}", CheckpointError, "'params' of the checkpoint .* cannot be read"),
     ],

@@ -10,7 +10,7 @@ import pytest
 from toy_stage import step_folders
 
 from chemeleon2_jax.errors import CheckpointError
-from chemeleon2_jax.training.checkpoints import PUBLISHED, open_checkpoint
+from chemeleon2_jax.training.checkpoints import open_checkpoint
 from chemeleon2_jax.training.store import CheckpointStore
 
 PARAMS = {"layers": [{"w": np.arange(6, dtype=np.float32).reshape(2, 3)}]}
@@ -208,17 +208,6 @@ def test_what_is_no_checkpoint_is_one_error(tmp_path: Path) -> None:
     ]:
         with pytest.raises(CheckpointError, match=reason):
             open_checkpoint(tmp_path / path)
-
-
-def test_published_names_are_known_and_not_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert len(PUBLISHED) == 6
-    for name in PUBLISHED:
-        key = "vae_ckpt_path" if name.endswith("_vae") else "ldm_ckpt_path"
-        with pytest.raises(CheckpointError, match=rf"^{name} is a published .*ldm_module\.{key}="):
-            open_checkpoint(name)
 
 
 def test_failed_save_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
