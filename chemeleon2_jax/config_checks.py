@@ -22,6 +22,8 @@ _CHOICES = {
     "ldm_module.sampling.sampler": ("ddim", "ddpm"),
     "ldm_module.scheduler.mode": ("", "min", "max"),
     "packing.layout": ("packed", "padded"),
+    "predictor_module.reduce": ("mean", "sum"),
+    "predictor_module.scheduler.mode": ("", "min", "max"),
     "trainer.precision": ("f32", "bf16"),
     "vae_module.encoder.name": ("transformer", "cspnet"),
     "vae_module.scheduler.mode": ("", "min", "max"),

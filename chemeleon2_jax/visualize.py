@@ -245,3 +245,24 @@ def _colours() -> dict[str, tuple[float, float, float]]:
 
 def _colour(symbol: str) -> tuple[float, float, float]:
     return _colours().get(symbol, _DEFAULT_COLOUR)
+
+
+def parity_plot(known: np.ndarray, predicted: np.ndarray, *, name: str) -> np.ndarray:
+    """Draw predicted values (N,) over known ones, with the line where they agree.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    figure = Figure(figsize=(4.0, 4.0), dpi=_DOTS_PER_INCH, layout="constrained")
+    axes = figure.add_subplot()
+    axes.scatter(known, predicted, s=6.0, alpha=0.4, linewidths=0.0)
+    finite = np.concatenate([known, predicted])
+    finite = finite[np.isfinite(finite)]
+    if finite.size:
+        ends = [finite.min(), finite.max()]
+        axes.plot(ends, ends, color="black", linewidth=0.8)
+    axes.set_xlabel(f"{name}, known")
+    axes.set_ylabel(f"{name}, predicted")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -21,9 +21,11 @@ from configs import common
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 VAE, LDM = f"{CONFIGS}/train_vae.py", f"{CONFIGS}/train_ldm.py"
+PREDICTOR = f"{CONFIGS}/train_predictor.py"
 EXPERIMENTS = {
     VAE: [f"{s}/{n}" for s in ("alex_mp_20", "mp_20", "tiny") for n in ("vae_csp", "vae_dng")],
     LDM: [f"{s}/ldm_null" for s in ("alex_mp_20", "mp_20", "tiny")],
+    PREDICTOR: ["alex_mp_20_bandgap/predictor_dft_band_gap", "tiny/predictor_density"],
 }
 SPECS = [
     *(path for path in EXPERIMENTS),

@@ -100,25 +100,35 @@ class Predictor(nnx.Module):
         Returns:
             (R, S, P) float32; see `to_units`. Slots without a crystal hold anything finite.
         """
-        atoms = posterior.mean
-        if self.sizes.use_encoder_features:
-            atoms = jnp.concatenate([atoms, posterior.features], -1)
-        pooled = pool_tokens(slot_matrix(rows), atoms, rows.is_atom.astype(jnp.float32))
-        if self.sizes.reduce == "mean":
-            pooled = pooled / jnp.maximum(rows.num_atoms, 1)[..., None]
+        pooled = pool_features(posterior, rows, self.sizes)
+        keys = None if dropout_key is None else crystal_keys(dropout_key, rows).reshape(-1)
         x = pooled.reshape(-1, pooled.shape[-1])
+        return self.head(x, dropout_keys=keys).reshape(*pooled.shape[:2], -1)
+
+    def head(self, x: jax.Array, *, dropout_keys: jax.Array | None = None) -> jax.Array:
+        """Predict from pooled features: (N, W) -> (N, P), dropping with a key (N,) a crystal."""
         layers = ((self.fc1, self.norm1), (self.fc2, self.norm2))
         for number, (layer, norm) in enumerate(layers):
             x = jax.nn.silu(norm(layer(x)))
-            if dropout_key is not None:
-                x = _drop(x, jax.random.fold_in(dropout_key, number), rows)
-        return self.fc3(x.astype(jnp.float32)).reshape(*pooled.shape[:2], -1)
+            if dropout_keys is not None:
+                x = _drop(x, jax.vmap(lambda k, n=number: jax.random.fold_in(k, n))(dropout_keys))
+        return self.fc3(x.astype(jnp.float32))
 
 
-def _drop(x: jax.Array, key: jax.Array, rows: Rows) -> jax.Array:
-    """Dropout over (R * S, W) that depends on the key and the crystal alone."""
-    keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - DROPOUT, x.shape[1:]))
-    kept = keep(crystal_keys(key, rows).reshape(-1))
+def pool_features(posterior: Posterior, rows: Rows, sizes: PredictorSizes) -> jax.Array:
+    """Mean or sum over a crystal's atoms of what the VAE knows of them: (R, S, W) float32."""
+    atoms = posterior.mean
+    if sizes.use_encoder_features:
+        atoms = jnp.concatenate([atoms, posterior.features], -1)
+    pooled = pool_tokens(slot_matrix(rows), atoms, rows.is_atom.astype(jnp.float32))
+    if sizes.reduce == "mean":
+        pooled = pooled / jnp.maximum(rows.num_atoms, 1)[..., None]
+    return pooled
+
+
+def _drop(x: jax.Array, keys: jax.Array) -> jax.Array:
+    """Dropout over (N, W) with a key each."""
+    kept = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - DROPOUT, x.shape[1:]))(keys)
     return jnp.where(kept, x / (1.0 - DROPOUT), 0.0).astype(x.dtype)
 
 

@@ -33,4 +33,10 @@ def build(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         from chemeleon2_jax.stages.ldm import build_ldm
 
         return build_ldm(config, resume_dir=resume_dir)
-    raise ConfigError(f"task_name is {config.task_name!r}; it is train_vae or train_ldm")
+    if config.task_name == "train_predictor":
+        from chemeleon2_jax.stages.predictor import build_predictor
+
+        return build_predictor(config, resume_dir=resume_dir)
+    raise ConfigError(
+        f"task_name is {config.task_name!r}; it is train_vae, train_ldm or train_predictor"
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +24,12 @@ from chemeleon2_jax.data.augment import Augmentation
 from chemeleon2_jax.data.datasets import NUM_LISTED, Split, load_split, size_table
 from chemeleon2_jax.data.loader import Layout, Loader, in_order
 from chemeleon2_jax.models.losses import Terms
+from chemeleon2_jax.training.checkpoints import (
+    DIRECTORY,
+    Checkpoint,
+    complete_steps,
+    open_checkpoint,
+)
 from chemeleon2_jax.training.parallel import make_mesh, replicated, shard_batch
 from chemeleon2_jax.workers import WorkerPool
 
@@ -60,11 +67,11 @@ class StageData:
         for rows, assignment, indices in batches:
             yield shard_batch(rows, self.mesh), assignment, indices
 
-    def train_batches(self) -> Iterable[Any]:
-        """Yield rows on the devices over the whole training set, in order, all of one shape."""
+    def train_batches(self) -> Iterable[tuple[Any, Any, np.ndarray]]:
+        """Yield as `val_batches` over the whole training set, in order, all of one shape."""
         layout = _layout_in_order(self.train, self.batch_size, self.layout, self.mesh)
-        for rows, _, _ in in_order(self.train, layout, self.batch_size):
-            yield shard_batch(rows, self.mesh)
+        for rows, assignment, indices in in_order(self.train, layout, self.batch_size):
+            yield shard_batch(rows, self.mesh), assignment, indices
 
     @property
     def size_table(self) -> list[int]:
@@ -160,6 +167,13 @@ def evaluator(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     can read it.
     """
     return jax.jit(fn, out_shardings=replicated(mesh))
+
+
+def resumed_from(resume_dir: Path | None) -> Checkpoint | None:
+    """Open a run that is gone on with; None if there is none, or it has no whole checkpoint."""
+    if resume_dir is None or not complete_steps(resume_dir / DIRECTORY):
+        return None
+    return open_checkpoint(resume_dir)
 
 
 def from_first_process(values: dict[str, float]) -> dict[str, float]:

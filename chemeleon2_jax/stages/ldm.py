@@ -41,13 +41,8 @@ from chemeleon2_jax.stages.common import (
     compute_dtype,
     evaluator,
     load_data,
+    resumed_from,
     sum_terms,
-)
-from chemeleon2_jax.training.checkpoints import (
-    DIRECTORY,
-    Checkpoint,
-    complete_steps,
-    open_checkpoint,
 )
 from chemeleon2_jax.training.parallel import replicate
 from chemeleon2_jax.training.stage import Stage, params_and_ema
@@ -82,7 +77,7 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     """Build the stage; see `stages.build`."""
     module, dtype = config.ldm_module, compute_dtype(config)
     # A run keeps its VAE and latent_std, whatever became of the folder that they came from.
-    resumed = _checkpoint_of(resume_dir)
+    resumed = resumed_from(resume_dir)
     if resumed is None:
         vae, vae_meta = _load_frozen_vae(module, dtype)
     else:
@@ -168,13 +163,6 @@ def _load_frozen_vae(module: ConfigDict, dtype: Any) -> tuple[VAEParts, Mapping[
     return load_vae(path, dtype=dtype)
 
 
-def _checkpoint_of(resume_dir: Path | None) -> Checkpoint | None:
-    """Open a run that is gone on with; None if there is none, or it has no whole checkpoint."""
-    if resume_dir is None or not complete_steps(resume_dir / DIRECTORY):
-        return None
-    return open_checkpoint(resume_dir)
-
-
 def _start_weights(path: str, sizes: DiTSizes, diffusion: DiffusionConfig) -> tuple[Any, float]:
     """Parameters of another LDM to start from, and its latent_std, which its weights were trained
     for.
@@ -238,7 +226,7 @@ def measure_latent_std(data: StageData, vae: VAEParts, *, seed: int) -> float:
         }
 
     jitted = evaluator(moments, data.mesh)
-    sums = sum_terms(jitted(vae.params, rows) for rows in data.train_batches())
+    sums = sum_terms(jitted(vae.params, rows) for rows, _, _ in data.train_batches())
     (first, count), (second, _) = sums["first"], sums["second"]
     variance = (second - first**2 / count) / (count - 1)
     return float(np.sqrt(variance))

@@ -275,6 +275,9 @@ class _Run:
             return None
         values = {name: float(value) for name, value in found.items()}
         self.values, self.validated_step = values, self.step
+        if self.stage.pictures is not None:
+            for name, pixels in self.stage.pictures(params, self.step).items():
+                self.writers.image(name, pixels, step=self.step)
         seconds = time.perf_counter() - start
         self.measured.pause(seconds)
         self.writers.scalars(values, step=self.step)

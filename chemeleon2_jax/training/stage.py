@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[PyTree, PyTree, jax.Array, PyTree], tuple[jax.Array, Metrics]]
 ValidateFn = Callable[[PyTree, int], Mapping[str, float]]
+PicturesFn = Callable[[PyTree, int], Mapping[str, np.ndarray]]
 ItemsFn = Callable[[PyTree, PyTree | None], Mapping[str, PyTree]]
 
 
@@ -71,6 +73,8 @@ class Stage:
             training; () if they are known only then.
         items: `(params, ema_params or None) -> trees to save by name`. Must keep `params` and `ema`
             as they are given (a run resumes from them) and may add others, e.g. a frozen `vae`.
+        pictures: `(params, step) -> pictures by name`, (height, width, 3) uint8, drawn after each
+            validation, with the same parameters; called in every process.
     """
 
     name: str
@@ -84,6 +88,7 @@ class Stage:
     mode: str = "min"
     value_names: tuple[str, ...] = ()
     items: ItemsFn = params_and_ema
+    pictures: PicturesFn | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError on a mode that is not one of the two."""

@@ -21,7 +21,7 @@ from chemeleon2_jax.models.predictor import (
     to_units,
 )
 from chemeleon2_jax.models.vae import Posterior
-from chemeleon2_jax.rows import atom_normal
+from chemeleon2_jax.rows import atom_normal, crystal_keys
 from tests.examples import (
     SIZES,
     assert_layouts_agree,
@@ -139,7 +139,8 @@ def test_dropout_depends_on_its_key():
 def test_a_tenth_is_dropped_and_the_mean_kept():
     batch = packed(random_crystals([2] * 60))
     x = jnp.ones((batch.rows.is_crystal.size, 500))
-    dropped = np.asarray(predictor._drop(x, jax.random.key(0), batch.rows))
+    keys = crystal_keys(jax.random.key(0), batch.rows).reshape(-1)
+    dropped = np.asarray(predictor._drop(x, keys))
     dropped = dropped.reshape(*batch.rows.is_crystal.shape, -1)[np.asarray(batch.rows.is_crystal)]
     assert set(np.unique(dropped).tolist()) == {0.0, np.float32(1 / (1 - DROPOUT))}
     share = (dropped == 0).mean()
