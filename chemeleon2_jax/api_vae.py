@@ -130,7 +130,10 @@ class PredictorModel:
         return VAEModel(self.parts.vae, self.meta)
 
     def predict(self, structures: Sequence[Structure]) -> dict[str, np.ndarray]:
-        """Return {target: (n,) float64 in its unit}; the cells are taken as they are.
+        """Return {target: (n,) float64 in its unit}.
+
+        The cells are taken as they are. Training saw Niggli-reduced cells in standard orientation
+        (`data.structures.reduce_structure`), and so predicts best for those.
 
         Raises:
             ValueError: a structure is disordered or holds no element up to Z = 99.
