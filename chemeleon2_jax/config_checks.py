@@ -52,6 +52,7 @@ _POSITIVE = (
 _MORE_THAN_0 = ("ldm_module.denoiser.mlp_ratio", "vae_module.match_rate.timeout_s")
 _AT_MOST = {
     "packing.max_shapes": 8,  # each is a program that is compiled
+    "ldm_module.condition_module.drop_prob": 1.0,
     "vae_module.noise.ratio": 0.5,  # so many atoms are masked, and so many others moved
 }
 

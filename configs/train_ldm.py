@@ -1,6 +1,7 @@
 r"""Train the latent diffusion transformer on the latents of a trained VAE.
 
     python -m chemeleon2_jax.train --config=configs/train_ldm.py:mp_20/ldm_null
+    python -m chemeleon2_jax.train --config=configs/train_ldm.py:mp_20/ldm_composition
     python -m chemeleon2_jax.train --config=configs/train_ldm.py:tiny/ldm_null \
         --config.ldm_module.vae_ckpt_path=logs/train_vae/runs/<run>
 
@@ -27,7 +28,7 @@ def get_config(experiment: str = "") -> ConfigDict:
 def _ldm_module() -> ConfigDict:
     return ConfigDict(
         {
-            "vae_ckpt_path": "",  # the VAE: a run or checkpoint folder
+            "vae_ckpt_path": "",  # the VAE: a run, a checkpoint folder, a .ckpt, a published key
             "ldm_ckpt_path": "",  # weights to start from; brings its own VAE
             "denoiser": {
                 "size": "B",  # S, B, L, XL; "custom" takes the four numbers below
@@ -42,6 +43,20 @@ def _ldm_module() -> ConfigDict:
                 "target": "eps",  # or "x_0"
                 "learn_sigma": True,
                 "variance_layout": "per_token",  # or "interleaved", Chemeleon2's
+            },
+            "condition_module": {
+                # What can be asked for: "name:kind", comma-separated; '' is nothing. A float or
+                # categorical is a column of the data; a composition or chemical_system is read off
+                # the crystals.
+                "condition_type": "",
+                "drop_prob": 0.2,  # share of crystals trained without, for guidance
+                "num_classes": 0,  # of a categorical: its values are 0 to num_classes - 1
+                "stats": "",  # "name:mean:std" of floats; others come from the training set
+            },
+            "lora_configs": {
+                "r": 0,  # rank of the adapters; 0 trains all weights
+                "lora_alpha": 32.0,
+                "target_modules": "attn.out_proj,mlp.fc1,mlp.fc2",
             },
             "ema": {"decay": 0.9999},  # 0 is off
             # Off: latents of cells in standard orientation are what Chemeleon2 learns.

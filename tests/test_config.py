@@ -24,7 +24,12 @@ VAE, LDM = f"{CONFIGS}/train_vae.py", f"{CONFIGS}/train_ldm.py"
 PREDICTOR = f"{CONFIGS}/train_predictor.py"
 EXPERIMENTS = {
     VAE: [f"{s}/{n}" for s in ("alex_mp_20", "mp_20", "tiny") for n in ("vae_csp", "vae_dng")],
-    LDM: [f"{s}/ldm_null" for s in ("alex_mp_20", "mp_20", "tiny")],
+    LDM: [
+        *(f"alex_mp_20/{n}" for n in ("ldm_composition", "ldm_null")),
+        *(f"alex_mp_20_bandgap/{n}" for n in ("ldm_bandgap", "ldm_bandgap_lora")),
+        *(f"mp_20/{n}" for n in ("ldm_composition", "ldm_null")),
+        "tiny/ldm_null",
+    ],
     PREDICTOR: ["alex_mp_20_bandgap/predictor_dft_band_gap", "tiny/predictor_density"],
 }
 SPECS = [

@@ -6,7 +6,7 @@ nothing is exchanged and a resumed run continues where it stopped without having
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -26,6 +26,9 @@ from chemeleon2_jax.packing import (
 )
 from chemeleon2_jax.rows import Rows
 from chemeleon2_jax.training.stage import Batch
+
+ConditionFn = Callable[[Crystals], Mapping[str, np.ndarray]]
+"""(crystals) -> name -> (G, width), as the conditions of a model."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class Loader:
         layout: of the rows.
         seed: of the order.
         atom_features: name -> (A, width), in the order of the atoms of `crystals`.
+        condition_fn: gives the conditions of the crystals of a batch.
     """
 
     crystals: Crystals
@@ -127,6 +131,7 @@ class Loader:
     layout: Layout
     seed: int = 0
     atom_features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    condition_fn: ConditionFn | None = None
 
     @property
     def crystals_per_step(self) -> int:
@@ -148,7 +153,13 @@ class Loader:
     def batch(self, step: int) -> Batch:
         """The batch of a step (0-based): a `Rows` of this process's rows."""
         indices = self.indices(step)
-        rows, assignment = fill_rows(self.crystals, indices, self.layout, self.atom_features)
+        rows, assignment = fill_rows(
+            self.crystals,
+            indices,
+            self.layout,
+            self.atom_features,
+            condition_fn=self.condition_fn,
+        )
         return Batch(rows, len(indices), assignment.useful_share)
 
 
@@ -164,9 +175,11 @@ def fill_rows(
     atom_features: Mapping[str, np.ndarray] | None = None,
     *,
     conditions: Mapping[str, np.ndarray] | None = None,
+    condition_fn: ConditionFn | None = None,
 ) -> tuple[Rows, Assignment]:
     """Place the crystals at `indices` and fill this process's rows; their crystal_id is their
-    index. `atom_features` (A, width) and `conditions` (G, width) belong to all of `crystals`.
+    index. `atom_features` (A, width) and `conditions` (G, width) belong to all of `crystals`;
+    `condition_fn` gives conditions of those that are placed.
     """
     chosen = crystals.take(indices)
     assignment = layout.assign(chosen.num_atoms)
@@ -177,7 +190,9 @@ def fill_rows(
         crystal_ids=indices,
         row_range=local_rows(assignment.shape),
         atom_features={k: v[atoms] for k, v in (atom_features or {}).items()},
-        conditions={k: v[indices] for k, v in (conditions or {}).items()},
+        conditions=condition_fn(chosen)
+        if condition_fn
+        else {k: v[indices] for k, v in (conditions or {}).items()},
     )
     return rows, assignment
 
@@ -189,6 +204,7 @@ def in_order(
     *,
     atom_features: Mapping[str, np.ndarray] | None = None,
     conditions: Mapping[str, np.ndarray] | None = None,
+    condition_fn: ConditionFn | None = None,
 ) -> Iterator[tuple[Rows, Assignment, np.ndarray]]:
     """Yield (rows, assignment, indices) over all crystals in order, the last batch partial: for
     validation and encoding.
@@ -196,6 +212,11 @@ def in_order(
     for start in range(0, len(crystals), batch_size):
         indices = np.arange(start, min(start + batch_size, len(crystals)))
         rows, assignment = fill_rows(
-            crystals, indices, layout, atom_features, conditions=conditions
+            crystals,
+            indices,
+            layout,
+            atom_features,
+            conditions=conditions,
+            condition_fn=condition_fn,
         )
         yield rows, assignment, indices

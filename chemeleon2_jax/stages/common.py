@@ -22,7 +22,7 @@ from chemeleon2_jax.config import ConfigError, rename_columns, split_names
 from chemeleon2_jax.crystals import Crystals
 from chemeleon2_jax.data.augment import Augmentation
 from chemeleon2_jax.data.datasets import NUM_LISTED, Split, load_split, size_table
-from chemeleon2_jax.data.loader import Layout, Loader, in_order
+from chemeleon2_jax.data.loader import ConditionFn, Layout, Loader, in_order
 from chemeleon2_jax.models.losses import Terms
 from chemeleon2_jax.training.checkpoints import (
     DIRECTORY,
@@ -43,7 +43,7 @@ class StageData:
     """Training and validation crystals, and how they become rows on a mesh.
 
     `train_features` and `val_features` hold what is known of atoms beside the crystals, name -> (A,
-    width).
+    width); `condition_fn` what crystals are as the conditions of a model.
     """
 
     train: Crystals
@@ -54,15 +54,22 @@ class StageData:
     mesh: Mesh
     train_features: Mapping[str, np.ndarray] = field(default_factory=dict)
     val_features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    condition_fn: ConditionFn | None = None
 
     def loader(self, seed: int) -> Loader:
         """Training batches."""
-        return Loader(self.train, self.batch_size, self.layout, seed, self.train_features)
+        return Loader(
+            self.train, self.batch_size, self.layout, seed, self.train_features, self.condition_fn
+        )
 
     def val_batches(self) -> Iterable[tuple[Any, Any, np.ndarray]]:
         """Yield (rows on the devices, assignment, indices) over the validation set, in order."""
         batches = in_order(
-            self.val, self.val_layout, self.batch_size, atom_features=self.val_features
+            self.val,
+            self.val_layout,
+            self.batch_size,
+            atom_features=self.val_features,
+            condition_fn=self.condition_fn,
         )
         for rows, assignment, indices in batches:
             yield shard_batch(rows, self.mesh), assignment, indices
@@ -79,7 +86,9 @@ class StageData:
         return [int(n) for n in size_table(self.train)]
 
 
-def load_data(config: ConfigDict, *, edges: bool, interleaved: bool = False) -> StageData:
+def load_data(
+    config: ConfigDict, *, edges: bool, interleaved: bool = False, targets: Iterable[str] = ()
+) -> StageData:
     """Load the training and validation sets that `config.data` names and plan their rows.
 
     Args:
@@ -87,11 +96,12 @@ def load_data(config: ConfigDict, *, edges: bool, interleaved: bool = False) -> 
         edges: whether the model wants pairs of atoms.
         interleaved: whether the model's variance depends on the padding: then every row is padded
             to the largest training crystal, as in sampling.
+        targets: properties to load, beside those of `data.target_condition`.
     """
     data = config.data
     options: dict[str, Any] = {
         "data_dir": data.data_dir,
-        "targets": split_names(data.target_condition),
+        "targets": tuple(dict.fromkeys([*split_names(data.target_condition), *targets])),
         "rename": rename_columns(data.rename),
         "max_atoms": data.max_atoms,
         "num_workers": data.num_workers or None,
@@ -167,6 +177,49 @@ def evaluator(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     can read it.
     """
     return jax.jit(fn, out_shardings=replicated(mesh))
+
+
+def read_statistics(
+    text: str, names: Iterable[str], train: Crystals, *, key: str
+) -> dict[str, tuple[float, float]]:
+    """Return name -> mean and standard deviation: those given, else those of the training set.
+
+    Args:
+        text: "name:mean:std", comma-separated, in the unit of the property.
+        names: of properties.
+        train: crystals that have them.
+        key: of `text` in the config, for messages.
+
+    Raises:
+        ConfigError: not of that form, another property, or one that is constant.
+    """
+    given, names = {}, tuple(names)
+    for part in split_names(text):
+        try:
+            name, *moments = part.split(":")
+            mean, std = map(float, moments)
+            given[name.strip()] = (mean, std)
+        except ValueError:
+            raise ConfigError(
+                f"{key} has the part {part!r}; it is name:mean:std, comma-separated, as in "
+                "dft_band_gap:0.797:1.408"
+            ) from None
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise ConfigError(
+            f"{key} names {', '.join(unknown)}; there are {', '.join(names) or 'none'}"
+        )
+    found = {}
+    for name in names:
+        values = train.targets[name].astype(np.float64)
+        mean, std = given.get(name, (float(values.mean()), float(values.std())))
+        if not np.isfinite([mean, std]).all() or std <= 0:
+            raise ConfigError(
+                f"{name!r} has mean {mean:g} and standard deviation {std:g}: there is nothing to "
+                "learn"
+            )
+        found[name] = (mean, std)
+    return found
 
 
 def resumed_from(resume_dir: Path | None) -> Checkpoint | None:

@@ -31,6 +31,7 @@ from chemeleon2_jax.loading import (
 from chemeleon2_jax.metrics.structure import covalent_share, validity
 from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.dit import NAMED_SIZES, DiT, DiTSizes, split_output
+from chemeleon2_jax.models.lora import merge
 from chemeleon2_jax.models.losses import Terms
 from chemeleon2_jax.models.vae import sample_posterior
 from chemeleon2_jax.randomness import named_key
@@ -44,14 +45,23 @@ from chemeleon2_jax.stages.common import (
     resumed_from,
     sum_terms,
 )
+from chemeleon2_jax.stages.conditions import (
+    columns,
+    drop_some,
+    inputs_of,
+    lora_sizes,
+    make_sizes,
+    read_kinds,
+)
 from chemeleon2_jax.training.parallel import replicate
 from chemeleon2_jax.training.stage import Stage, params_and_ema
+from chemeleon2_jax.training.trees import from_plain, to_plain
 
 _VALIDATION_SEED = 0
 
 
 def dit_sizes(module: ConfigDict, latent_dim: int) -> DiTSizes:
-    """Read the denoiser's sizes off `ldm_module`."""
+    """Read the denoiser's sizes off `ldm_module`; its conditions need the data."""
     denoiser, diffusion = module.denoiser, module.diffusion
     if denoiser.size == "custom":
         depth, hidden, heads = denoiser.depth, denoiser.hidden_size, denoiser.num_heads
@@ -70,6 +80,7 @@ def dit_sizes(module: ConfigDict, latent_dim: int) -> DiTSizes:
         mlp_ratio=denoiser.mlp_ratio,
         learn_sigma=diffusion.learn_sigma,
         variance_layout=diffusion.variance_layout,
+        lora=lora_sizes(module),
     )
 
 
@@ -88,7 +99,7 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         schedule = diffusion.make_schedule()
         sampler = SamplerConfig(module.sampling.sampler, module.sampling.steps, module.sampling.eta)
         sizes = dit_sizes(module, vae.sizes.latent_dim)
-        model = DiT(sizes, rngs=nnx.Rngs(named_key(config.seed, "init")), dtype=dtype)
+        kinds = read_kinds(module)
         if module.sampling.num_samples:
             _check_sampling(sampler, schedule, vae)
     except ValueError as error:
@@ -96,12 +107,23 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     interleaved = sizes.learn_sigma and sizes.variance_layout == "interleaved"
     # The interleaved variance is defined by the padding: always to the largest crystal of the
     # training set.
-    data = load_data(config, edges=vae.sizes.encoder.name == "cspnet", interleaved=interleaved)
+    data = load_data(
+        config,
+        edges=vae.sizes.encoder.name == "cspnet",
+        interleaved=interleaved,
+        targets=columns(kinds),
+    )
+    conditions = make_sizes(module, kinds, hidden_dim=sizes.hidden_size, train=data.train)
+    if conditions is not None:
+        sizes = replace(sizes, conditions=conditions)
+        data = replace(data, condition_fn=inputs_of(conditions))
     vae = replace(vae, params=replicate(vae.params, data.mesh))
-    graphdef, params = nnx.split(model, nnx.Param)
+    graphdef, params = _new_denoiser(sizes, seed=config.seed, dtype=dtype)
     latent_std = None if resumed is None else float(resumed.meta["latent_std"])
     if module.ldm_ckpt_path and resumed is None:
-        params, latent_std = _start_weights(module.ldm_ckpt_path, sizes, diffusion)
+        start = load_ldm(module.ldm_ckpt_path)[0]
+        params = start_weights(params, sizes, start, diffusion, path=module.ldm_ckpt_path)
+        latent_std = start.latent_std
     logging.info("DiT with %.1f million parameters", count_parameters(params) / 1e6)
     if latent_std is None:
         latent_std = measure_latent_std(data, vae, seed=config.seed)
@@ -119,10 +141,13 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     augment_options = augmentation(module.augmentation)
 
     def loss_fn(params: Any, frozen: Any, key: jax.Array, rows: Rows) -> Any:
-        augment_key, loss_key = jax.random.split(key)
-        terms = ldm_terms(
-            ldm, params, frozen, augment(augment_key, rows, augment_options), loss_key, schedule
-        )
+        augment_key, drop_key, loss_key = jax.random.split(key, 3)
+        rows = augment(augment_key, rows, augment_options)
+        if conditions is not None:
+            rows = replace(rows, conditions=drop_some(drop_key, rows, conditions.drop_prob))
+        if sizes.lora is not None:
+            params = only_adapters(params)
+        terms = ldm_terms(ldm, params, frozen, rows, loss_key, schedule)
         means = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in terms.items()}
         return means.pop("total_loss"), means
 
@@ -163,18 +188,62 @@ def _load_frozen_vae(module: ConfigDict, dtype: Any) -> tuple[VAEParts, Mapping[
     return load_vae(path, dtype=dtype)
 
 
-def _start_weights(path: str, sizes: DiTSizes, diffusion: DiffusionConfig) -> tuple[Any, float]:
-    """Parameters of another LDM to start from, and its latent_std, which its weights were trained
-    for.
+def _new_denoiser(sizes: DiTSizes, *, seed: int, dtype: Any) -> tuple[Any, Any]:
+    """Graph definition and first parameters."""
+    try:
+        model = DiT(sizes, rngs=nnx.Rngs(named_key(seed, "init")), dtype=dtype)
+    except ValueError as error:
+        raise ConfigError(f"ldm_module: {error}") from error
+    return nnx.split(model, nnx.Param)
+
+
+def start_weights(
+    params: Any, sizes: DiTSizes, start: LDMParts, diffusion: DiffusionConfig, *, path: str
+) -> Any:
+    """Return parameters with those of another LDM where it has them.
+
+    Conditions and adapters that it does not have stay new; adapters that are not the same are added
+    to its weights.
+
+    Raises:
+        CheckpointError: another network, other conditions or another chain.
     """
-    start, _ = load_ldm(path)
-    if start.sizes != sizes:
+    network = replace(sizes, conditions=None, lora=None)
+    if replace(start.sizes, conditions=None, lora=None) != network:
         raise CheckpointError(f"{path} holds {start.sizes}, but the config asks for {sizes}")
+    if start.sizes.conditions not in (None, sizes.conditions):
+        raise CheckpointError(
+            f"{path} has the conditions {start.sizes.conditions}, but the config asks for "
+            f"{sizes.conditions}"
+        )
     if start.diffusion != diffusion:
         raise CheckpointError(
             f"{path} was trained with {start.diffusion}, but the config asks for {diffusion}"
         )
-    return start.params, start.latent_std
+    found = to_plain(start.params)
+    if start.sizes.lora is not None and start.sizes.lora != sizes.lora:
+        found = merge(found, start.sizes.lora)
+    return from_plain(_overlaid(to_plain(params), found), params)
+
+
+def _overlaid(new: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts with what is found in place of what is new."""
+    return {
+        name: _overlaid(value, found.get(name, {}))
+        if isinstance(value, Mapping)
+        else found.get(name, value)
+        for name, value in new.items()
+    }
+
+
+def only_adapters(params: Any) -> Any:
+    """Return parameters of which adapters and conditions alone have a gradient."""
+
+    def cut(path: Any, leaf: Any) -> Any:
+        names = {str(getattr(key, "key", getattr(key, "name", key))) for key in path}
+        return leaf if names & {"lora_a", "lora_b", "conditions"} else jax.lax.stop_gradient(leaf)
+
+    return jax.tree_util.tree_map_with_path(cut, params)
 
 
 def ldm_terms(
@@ -189,9 +258,10 @@ def ldm_terms(
     draw = jax.vmap(jax.vmap(lambda k: jax.random.randint(k, (), 0, schedule.num_steps)))
     t = draw(crystal_keys(time_key, rows))
     dit = ldm.module(params)
+    condition = dit.embed(rows) if rows.conditions else None
 
     def denoise(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        return split_output(dit(x, t, rows), rows, ldm.sizes)
+        return split_output(dit(x, t, rows, condition=condition), rows, ldm.sizes)
 
     noise = jnp.where(rows.is_atom[..., None], atom_normal(noise_key, rows, width), 0.0)
     loss, parts = training_loss(

@@ -36,6 +36,7 @@ from chemeleon2_jax.stages.common import (
     compute_dtype,
     evaluator,
     load_data,
+    read_statistics,
     resumed_from,
 )
 from chemeleon2_jax.training.parallel import replicate
@@ -97,11 +98,13 @@ def build_predictor(config: ConfigDict, *, resume_dir: Path | None = None) -> St
     resumed = resumed_from(resume_dir)
     vae, vae_meta = _load_vae(module, dtype) if resumed is None else vae_of(resumed, dtype=dtype)
     data = load_data(config, edges=vae.sizes.encoder.name == "cspnet")
+    key = "predictor_module.target_conditions"
+    moments = read_statistics(module.target_conditions, names, data.train, key=key)
     try:
         sizes = PredictorSizes(
             latent_dim=vae.sizes.latent_dim,
             encoder_dim=vae.sizes.encoder.d_model,
-            targets=read_targets(module.target_conditions, names, data.train),
+            targets=tuple(Target(name, *moments[name]) for name in names),
             reduce=module.reduce,
             use_encoder_features=module.use_encoder_features,
         )
@@ -158,47 +161,6 @@ def _load_vae(module: ConfigDict, dtype: Any) -> tuple[VAEParts, Mapping[str, An
             "--config.predictor_module.vae_ckpt_path=logs/train_vae/runs/<run>"
         )
     return load_vae(module.vae_ckpt_path, dtype=dtype)
-
-
-def read_targets(text: str, names: tuple[str, ...], train: Crystals) -> tuple[Target, ...]:
-    """Return the targets with mean and standard deviation: those given, else the training set's.
-
-    Args:
-        text: "name:mean:std", comma-separated.
-        names: of the targets.
-        train: crystals with the targets.
-
-    Raises:
-        ConfigError: not of that form, of no target, or a target that is constant.
-    """
-    given = {}
-    for part in split_names(text):
-        try:
-            name, *moments = part.split(":")
-            mean, std = map(float, moments)
-            given[name.strip()] = (mean, std)
-        except ValueError:
-            raise ConfigError(
-                f"predictor_module.target_conditions has the part {part!r}; it is name:mean:std, "
-                "comma-separated, as in dft_band_gap:0.797:1.408"
-            ) from None
-    unknown = sorted(set(given) - set(names))
-    if unknown:
-        raise ConfigError(
-            f"predictor_module.target_conditions names {', '.join(unknown)}, but "
-            f"data.target_condition has {', '.join(names)}"
-        )
-    targets = []
-    for name in names:
-        values = train.targets[name].astype(np.float64)
-        mean, std = given.get(name, (float(values.mean()), float(values.std())))
-        if not np.isfinite([mean, std]).all() or std <= 0:
-            raise ConfigError(
-                f"the target {name!r} has mean {mean:g} and standard deviation {std:g}: there is "
-                "nothing to learn"
-            )
-        targets.append(Target(name, mean, std))
-    return tuple(targets)
 
 
 def value_names(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ def test_target_x_0(tiny_data, tiny_vae):
     vae, _ = load_vae(tiny_vae.path)
     posterior = jax.jit(lambda params: vae.module(params).encode(rows))(vae.params)
     # The latents that the step draws: of first_step's key, the loss's, the posterior's.
-    sample_key = jax.random.split(jax.random.split(jax.random.key(0))[1], 3)[0]
+    sample_key = jax.random.split(jax.random.split(jax.random.key(0), 3)[2], 3)[0]
     latents = sample_posterior(posterior, atom_normal(sample_key, rows, 8))
     squares = (latents**2).mean(-1) * rows.is_atom
     crystal = rows.slot + rows.is_crystal.shape[1] * np.arange(len(rows.slot))[:, None]

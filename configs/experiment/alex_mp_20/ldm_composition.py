@@ -1,0 +1,19 @@
+r"""Latent diffusion on Alex-MP-20 that can be asked for a composition.
+
+    python -m chemeleon2_jax.train --config=configs/train_ldm.py:alex_mp_20/ldm_composition
+
+Composition is trained on as a condition: `sample --condition=composition=Ba1Cr1F6`.
+"""
+
+from ml_collections import ConfigDict
+
+TASK = "train_ldm"
+
+
+def update(config: ConfigDict) -> None:
+    """Change the base config."""
+    config.data.name = "alex-mp-20"
+    config.ldm_module.vae_ckpt_path = "alex_mp_20_vae"
+    config.ldm_module.condition_module.condition_type = "composition:composition"
+    config.logger.wandb.name = "ldm_composition"
+    config.logger.wandb.tags = "ldm,dng,composition_condition"

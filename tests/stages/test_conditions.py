@@ -1,0 +1,181 @@
+"""Conditional diffusion models and adapters in training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from pymatgen.core import Structure
+
+from chemeleon2_jax.api import load_model
+from chemeleon2_jax.config import ConfigError, fit_config
+from chemeleon2_jax.data.structures import structures_to_crystals
+from chemeleon2_jax.errors import CheckpointError
+from chemeleon2_jax.models.conditions import Condition, ConditionSizes, encode_values
+from chemeleon2_jax.stages import build
+from chemeleon2_jax.stages.conditions import drop_some, inputs_of
+from chemeleon2_jax.training.loop import fit
+from tests.tiny import TINY_LDM, by_name, first_step, ldm_config, make_crystals, noisy
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+KINDS = "composition:composition,system:chemical_system"
+
+
+def condition_config(data_dir, vae, **changes):
+    module = {"condition_module.condition_type": KINDS, **changes}
+    return ldm_config(data_dir, vae, ldm_module=module)
+
+
+@pytest.fixture(scope="module")
+def stage(tiny_data, tiny_vae):
+    return build(condition_config(tiny_data, tiny_vae.path))
+
+
+def test_step_reaches_the_conditions(stage):
+    loss, _, gradients = first_step(stage, noisy(stage.init_params))
+    assert np.isfinite(loss)
+    names = {name for name in gradients if name.startswith("conditions/")}
+    assert "conditions/encoders/composition/null_embed" in names
+    for name in names:
+        assert np.isfinite(gradients[name]).all(), name
+        assert np.abs(gradients[name]).max() > 0, name
+
+
+def test_crystals_are_described_as_they_are_asked_for():
+    """The arrays that training makes of crystals are those that `encode_values` makes of words."""
+    structures = [
+        Structure(np.eye(3) * 5, ["Na", "Cl", "Cl"], np.eye(3) * 0.4),
+        Structure(np.eye(3) * 4, ["Cs"], [[0, 0, 0]]),
+    ]
+    crystals = replace(
+        structures_to_crystals(structures),
+        targets={"gap": np.array([1.5, 0.5], np.float32), "group": np.array([3.0, 0.0])},
+    )
+    words = {
+        "composition": ["NaCl2", "Cs"],
+        "system": ["Na-Cl", "Cs"],
+        "gap": [1.5, 0.5],
+        "group": [3, 0],
+    }
+    conditions = (
+        Condition("composition", "composition"),
+        Condition("system", "chemical_system"),
+        Condition("gap", "float", 1.0, 0.5),
+        Condition("group", "categorical", num_classes=4),
+    )
+    found = inputs_of(ConditionSizes(conditions, 8))(crystals)
+    for condition in conditions:
+        expected = encode_values(condition, words[condition.name])
+        np.testing.assert_allclose(found[condition.name], expected, rtol=1e-6)
+
+
+def test_some_crystals_lose_all_conditions(stage):
+    rows = stage.batches.batch(0).arrays
+    share = 0.4
+    lost = []
+    for seed in range(40):
+        dropped = drop_some(jax.random.key(seed), rows, share)
+        null = {name: np.isnan(values).all(-1) for name, values in dropped.items()}
+        first, *others = null.values()
+        assert all((other == first).all() for other in others)
+        lost.append(first[np.asarray(rows.is_crystal)])
+    lost = np.concatenate(lost)
+    assert abs(lost.mean() - share) < 4 * np.sqrt(share * (1 - share) / lost.size)
+    kept = drop_some(jax.random.key(0), rows, 0.0)
+    for name, values in rows.conditions.items():
+        np.testing.assert_array_equal(kept[name], values)
+
+
+def test_a_trained_model_does_what_it_is_asked(tiny_data, tiny_vae, tmp_path):
+    """The loss with the right composition is lower than without, and a crystal can be asked for."""
+    config = condition_config(tiny_data, tiny_vae.path, **{"ema.decay": 0.0})
+    config.trainer.max_steps = 600
+    config.trainer.check_val_every_n_epoch = 0
+    fit(build(config), fit_config(config), run_dir=tmp_path / "run")
+    model = load_model(tmp_path / "run")
+    assert [c.name for c in model.conditions] == ["composition", "system"]
+    crystals = make_crystals()
+    latents = [z / model.parts.latent_std for z in model.vae.encode(crystals)[0]]
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(size=z.shape) for z in latents]
+    t = np.full(len(latents), 400)
+    bar = model.parts.diffusion.make_schedule().alphas_cumprod[400]
+    noised = [np.sqrt(bar) * z + np.sqrt(1 - bar) * e for z, e in zip(latents, noise, strict=True)]
+    asked = {"composition": [s.composition for s in crystals]}
+    asked["system"] = [s.chemical_system for s in crystals]
+
+    def error(conditions):
+        found = model.denoise(noised, t, conditions=conditions)
+        return np.mean([np.mean((a - b) ** 2) for a, b in zip(found, noise, strict=True)])
+
+    wrong = {name: values[::-1] for name, values in asked.items()}
+    assert error(asked) < 0.9 * min(error(None), error(wrong))
+    built = model.sample(4, conditions={"composition": "Na2Cl2", "system": None}, steps=4)
+    assert len(built) + len(model.last_report.failures) == 4
+    assert model.last_report.num_atoms == (4, 4, 4, 4)
+
+
+# --- adapters -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_data, tiny_ldm):
+    config = condition_config(
+        tiny_data, "", ldm_ckpt_path=str(tiny_ldm.path), **{"lora_configs.r": 2, "ema.decay": 0.0}
+    )
+    return config, build(config)
+
+
+def test_adapters_start_where_the_model_is(adapted, tiny_ldm):
+    _, stage = adapted
+    params, start = by_name(stage.init_params), by_name(load_model(tiny_ldm.path).parts.params)
+    for name, array in start.items():
+        np.testing.assert_array_equal(params[name], array)
+    new = set(params) - set(start)
+    assert {name.split("/")[-1] for name in new} >= {"lora_a", "lora_b", "null_embed"}
+    assert all((params[name] == 0).all() for name in new if name.endswith("lora_b"))
+
+
+def test_only_adapters_and_conditions_are_trained(adapted, tmp_path):
+    config, stage = adapted
+    config.trainer.max_steps = 3
+    config.trainer.check_val_every_n_epoch = 0
+    before = by_name(stage.init_params)
+    fit(stage, fit_config(config), run_dir=tmp_path / "run")
+    after = by_name(load_model(tmp_path / "run").parts.params)
+    for name, array in before.items():
+        trained = "lora_" in name or name.startswith("conditions/")
+        assert np.array_equal(after[name], array) != trained, name
+
+
+def test_a_start_with_other_conditions(tiny_data, tiny_vae, tmp_path):
+    config = condition_config(tiny_data, tiny_vae.path)
+    config.trainer.max_steps = 1
+    config.trainer.check_val_every_n_epoch = 0
+    fit(build(config), fit_config(config), run_dir=tmp_path / "run")
+    other = {"condition_module.condition_type": "composition:composition"}
+    with pytest.raises(CheckpointError, match="has the conditions"):
+        build(condition_config(tiny_data, "", ldm_ckpt_path=str(tmp_path / "run"), **other))
+    again = build(condition_config(tiny_data, "", ldm_ckpt_path=str(tmp_path / "run")))
+    start = by_name(load_model(tmp_path / "run").parts.params)
+    for name, array in by_name(again.init_params).items():
+        np.testing.assert_array_equal(array, start[name])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"condition_module.condition_type": "composition"}, "name:kind"),
+        ({"condition_module.condition_type": "a:smell"}, "smell"),
+        ({"condition_module.stats": "gap:1:2"}, "names gap"),
+        ({"lora_configs.r": 2, "lora_configs.target_modules": ""}, "target_modules is empty"),
+        ({"lora_configs.r": 2, "lora_configs.target_modules": "nose"}, "nose"),
+        ({"lora_configs.r": 2, "optimizer.weight_decay": 0.1}, "weight_decay"),
+    ],
+)
+def test_what_cannot_be_trained(tiny_data, tiny_vae, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build(condition_config(tiny_data, tiny_vae.path, **changes))
