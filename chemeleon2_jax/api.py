@@ -30,6 +30,8 @@ from chemeleon2_jax.models.dit import split_output
 from chemeleon2_jax.prompts import encode_conditions, make_prompts
 from chemeleon2_jax.rows import Rows
 
+_MAX_GENERATORS = 8  # each is a compiled program
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -124,6 +126,8 @@ class LDMModel:
         Raises:
             ValueError: a value out of range, or something that the model cannot be asked for.
         """
+        if chunk_size < 0:
+            raise ValueError(f"chunk_size is {chunk_size}; it is 0 or more")
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed is {seed}; it is 0 to 2**32 - 1")  # JAX drops higher bits
         prompts = make_prompts(
@@ -163,9 +167,13 @@ class LDMModel:
     def _generator(self, config: SamplerConfig, cfg_scale: float) -> Generator:
         """A generator that keeps its compiled programs for the next call."""
         key = (config, cfg_scale if self.conditions else CFG_SCALE)
-        if key not in self._generators:
-            self._generators[key] = Generator(self.parts, config, cfg_scale=cfg_scale)
-        return self._generators[key]
+        generator = self._generators.pop(key, None)
+        if generator is None:
+            generator = Generator(self.parts, config, cfg_scale=cfg_scale)
+        self._generators[key] = generator  # the last used is the last
+        while len(self._generators) > _MAX_GENERATORS:
+            del self._generators[next(iter(self._generators))]
+        return generator
 
     def denoise(
         self,

@@ -25,7 +25,7 @@ from chemeleon2_jax.data.sources import published_size_table
 from chemeleon2_jax.errors import CheckpointError
 from chemeleon2_jax.files import locked
 from chemeleon2_jax.hub_download import Fetched, fetch_file, is_here, record
-from chemeleon2_jax.hub_records import Published, with_record
+from chemeleon2_jax.hub_records import Published, forget_record, with_record
 
 __all__ = [
     "CONVERSION_VERSION",
@@ -128,7 +128,8 @@ def converted(key: str, convert: Callable[[Path, Path], None]) -> Path:
             `convert` raises.
     """
     published = lookup(key)
-    folder = _converted_folder(with_record(published))
+    known = with_record(published)
+    folder = _converted_folder(known)
     if folder is not None and folder.is_dir():
         return folder
     root = _converted_root()
@@ -137,7 +138,12 @@ def converted(key: str, convert: Callable[[Path, Path], None]) -> Path:
             fetched = fetch_file(published)
             folder = root / _folder_name(key, fetched.sha256)
             if not folder.is_dir():  # another process may have made it while this one waited
-                _make(folder, lambda empty: convert(fetched.path, empty), is_alone=is_alone)
+                try:
+                    _make(folder, lambda empty: convert(fetched.path, empty), is_alone=is_alone)
+                except CheckpointError:
+                    if not known.sha256:  # no model: the right file may come yet
+                        forget_record(published)
+                    raise
             record(published, fetched)  # one put there by hand is known to be good only now
             return folder
     except OSError as error:
@@ -169,10 +175,11 @@ def _make(folder: Path, fill: Callable[[Path], None], *, is_alone: bool) -> None
         logging.warning("Removing %s, which an interrupted conversion left.", left)
         shutil.rmtree(left, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir()
+    made = temporary / folder.name  # what is written beside it, half done, is in `temporary` too
+    made.mkdir(parents=True)
     try:
-        fill(temporary)
-        temporary.rename(folder)
+        fill(made)
+        made.rename(folder)
     except OSError:
         if not folder.is_dir():  # where there are no locks, another process may have been faster
             raise

@@ -107,6 +107,15 @@ def keep_record(published: Published, *, revision: str, sha256: str, size: int) 
                 temporary.write_text(text)
 
 
+def forget_record(published: Published) -> None:
+    """Take back what was recorded of a file that turned out to be no model."""
+    with locked(hub_dir() / ".recorded.lock"):
+        records = _read_records()
+        if records.pop(published.key, None) is not None:
+            with replacing(records_file()) as temporary:
+                temporary.write_text(json.dumps(records, indent=2) + "\n")
+
+
 def _read_records() -> dict[str, dict[str, Any]]:
     path = records_file()
     try:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 
 from chemeleon2_jax import hub
@@ -37,6 +38,7 @@ from chemeleon2_jax.training.checkpoints import (
 from chemeleon2_jax.training.store import write_checkpoint
 
 SAMPLE_WEIGHTS = ("ema", "raw")
+_MOST_ATOMS, _MOST_CRYSTALS = 10_000, 10**12
 AnyCheckpoint = Checkpoint | Converted
 
 
@@ -106,23 +108,35 @@ def open_model(
     Raises:
         CheckpointError: it is none of these, or broken.
     """
-    key = hub.hub_key(str(name))
-    path = _expanded(key or name)
-    if path.is_file():
-        options = Options(
-            vae=open_model(vae) if vae else None,
-            ema=ema,
-            size_table=_size_table_named(size_table) if size_table else (),
-        )
-        return convert_file(path, options)
-    if ema or vae or size_table:
-        raise CheckpointError(
-            f"{name} is no PyTorch file: the options vae, ema and size_table are for those"
-        )
-    if path.exists() or path.is_symlink() or path.name in (LAST, BEST):
+    if not str(name):
+        raise CheckpointError("no model is named: its name is empty")
+    options = Options(
+        vae=open_model(vae) if vae else None,
+        ema=ema,
+        size_table=_size_table_named(size_table) if size_table else (),
+    )
+    pasted, key = str(name).startswith("${"), hub.hub_key(str(name))
+    path = _expanded(name)
+    if not pasted and path.is_file():
+        return _warned(convert_file(path, options))
+    is_here = path.exists() or path.is_symlink() or path.name in (LAST, BEST)
+    if not pasted and is_here:
+        if options != Options():
+            raise CheckpointError(
+                f"{name} is no PyTorch file: the options vae, ema and size_table are for those"
+            )
         return open_checkpoint(path)
     if key is not None:
-        return open_checkpoint(hub.converted(key, lambda file, to: _convert(key, file, to)))
+        if options == Options():
+            folder = hub.converted(key, lambda file, to: _convert(key, file, to))
+            try:
+                return open_checkpoint(folder)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"{error}. It is the converted form of {key}: remove {folder}, and it is made "
+                    "again"
+                ) from error
+        return _warned(convert_file(hub.fetch(key).path, _published_options(key, options)))
     near = difflib.get_close_matches(str(name), hub.REGISTRY, n=1, cutoff=0.7)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise CheckpointError(
@@ -145,21 +159,31 @@ def _expanded(name: str | Path) -> Path:
     return path
 
 
+def _warned(model: Converted) -> Converted:
+    """Say what is not as it may be expected."""
+    for note in model.report.notes:
+        logging.info("%s: %s", model.path, note)
+    for assumption in model.report.assumptions:
+        logging.warning("%s: %s", model.path, assumption)
+    return model
+
+
 def _convert(key: str, file: Path, folder: Path) -> None:
     """Convert a published file into a folder."""
-    entry = hub.lookup(key)
-    heads = (entry.vae_heads, entry.vae_heads)
-    options = Options(size_table=_size_table_named(entry.size_table), vae_heads=heads)
-    save_converted(convert_file(file, options), folder)
-
-
-def save_converted(model: Converted, folder: Path) -> None:
-    """Write a converted model as a checkpoint folder.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
+    model = convert_file(file, _published_options(key, Options()))
+    stage = f"train_{hub.lookup(key).stage}"
+    if model.meta["stage"] != stage:
+        raise CheckpointError(
+            f"{file} is a checkpoint of {model.meta['stage']}, but {key} is one of {stage}"
+        )
     write_checkpoint(folder, items=model.trees, meta=model.meta)
+
+
+def _published_options(key: str, options: Options) -> Options:
+    """Add what the registry knows of a file."""
+    entry = hub.lookup(key)
+    table = options.size_table or _size_table_named(entry.size_table)
+    return replace(options, size_table=table, vae_heads=(entry.vae_heads, entry.vae_heads))
 
 
 def _size_table_named(name: str) -> tuple[int, ...]:
@@ -261,7 +285,7 @@ def _restored(
     """Graph definition of `module(sizes)`, and its parameters on the device."""
     try:
         graphdef, target = abstract_module(module, sizes, dtype=dtype)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{checkpoint.path} has sizes that fit no model: {error}") from error
     return graphdef, jax.device_put(checkpoint.restore(item, target))  # once, not at every call
 
@@ -272,7 +296,7 @@ def _read(checkpoint: AnyCheckpoint, key: str, convert: Callable[[Any], Any]) ->
     if key in checkpoint.meta:
         try:
             return convert(checkpoint.meta[key])
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
             problem = f"{checkpoint.path} has a wrong entry {key!r} in its meta ({error!r})"
     raise CheckpointError(
         f"{problem}: it is damaged, or was not written by this version of the package"
@@ -289,4 +313,6 @@ def _size_table(values: Any) -> np.ndarray:
     table = np.asarray(values, np.int64)
     if table.ndim != 1 or table.min(initial=0) < 0 or not table[1:].any():
         raise ValueError("not numbers of crystals by size")
+    if len(table) > _MOST_ATOMS + 1 or table.max() > _MOST_CRYSTALS:
+        raise ValueError(f"more than {_MOST_ATOMS} atoms or {_MOST_CRYSTALS} crystals")
     return table

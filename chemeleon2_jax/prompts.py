@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Composition
 
+from chemeleon2_jax.condition_values import encode_values, read_composition
 from chemeleon2_jax.generation import draw_num_atoms
 from chemeleon2_jax.loading import LDMParts
-from chemeleon2_jax.models.conditions import ConditionSizes, encode_values, read_composition
+from chemeleon2_jax.models.conditions import ConditionSizes
 
 _TOLERANCE = 1e-4  # of a number of atoms that should be whole
 

@@ -51,6 +51,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("vae", "", "The VAE of a .ckpt that does not hold it, or tell its heads.")
 flags.DEFINE_bool("ema", False, "Take the moving averages of a .ckpt, not its raw weights.")
+flags.DEFINE_string("size_table", "", "Sizes that a .ckpt samples with: mp-20 or mp-120.")
 flags.DEFINE_integer("num_samples", 0, "Crystals to generate.", lower_bound=0)
 flags.DEFINE_list(
     "num_atoms", [], "Atoms a crystal, repeated in turn; default: as in the training set."
@@ -91,7 +92,7 @@ def main() -> int:
     from chemeleon2_jax.training.compilation import enable_compilation_cache
 
     enable_compilation_cache()
-    model = load_model(values.model, vae=values.vae, ema=values.ema)
+    model = load_model(values.model, vae=values.vae, ema=values.ema, size_table=values.size_table)
     if not isinstance(model, LDMModel):
         does = "VAE, which encodes and decodes"
         if not isinstance(model, VAEModel):
@@ -154,7 +155,7 @@ def _read_conditions(texts: list[str]) -> dict[str, list[str]]:
 
 
 def _convert_conditions(model: LDMModel, asked: dict[str, list[str]]) -> dict[str, Any]:
-    from chemeleon2_jax.models.conditions import read_value
+    from chemeleon2_jax.condition_values import read_value
 
     known = {condition.name: condition for condition in model.conditions} if asked else {}
     converted: dict[str, Any] = {}
@@ -221,6 +222,7 @@ def _summary(report: SampleReport, num_built: int, seconds: float) -> dict[str, 
         "model": flags.FLAGS.model,
         "vae": flags.FLAGS.vae,
         "ema": flags.FLAGS.ema,
+        "size_table": flags.FLAGS.size_table,
         "seed": report.seed,
         "num_samples": len(report.num_atoms),
         "num_built": num_built,

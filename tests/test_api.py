@@ -13,12 +13,13 @@ from pymatgen.core import Lattice, Structure
 
 import chemeleon2_jax as c2
 from chemeleon2_jax.api import LDMModel, PredictorModel, VAEModel
+from chemeleon2_jax.condition_values import encode_values
 from chemeleon2_jax.crystals import Crystals
 from chemeleon2_jax.data.structures import structures_to_crystals
 from chemeleon2_jax.diffusion.sampler import SamplerConfig
 from chemeleon2_jax.generation import draw_num_atoms
 from chemeleon2_jax.loading import PredictorParts
-from chemeleon2_jax.models.conditions import Condition, encode_values
+from chemeleon2_jax.models.conditions import Condition
 from chemeleon2_jax.models.dit import split_output
 from chemeleon2_jax.models.predictor import Predictor, PredictorSizes, Target
 from chemeleon2_jax.models.vae import reconstruct
@@ -69,6 +70,14 @@ def as_crystals(latents) -> Crystals:
 
 
 # --- VAE ------------------------------------------------------------------------------------------
+
+
+def test_encode_refuses_what_would_reach_its_neighbours(tiny_vae):
+    vae = c2.load_model(tiny_vae.path)
+    good = make_crystals()[:2]
+    bad = Structure(good[0].lattice, ["Na", "Cl"], [[np.nan, 0, 0], [0.5] * 3])
+    with pytest.raises(ValueError, match="structure 1: a coordinate or the cell is not finite"):
+        vae.encode([good[0], bad, good[1]])
 
 
 @pytest.mark.parametrize("name", ["vae", "csp"])

@@ -12,11 +12,12 @@ from flax import nnx
 
 from chemeleon2_jax import generation
 from chemeleon2_jax.api import VAEModel
+from chemeleon2_jax.condition_values import encode_values
 from chemeleon2_jax.data.structures import structure_from_arrays
 from chemeleon2_jax.diffusion.sampler import SamplerConfig, sample_chain
 from chemeleon2_jax.generation import Generator, draw_num_atoms
 from chemeleon2_jax.loading import load_ldm, load_vae
-from chemeleon2_jax.models.conditions import Condition, encode_values
+from chemeleon2_jax.models.conditions import Condition
 from chemeleon2_jax.models.dit import DiT, split_output
 from chemeleon2_jax.packing import assign_padded, build_rows, empty_crystals
 from chemeleon2_jax.randomness import named_key

@@ -133,7 +133,7 @@ def test_a_vae_generates_nothing(tiny_vae):
     ("name", "message"),
     [
         ("no_such_run", "there is no no_such_run"),
-        ("", "neither a run folder with a whole checkpoint"),
+        ("", "its name is empty"),
         ("~no_such_user/run", "cannot be opened"),
         ("x" * 5000, "cannot be opened"),
         ("{folder}", "neither a run folder with a whole checkpoint"),

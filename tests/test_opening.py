@@ -71,11 +71,55 @@ def test_a_file_that_is_no_model_can_be_replaced(server):
     """Right by its checksum, wrong inside: the error names the file, and nothing is kept of it."""
     entry = hub.lookup("mp_20_vae")
     good = server.files[entry.repository, entry.path]
-    server.files[entry.repository, entry.path] = Served(b"version https://git-lfs.github.com")
-    with pytest.raises(CheckpointError):
-        c2.load_model("mp_20_vae")
-    assert not list((hub.cache_dir() / "converted").glob("mp_20_vae-*"))
+    ldm = server.files[entry.repository, hub.lookup("mp_20_ldm_rl").path]
+    for wrong in (Served(b"version https://git-lfs.github.com"), ldm):
+        server.files[entry.repository, entry.path] = wrong
+        with pytest.raises(CheckpointError, match=r"LFS|train_ldm"):
+            c2.load_model("mp_20_vae")
+        assert not any("mp_20_vae-" in p.name for p in (hub.cache_dir() / "converted").iterdir())
+    server.commits["main"] = "0" * 40  # a new commit with the right file
     server.files[entry.repository, entry.path] = good
+    assert isinstance(c2.load_model("mp_20_vae"), VAEModel)
+
+
+def test_averages_and_sizes_of_a_published_model(server, tmp_path):
+    entry = hub.lookup("mp_20_ldm_base")
+    write_torch_file(tmp_path / "a.ckpt", their_files.with_averages(their_files.ldm_content()))
+    server.files[entry.repository, entry.path] = Served((tmp_path / "a.ckpt").read_bytes())
+    raw, averages = (c2.load_model("mp_20_ldm_base", ema=ema).parts for ema in (False, True))
+    difference = averages.params["final"]["bias"][...] - raw.params["final"]["bias"][...]
+    np.testing.assert_allclose(difference, 1.0, rtol=1e-6)
+    assert len(c2.load_model("mp_20_ldm_base", size_table="mp-120").parts.size_table) == 121
+
+
+def test_a_pasted_key_is_no_folder(server, tmp_path, caplog):
+    (tmp_path / "mp_20_vae").mkdir()
+    assert isinstance(c2.load_model("${hub:mp_20_vae}"), VAEModel)
+    with pytest.raises(CheckpointError, match="neither a run folder"):
+        c2.load_model("mp_20_vae")
+
+
+def test_a_damaged_converted_form(server):
+    c2.load_model("mp_20_vae")
+    (folder,) = (hub.cache_dir() / "converted").glob("mp_20_vae-*")
+    (folder / "meta" / "metadata").write_text("{")
+    with pytest.raises(CheckpointError, match=rf"remove {folder}"):
+        c2.load_model("mp_20_vae")
+
+
+def test_what_is_assumed_is_said(tmp_path, caplog):
+    content = their_files.ldm_content()
+    del content["state_dict"]["latent_std"]
+    write_torch_file(tmp_path / "a.ckpt", content)
+    model = c2.load_model(tmp_path / "a.ckpt")
+    assert "no latent_std: 1 is used" in caplog.text
+    assert model.meta["source"]["notes"] == ["it holds no latent_std: 1 is used"]
+
+
+def test_a_folder_of_files_names_them(tmp_path):
+    their_files.write(tmp_path, "vae")
+    with pytest.raises(CheckpointError, match=r"name a file in it: vae\.ckpt"):
+        c2.load_model(tmp_path)
 
 
 def test_no_network_says_how_to_go_on(server, monkeypatch):
@@ -120,7 +164,7 @@ def test_a_vae_is_no_ldm(tmp_path):
         ("mp_20_vea", "mp_20_vae"),
         ("${hub:mp_20_vea}", "mp_20_vae"),
         ("nowhere/model.ckpt", "there is no nowhere"),
-        ("", "neither a run folder|there is no"),
+        ("", "its name is empty"),
         ("x" * 5000, "cannot be opened"),
         ("with\0null", "cannot be opened|there is no"),
         ("~nobody_of_that_name/x", "cannot be opened"),

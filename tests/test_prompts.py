@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from pymatgen.core import Composition
 
+from chemeleon2_jax.condition_values import encode_values
 from chemeleon2_jax.generation import draw_num_atoms
-from chemeleon2_jax.models.conditions import Condition, ConditionSizes, encode_values
+from chemeleon2_jax.models.conditions import Condition, ConditionSizes
 from chemeleon2_jax.prompts import encode_conditions, make_prompts
 
 TABLE = np.array([0, 0, 5, 3, 9, 1])

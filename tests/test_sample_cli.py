@@ -22,6 +22,7 @@ from chemeleon2_jax.generation import draw_num_atoms
 from chemeleon2_jax.models.conditions import Condition
 from tests.tiny import SAMPLE_FLAGS, conditional, make_once, run_module, run_script
 
+FILES = {"vae": "", "ema": False, "size_table": ""}  # options of PyTorch files
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STRUCTURES, REPORT = "generated_structures.json.gz", "run.json"
@@ -65,6 +66,7 @@ def test_report(tiny_samples, tiny_ldm):
         "model": str(tiny_ldm.path),
         "vae": "",
         "ema": False,
+        "size_table": "",
         "seed": 5,
         "num_samples": 12,
         "num_built": len(structures),
@@ -278,7 +280,7 @@ def run_here(monkeypatch, folder, built, *, cif):
     given = {"model": "m", "output_dir": str(folder), "num_samples": 1, "num_atoms": [], "cif": cif}
     asked = {"condition": [], "cfg_scale": 2.0}
     rest = {**asked, "seed": 0, "sampler": "ddim", "steps": 2, "eta": 1.0, "chunk_size": 0}
-    monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(vae="", ema=False, **given, **rest))
+    monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(**FILES, **given, **rest))
     return sample.main()
 
 
@@ -323,9 +325,7 @@ def test_conditions_reach_the_model_and_the_report(tmp_path, monkeypatch, tiny_l
     given = {"model": "m", "output_dir": str(tmp_path), "num_samples": 0, "num_atoms": []}
     asked = {"condition": ["gap=1.5", "composition=NaCl,none,InF"], "cfg_scale": 3.0}
     rest = {"cif": False, "seed": 2, "sampler": "ddim", "steps": 2, "eta": 1.0, "chunk_size": 0}
-    monkeypatch.setattr(
-        sample.flags, "FLAGS", SimpleNamespace(vae="", ema=False, **given, **asked, **rest)
-    )
+    monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(**FILES, **given, **asked, **rest))
     found = []
     monkeypatch.setattr(sample, "_write", lambda *arguments: found.append(arguments))
     with contextlib.suppress(ConfigError):  # where none of the three can be built
@@ -339,9 +339,7 @@ def test_conditions_reach_the_model_and_the_report(tmp_path, monkeypatch, tiny_l
     assert json.loads(json.dumps(summary["conditions"])) == expected
     assert summary["cfg_scale"] == 3.0
     asked["condition"] = ["gap=wide"]
-    monkeypatch.setattr(
-        sample.flags, "FLAGS", SimpleNamespace(vae="", ema=False, **given, **asked, **rest)
-    )
+    monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(**FILES, **given, **asked, **rest))
     with pytest.raises(
         ConfigError, match="--condition: condition 'gap' takes a number, not 'wide'"
     ):

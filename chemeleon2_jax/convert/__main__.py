@@ -60,9 +60,12 @@ def main() -> int:
 
 def _check_output(path: Path, *, is_file: bool) -> None:
     """Refuse to touch what is there."""
-    if path.is_dir() and (is_file or any(path.iterdir())) and not flags.FLAGS.overwrite:
-        what = "a folder" if is_file else "a folder with something in it"
-        raise ConfigError(f"--output: {path} is {what}; choose another name or --overwrite")
+    if is_file and path.is_dir():
+        raise ConfigError(f"--output: {path} is a folder; name a file, as in {path / 'model.ckpt'}")
+    if path.is_dir() and any(path.iterdir()) and not flags.FLAGS.overwrite:
+        raise ConfigError(
+            f"--output: {path} is a folder with something in it; choose another name or --overwrite"
+        )
     if path.is_file() and not flags.FLAGS.overwrite:
         raise ConfigError(f"--output: {path} is there; choose another name or --overwrite")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from chemeleon2_jax.convert.hyperparameters import plain
 from chemeleon2_jax.convert.names import LATENT_STD
+from chemeleon2_jax.convert.stubs import printable
 from chemeleon2_jax.convert.torch_file import Tensor
 from chemeleon2_jax.errors import CheckpointError
 
@@ -27,13 +28,18 @@ def state_dict_of(content: Any) -> dict[str, Tensor]:
         found = content
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise CheckpointError("it holds no state_dict: it is no checkpoint of a model")
-    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    tensors = {_unwrapped(n): value for n, value in found.items() if isinstance(value, Tensor)}
     if len(tensors) < len(found) or not tensors:
         raise CheckpointError(
             "its state_dict holds something else than tensors: "
             + listed([name for name in found if name not in tensors] or ["it is empty"])
         )
     return tensors
+
+
+def _unwrapped(name: str) -> str:
+    """A name without what torch.compile and parallel training put into it."""
+    return name.removeprefix("module.").replace("_orig_mod.", "")
 
 
 def kind_of(tensors: Mapping[str, Tensor]) -> str:
@@ -76,7 +82,8 @@ def averages_of(content: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
         CheckpointError: there are none, or they do not fit.
     """
     ema = content.get("ema_state") if isinstance(content, Mapping) else None
-    shadow = plain(ema).get("shadow_params") if isinstance(plain(ema), Mapping) else None
+    values = plain(ema)
+    shadow = values.get("shadow_params") if isinstance(values, Mapping) else None
     if not isinstance(shadow, list | tuple):
         raise CheckpointError("it holds no moving averages (ema_state); leave --ema away")
     names = [name for name in tensors if name != LATENT_STD]
@@ -94,5 +101,6 @@ def averages_of(content: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
 
 def listed(names: list[str]) -> str:
     """Return the first of some names, for a message."""
+    names = [printable(name) for name in names]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

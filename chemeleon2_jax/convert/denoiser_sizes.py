@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from chemeleon2_jax.convert.hyperparameters import (
+    finite,
     number_of_heads,
     plain,
     statistics,
     stubs_within,
 )
 from chemeleon2_jax.convert.names import ADAPTER, DENOISER, PEFT, adapted_layer
-from chemeleon2_jax.convert.sizes import State
+from chemeleon2_jax.convert.sizes import State, check_width
+from chemeleon2_jax.convert.stubs import Stub, printable
 from chemeleon2_jax.diffusion.gaussian import DiffusionConfig
 from chemeleon2_jax.errors import CheckpointError
 from chemeleon2_jax.models.conditions import Condition, ConditionSizes
@@ -40,6 +42,7 @@ def ldm_sizes(state: State, options: Mapping[str, Any]) -> DiTSizes:
         return denoiser.shape(adapted if adapted in denoiser else f"{layer}.weight")
 
     hidden, latent_dim = shape("x_embedder")
+    check_width(hidden, "denoiser")
     depth = denoiser.count(r"blocks\.(\d+)\.")
     out = shape("final_layer.linear")[0]
     if out not in (latent_dim, 2 * latent_dim):
@@ -54,8 +57,8 @@ def ldm_sizes(state: State, options: Mapping[str, Any]) -> DiTSizes:
         num_heads=_denoiser_heads(options, hidden, depth),
         mlp_ratio=shape("blocks.0.mlp.fc1")[0] / hidden,
         learn_sigma=out == 2 * latent_dim,
-        # How the published weights read their output, whatever its width.
-        variance_layout="interleaved",
+        # How the published weights read an output with a variance.
+        variance_layout="interleaved" if out == 2 * latent_dim else "per_token",
         conditions=condition_sizes(state, options),
         lora=lora,
     )
@@ -92,15 +95,17 @@ def lora_sizes(state: State, options: Mapping[str, Any]) -> LoRASizes | None:
         match = _LORA.fullmatch(inner) if inner != name else None
         if match is None:
             if "lora_magnitude" in inner or "lora_embedding" in inner:
-                raise CheckpointError(f"its adapter {name} is not of the plain LoRA kind")
+                raise CheckpointError(f"its adapter {printable(name)} is no plain LoRA")
             continue
         layer = adapted_layer(match[1])
         if layer is None or match[2] != ADAPTER:
             raise CheckpointError(
-                f"its adapter {name} is not known: adapters named {ADAPTER!r} on Linear layers of "
-                "the denoiser are"
+                f"its adapter {printable(name)} is not known: adapters named {ADAPTER!r} on Linear "
+                "layers of the denoiser are"
             )
         ranks[layer] = state.shape(name.removeprefix(state.prefix))[0]
+    if not ranks:
+        raise CheckpointError("its denoiser is wrapped for adapters, but has none")
     if len(set(ranks.values())) != 1:
         raise CheckpointError(
             f"its adapters have the ranks {sorted(set(ranks.values()))}; one rank for all is known"
@@ -118,11 +123,13 @@ def _alpha(options: Mapping[str, Any], rank: int) -> float:
             scales.add(float(scaling[ADAPTER]))
     if len(scales) == 1:
         return next(iter(scales)) * rank
-    configs = options.get("lora_configs")
-    if not scales and isinstance(configs, Mapping):
+    configs = plain(options.get("lora_configs"))
+    if not scales and isinstance(configs, Mapping | Stub):
+        if configs.get("alpha_pattern") or configs.get("rank_pattern"):
+            raise CheckpointError("its adapters have scales of their own (alpha_pattern)")
         alpha = configs.get("lora_alpha")
-        if isinstance(alpha, int | float) and configs.get("r") == rank:
-            return float(alpha) * (rank**0.5 if configs.get("use_rslora") else 1.0)
+        if alpha is not None and configs.get("r") == rank:
+            return finite(alpha, "lora_alpha") * (rank**0.5 if configs.get("use_rslora") else 1.0)
     raise CheckpointError(
         "its hyper_parameters do not tell one scale (lora_alpha / r) for all adapters"
     )
@@ -160,13 +167,13 @@ def condition_sizes(state: State, options: Mapping[str, Any]) -> ConditionSizes 
     stats = values.get("stats") or {}
     try:
         conditions = tuple(
-            _condition(str(name), kind, stats.get(name) or {}, values)
+            _condition(state, str(name), kind, stats.get(name) or {})
             for name, kind in kinds.items()
         )
         return ConditionSizes(
             conditions,
             hidden_dim=state.shape("condition_module.proj.2.weight")[0],
-            drop_prob=float(values.get("drop_prob", 0.0)),
+            drop_prob=finite(values.get("drop_prob", 0.0), "drop_prob"),
         )
     except CheckpointError:
         raise
@@ -174,14 +181,16 @@ def condition_sizes(state: State, options: Mapping[str, Any]) -> ConditionSizes 
         raise CheckpointError(f"its conditions cannot be read: {error}") from error
 
 
-def _condition(name: str, kind: Any, stats: Any, values: Mapping[str, Any]) -> Condition:
+def _condition(state: State, name: str, kind: Any, stats: Any) -> Condition:
     mean, std = statistics(stats)
     return Condition(
         name,
         kind,
         mean=mean,
         std=std,
-        num_classes=int(values.get("num_classes", 0)) if kind == "categorical" else 0,
+        num_classes=state.shape(f"condition_module.encoders.{name}.null_embed")[1]
+        if kind == "categorical"
+        else 0,
     )
 
 
@@ -197,7 +206,7 @@ def diffusion_config(options: Mapping[str, Any]) -> DiffusionConfig:
         raise CheckpointError("its chain has sigma_small, the small fixed variance; not known here")
     try:
         config = DiffusionConfig(
-            num_steps=int(values.get("diffusion_steps", 1000)),
+            num_steps=values.get("diffusion_steps", 1000),
             schedule=str(values.get("noise_schedule", "linear")),
             target="x_0" if values.get("predict_xstart") else "eps",
         )

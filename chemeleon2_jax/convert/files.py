@@ -17,6 +17,7 @@ from chemeleon2_jax.models.dit import DiTSizes
 from chemeleon2_jax.models.lora import merge
 from chemeleon2_jax.training.checkpoints import Checkpoint
 from chemeleon2_jax.training.store import write_checkpoint
+from chemeleon2_jax.training.trees import flat_names
 
 _KEPT = ("params", "ema", "vae")
 """Items that a model is; the rest of a run's checkpoint is for going on with it."""
@@ -55,13 +56,15 @@ def write_orbax(model: Checkpoint | Converted, folder: Path, *, merge_lora: bool
     ):
         raise CheckpointError(f"{folder} is no checkpoint folder: it is not replaced")
     trees = {name: source.restore(name) for name in source.items if name in _KEPT}
-    temporary = folder.absolute().with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    folder = folder.absolute()
+    # All that is written lies in here until it is whole, and what it replaces is moved in here.
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(temporary, items=trees, meta=source.meta)
+        temporary.mkdir(parents=True)
+        write_checkpoint(temporary / "new", items=trees, meta=source.meta)
         if folder.is_dir():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+            folder.rename(temporary / "old")
+        (temporary / "new").rename(folder)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
     finally:
@@ -69,6 +72,7 @@ def write_orbax(model: Checkpoint | Converted, folder: Path, *, merge_lora: bool
     if isinstance(model, Converted):
         return model.report
     report = Report(str(model.meta.get("stage", "model")))
+    report.num_tensors = sum(len(flat_names(tree)) for tree in trees.values())
     report.num_parameters = sum(count_parameters(tree) for tree in trees.values())
     return report
 

@@ -6,37 +6,81 @@ Nothing here trusts the file: what is pickled may be of any type, refer to itsel
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from chemeleon2_jax.convert.stubs import Stub
+from chemeleon2_jax.convert.stubs import Name, Stub
+from chemeleon2_jax.convert.tensors import Tensor
 from chemeleon2_jax.errors import CheckpointError
 
 _MAX_DEPTH = 32
+_MAX_VALUES = 200_000
+_MAX_HEADS = 4096
 _MAX_NODES = 1_000_000
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any) -> Any:
     """Return a value without omegaconf's and Lightning's containers; what is no plain value stays.
 
     Raises:
-        CheckpointError: containers nested too deeply, or within themselves.
+        CheckpointError: containers nested too deeply or within themselves, or too many values.
     """
-    if depth > _MAX_DEPTH:
-        raise CheckpointError("its hyper_parameters are nested too deeply to be options of a model")
+    return _plain(value, depth=0, budget=[_MAX_VALUES])
+
+
+def _plain(value: Any, *, depth: int, budget: list[int]) -> Any:
+    # Shared containers are visited again: a few of them, nested, would stand for endless values.
+    budget[0] -= 1
+    if depth > _MAX_DEPTH or budget[0] < 0:
+        raise CheckpointError("its hyper_parameters are too many to be the options of a model")
+
+    def inner(item: Any) -> Any:
+        return _plain(item, depth=depth + 1, budget=budget)
+
     if isinstance(value, Stub):
         if value.name.startswith("omegaconf."):
-            content = value.get("_content", value.get("_val"))
-            return plain(content, depth + 1)
-        if value.mapping and not value.get("_modules"):
-            return plain(value.mapping, depth + 1)
-        return value
+            return inner(value.get("_content", value.get("_val")))
+        return inner(value.mapping) if value.mapping and not value.get("_modules") else value
     if isinstance(value, Mapping):
-        return {key: plain(item, depth + 1) for key, item in value.items()}
+        return {key: inner(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item, depth + 1) for item in value]
+        return [inner(item) for item in value]
     return value
+
+
+def part_of(module: Any, name: str) -> Any:
+    """Return a submodule of a pickled module, or a block of plain options; None for others."""
+    return module.get(name) if isinstance(module, Stub | Mapping) else None
+
+
+def whole_number(value: Any, what: str, *, most: int) -> int:
+    """Return a number from 1 to `most`.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise CheckpointError(f"its {what} is {value!r:.60}; it must be a number from 1 to {most}")
+    return value
+
+
+def finite(value: Any, what: str) -> float:
+    """Return a finite number, also one that is a tensor or a number of numpy's.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    if isinstance(value, Tensor) and value.size == 1:
+        value = float(value.read().reshape(()))
+    elif isinstance(value, Stub) and value.name.endswith("multiarray.scalar"):
+        data = value.args[-1] if value.args else b""
+        form = {4: "<f", 8: "<d"}.get(len(data)) if isinstance(data, bytes) else None
+        value = struct.unpack(form, data)[0] if form else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+        raise CheckpointError(f"its {what} is {value!r:.60}; it must be a finite number")
+    return float(value)
 
 
 def stubs_within(root: Any) -> Iterator[Stub]:
@@ -70,14 +114,11 @@ def number_of_heads(module: Any) -> int | None:
     """
     options = plain(module)
     if isinstance(options, Mapping):
-        found = {options.get("nhead"), options.get("num_heads")}
+        found = [options.get("nhead"), options.get("num_heads")]
     else:
-        found = {
-            stub.get("num_heads")
-            for stub in stubs_within(module)
-            if stub.name.endswith("MultiheadAttention")
-        }
-    heads = {n for n in found if isinstance(n, int) and not isinstance(n, bool) and n > 0}
+        attentions = (s for s in stubs_within(module) if s.name.endswith("MultiheadAttention"))
+        found = [stub.get("num_heads") for stub in attentions]
+    heads = {whole_number(n, "number of heads", most=_MAX_HEADS) for n in found if n is not None}
     if len(heads) > 1:
         raise CheckpointError(f"its attention layers have different numbers of heads: {heads}")
     return next(iter(heads), None)
@@ -89,6 +130,14 @@ def check_transformer(module: Any, what: str) -> None:
     Raises:
         CheckpointError: another activation, order of normalisation or index embedding.
     """
+    options = plain(module)
+    if isinstance(options, Mapping):
+        known = {"activation": "gelu", "norm_first": True, "index_embedding": "sinusoidal"}
+        for key, value in known.items():
+            if options.get(key, value) != value:
+                raise CheckpointError(
+                    f"its {what} has {key} = {options[key]!r:.60}; only {value!r} is known"
+                )
     for stub in stubs_within(module):
         if stub.name.endswith("TransformerEncoderLayer"):
             if stub.get("norm_first") is False:
@@ -100,14 +149,15 @@ def check_transformer(module: Any, what: str) -> None:
                 raise CheckpointError(f"its {what} has LayerNorms with eps {eps}; here it is 1e-5")
     kind = module.get("index_embedding_type") if isinstance(module, Stub) else None
     if isinstance(kind, str) and kind != "sinusoidal":
-        raise CheckpointError(f"its {what} has the index embedding {kind!r}, which is not known")
+        raise CheckpointError(f"its {what} has the index embedding {kind!r:.60}; not known")
 
 
 def _check_activation(activation: Any, what: str) -> None:
-    if not isinstance(activation, Stub):
+    if not isinstance(activation, Name | Stub):
         return
     kind = activation.name.rpartition(".")[2]
-    if kind != "GELU" or activation.get("approximate") != "tanh":
+    exact = isinstance(activation, Name) or activation.get("approximate") != "tanh"
+    if kind != "GELU" or exact:
         raise CheckpointError(
             f"its {what} has the activation {kind}; here it is GELU in the tanh approximation"
         )
@@ -116,4 +166,6 @@ def _check_activation(activation: Any, what: str) -> None:
 def statistics(stats: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """Return mean and standard deviation; neither counts without the other."""
     mean, std = stats.get("mean"), stats.get("std")
-    return (None, None) if mean is None or std is None else (float(mean), float(std))
+    if mean is None or std is None:
+        return None, None
+    return finite(mean, "mean"), finite(std, "std")

@@ -22,23 +22,26 @@ class Options:
         size_table: numbers of training crystals by number of atoms; () takes those that a file of
             this package tells, else those of MP-20.
         vae_heads: attention heads of the VAE where they are known from elsewhere.
+        look_beside: look for the VAE that an LDM names beside the file.
     """
 
     vae: Any = None
     ema: bool = False
     size_table: tuple[int, ...] = ()
     vae_heads: Heads | None = None
+    look_beside: bool = True
 
 
 @dataclass
 class Report:
-    """What became of the tensors of a file."""
+    """What became of the tensors of a file; `assumptions` are what it does not tell."""
 
     kind: str
     num_tensors: int = 0
     num_parameters: int = 0
     ignored: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    assumptions: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
         """Return lines for a terminal."""
@@ -47,7 +50,7 @@ class Report:
             "numbers used"
         ]
         lines += [f"  ignored: {name} ({reason})" for name, reason in self.ignored]
-        lines += [f"  {note}" for note in self.notes]
+        lines += [f"  {note}" for note in [*self.notes, *self.assumptions]]
         return "\n".join(lines)
 
 

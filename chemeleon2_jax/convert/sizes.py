@@ -15,7 +15,7 @@ from chemeleon2_jax.convert.hyperparameters import (
     plain,
     statistics,
 )
-from chemeleon2_jax.convert.stubs import Stub
+from chemeleon2_jax.convert.stubs import Stub, printable
 from chemeleon2_jax.convert.torch_file import Tensor
 from chemeleon2_jax.crystals import NUM_ATOM_CLASSES
 from chemeleon2_jax.errors import CheckpointError
@@ -24,6 +24,8 @@ from chemeleon2_jax.models.vae import DecoderSizes, EncoderSizes, VAESizes
 
 PUBLISHED_WIDTH, PUBLISHED_HEADS = 512, 8
 """Width and attention heads of the published VAEs."""
+
+_MAX_LAYERS = 1000
 
 Heads = tuple[int, int]
 """Attention heads of a VAE's encoder and decoder."""
@@ -50,19 +52,24 @@ class State:
             CheckpointError: it is missing, or has another number of axes.
         """
         if name not in self:
-            raise CheckpointError(f"its tensor {self.prefix + name} is missing")
+            raise CheckpointError(f"its tensor {printable(self.prefix + name)} is missing")
         shape = self.tensors[self.prefix + name].shape
         if len(shape) != ndim or 0 in shape:
-            raise CheckpointError(f"its tensor {self.prefix + name} has the shape {shape}")
+            raise CheckpointError(
+                f"its tensor {printable(self.prefix + name)} has the shape {shape!s:.100}"
+            )
         return shape
 
     def count(self, pattern: str) -> int:
         """Number of layers: one more than the largest index in names that match."""
         regex = re.compile(re.escape(self.prefix) + pattern)
         matches = (regex.match(name) for name in self.tensors)
-        # What is not there is reported by name later, so that an absurd index must not count.
         found = {int(match[1]) for match in matches if match and len(match[1]) < 6}
-        return len(found) if found == set(range(len(found))) else max(found, default=-1) + 1
+        # A layer that is left out is reported by the names of its tensors; not so an absurd index.
+        count = max(found, default=-1) + 1
+        if count > min(2 * len(found) + 2, _MAX_LAYERS):
+            raise CheckpointError(f"it has a layer {count - 1}, but {len(found)} layers")
+        return count
 
 
 def vae_sizes(
@@ -96,8 +103,8 @@ class HeadsUnknownError(CheckpointError):
 
     def __init__(self) -> None:
         super().__init__(
-            "it does not tell how many attention heads its VAE has; give the checkpoint of the VAE "
-            "that it was trained with (--vae, or load_model(..., vae=...))"
+            "it does not tell how many attention heads its VAE has: the modules in its "
+            "hyper_parameters would"
         )
 
 
@@ -124,7 +131,14 @@ def _transformer_sizes(state: State, part: str) -> tuple[int, int, int]:
     """Width, feedforward width and number of layers."""
     layers = state.count(rf"{part}\.transformer\.layers\.(\d+)\.")
     feedforward, width = state.shape(f"{part}.transformer.layers.0.linear1.weight")
+    check_width(width, part)
     return width, feedforward, layers
+
+
+def check_width(width: int, what: str) -> None:
+    """Raise CheckpointError for a width without as many sines as cosines of an atom's index."""
+    if width % 2:
+        raise CheckpointError(f"its {what} has the width {width}; it must be even")
 
 
 def _cspnet_sizes(state: State, module: Any) -> EncoderSizes:

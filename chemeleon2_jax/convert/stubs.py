@@ -55,6 +55,11 @@ class Stub:
         return default
 
 
+def printable(text: str) -> str:
+    """Return a name as it can be shown on a terminal, whatever it holds."""
+    return ascii(text)[1:-1][:160]
+
+
 def short(value: Any) -> str:
     """Return a few printable characters that say what a value is, whatever it holds."""
     if isinstance(value, str | bytes):

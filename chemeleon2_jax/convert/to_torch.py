@@ -7,9 +7,8 @@ that it samples with under DDIM.
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,12 +29,13 @@ from chemeleon2_jax.convert.names import (
 )
 from chemeleon2_jax.errors import CheckpointError
 from chemeleon2_jax.models.dit import DiTSizes
-from chemeleon2_jax.models.lora import merge
+from chemeleon2_jax.models.lora import LoRASizes, merge
 from chemeleon2_jax.models.predictor import PredictorSizes
 from chemeleon2_jax.models.vae import DecoderSizes, EncoderSizes, VAESizes
 from chemeleon2_jax.training.trees import flat_names
 
-log = logging.getLogger(__name__)
+_Parts = tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any], Report]
+"""state_dict, hyper_parameters, what this package adds, report."""
 
 
 def torch_content(checkpoint: Any) -> tuple[dict[str, Any], Report]:
@@ -54,9 +54,15 @@ def torch_content(checkpoint: Any) -> tuple[dict[str, Any], Report]:
             raise CheckpointError(f"{checkpoint.path} was written by stage {stage!r}: not known")
         build = _ldm
     try:
-        state, hyper, own, report = build(checkpoint)
-    except (KeyError, TypeError) as error:
+        return _content(checkpoint, build)
+    except CheckpointError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{checkpoint.path} has a damaged meta ({error!r})") from error
+
+
+def _content(checkpoint: Any, build: Callable[[Any], _Parts]) -> tuple[dict[str, Any], Report]:
+    state, hyper, own, report = build(checkpoint)
     source = checkpoint.meta.get("source", {})
     state = OrderedDict((name, _with_dtype(a, name, source)) for name, a in state.items())
     report.num_tensors = len(state)
@@ -72,19 +78,26 @@ def torch_content(checkpoint: Any) -> tuple[dict[str, Any], Report]:
     return content, report
 
 
-def _vae(checkpoint: Any) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any], Report]:
+def _vae(checkpoint: Any) -> _Parts:
     sizes = VAESizes.from_dict(checkpoint.meta["vae"])
     state = _state(vae_entries(sizes), checkpoint.restore("params"))
     return state, _vae_options(sizes), {}, Report("VAE")
 
 
-def _ldm(checkpoint: Any) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any], Report]:
+def _ldm(checkpoint: Any) -> _Parts:
     meta, report = checkpoint.meta, Report("LDM")
     vae, dit = VAESizes.from_dict(meta["vae"]), DiTSizes.from_dict(meta["dit"])
     params = checkpoint.restore("ema" if meta.get("sample_weights") == "ema" else "params")
     if dit.lora is not None and _own_adapters(dit):
         params, dit = merge(params, dit.lora), replace(dit, lora=None)
         report.notes.append("adapters on layers that have none there are merged into the weights")
+    if dit.lora is not None:
+        params, folded = _without_idle_adapters(params, dit.lora)
+        if folded:
+            report.notes.append(
+                f"{folded} adapters on attn.out_proj are added to its weights: there they would "
+                "not act"
+            )
     if dit.learn_sigma and dit.variance_layout == "per_token":
         params, dit = _eps_half(params, dit), replace(dit, learn_sigma=False)
         report.notes.append(
@@ -99,9 +112,7 @@ def _ldm(checkpoint: Any) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[s
     return state, _ldm_options(dit, meta["diffusion"]), own, report
 
 
-def _predictor(
-    checkpoint: Any,
-) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any], Report]:
+def _predictor(checkpoint: Any) -> _Parts:
     vae = VAESizes.from_dict(checkpoint.meta["vae"])
     sizes = PredictorSizes.from_dict(checkpoint.meta["predictor"])
     state = _state(vae_entries(vae, "vae."), checkpoint.restore(vae_item(checkpoint)))
@@ -134,6 +145,24 @@ def _with_dtype(array: np.ndarray, name: str, source: Mapping[str, Any]) -> np.n
     """The dtype that the tensor came with; what is trained here is float32."""
     dtype = source.get("dtypes", {}).get(name, "float32")
     return np.asarray(array, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+
+
+def _without_idle_adapters(tree: Mapping[str, Any], lora: LoRASizes) -> tuple[dict[str, Any], int]:
+    """Add adapters of attention outputs to their weights, where they do something: the original's
+    attention reads those weights directly, so that its adapters never act. Returns their number,
+    too.
+    """
+    out, folded = {}, 0
+    for name, node in tree.items():
+        if name == "out" and isinstance(node, Mapping) and "lora_b" in node:
+            if np.any(node["lora_b"]):
+                node = {**node, **merge(node, lora), "lora_b": np.zeros_like(node["lora_b"])}
+                folded += 1
+        elif isinstance(node, Mapping):
+            node, inside = _without_idle_adapters(node, lora)
+            folded += inside
+        out[name] = node
+    return out, folded
 
 
 def _own_adapters(dit: DiTSizes) -> bool:
@@ -256,6 +285,28 @@ def _lora_options(dit: DiTSizes) -> dict[str, Any] | None:
         "r": dit.lora.rank,
         "lora_alpha": dit.lora.alpha,
         "lora_dropout": 0.0,
-        "target_modules": [their_layer(target) for target in dit.lora.targets],
+        "target_modules": _target_modules(dit, dit.lora),
         "bias": "none",
     }
+
+
+def _target_modules(dit: DiTSizes, lora: LoRASizes) -> list[str]:
+    """Names for the library of adapters, which takes every layer that ends in one of them: a full
+    path where an ending would match more layers than have adapters.
+    """
+    paths = [entry.ours.rpartition("/")[0].replace("/", ".") for entry in dit_entries(dit)]
+    layers = {path: their_layer(path) for path in dict.fromkeys(paths)}
+    wanted = {theirs for path, theirs in layers.items() if theirs and lora.applies_to(path)}
+    names: list[str] = []
+    for target in lora.targets:
+        ending = their_layer(target)
+        found = {t for t in layers.values() if t and f".{t}".endswith(f".{ending}")}
+        if ending and found <= wanted:
+            names.append(ending)
+        else:
+            names += sorted(
+                theirs
+                for path, theirs in layers.items()
+                if theirs and f".{path}".endswith(f".{target}")
+            )
+    return names

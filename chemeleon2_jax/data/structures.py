@@ -153,13 +153,17 @@ def structures_to_crystals(structures: Iterable[Structure]) -> Crystals:
     """Return Structures as flat arrays, as they are (no reduction).
 
     Raises:
-        ValueError: naming the position of a structure that is disordered or has no element up to
-            Z = 99.
+        ValueError: naming the position of a structure that is disordered, has no element up to
+            Z = 99, or numbers that are not finite.
     """
     arrays = []
     for index, structure in enumerate(structures):
         try:
-            arrays.append(arrays_from_structure(structure))
+            types, frac, lattice = arrays_from_structure(structure)
+            # One that is not finite would reach its neighbours in a batch.
+            if not (np.isfinite(frac).all() and np.isfinite(lattice).all()):
+                raise ValueError("a coordinate or the cell is not finite")
+            arrays.append((types, frac, lattice))
         except ValueError as error:
             raise ValueError(f"structure {index}: {error}") from error
     return Crystals.from_list(arrays)

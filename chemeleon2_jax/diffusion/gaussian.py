@@ -20,6 +20,7 @@ from chemeleon2_jax.rows import Rows, mean_over_crystal, slot_matrix, weighted_m
 # (x, t) -> (prediction, variance values or None), all (R, T, L); t (R, S) in original times
 DenoiseFn = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
 TARGETS = ("eps", "x_0")
+MAX_STEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,11 @@ class DiffusionConfig:
     target: str = "eps"
 
     def __post_init__(self) -> None:
-        """Check the target."""
+        """Check target and length."""
+        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int):
+            raise ValueError(f"num_steps is {self.num_steps!r:.60}; it must be a whole number")
+        if not 1 <= self.num_steps <= MAX_STEPS:
+            raise ValueError(f"num_steps is {self.num_steps:.6g}; it is 1 to {MAX_STEPS}")
         if self.target not in TARGETS:
             raise ValueError(
                 f"diffusion target {self.target!r} is unknown; choose one of {TARGETS}"

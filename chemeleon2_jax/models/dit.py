@@ -93,7 +93,7 @@ class DiTBlock(nnx.Module):
         self.norm1 = layer_norm(h, eps=1e-6, affine=False, rngs=rngs, dtype=dtype)
         self.attention = SelfAttention(h, sizes.num_heads, rngs=rngs, dtype=dtype)
         self.norm2 = layer_norm(h, eps=1e-6, affine=False, rngs=rngs, dtype=dtype)
-        hidden = int(h * sizes.mlp_ratio)
+        hidden = round(h * sizes.mlp_ratio)
         self.mlp = MLP(
             (h, hidden, h), rngs=rngs, activation=gelu, kernel_init=xavier_init, dtype=dtype
         )

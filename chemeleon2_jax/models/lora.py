@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -42,7 +43,12 @@ class LoRASizes:
 
     def applies_to(self, path: str) -> bool:
         """Whether the layer at a dotted path has an adapter."""
-        return any(_matches(path, target) for target in self.targets)
+        parts = path.split(".")
+        return any(".".join(parts[i:]) in self._targets for i in range(len(parts)))
+
+    @cached_property
+    def _targets(self) -> frozenset[str]:
+        return frozenset(self.targets)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict, for JSON."""

@@ -215,9 +215,11 @@ def _find(path: Path) -> Checkpoint:
     directory = path / DIRECTORY if (path / DIRECTORY).is_dir() else path
     steps = complete_steps(directory)
     if not steps:
+        files = sorted(file.name for file in path.glob("*.ckpt"))
+        hint = f"; name a file in it: {', '.join(files[:5])}" if files else ""
         raise CheckpointError(
             f"{path} is neither a run folder with a whole checkpoint ({DIRECTORY}/step_<n>) nor a "
-            "checkpoint folder"
+            f"checkpoint folder{hint}"
         )
     best = best_step(directory)
     return open_folder(steps[max(steps) if best is None else best].resolve())

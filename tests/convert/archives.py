@@ -32,6 +32,14 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Built:
+    """An object with a state."""
+
+    made: Call
+    state: Any
+
+
+@dataclass(frozen=True)
 class Stored:
     """A reference to a storage."""
 
@@ -57,6 +65,8 @@ def operations(value: Any) -> bytes:
             return f"c{module}\n{member}\n".encode()
         case Call(name, args):
             return operations(Global(name)) + operations(args) + b"R"
+        case Built(made, state):
+            return operations(made) + operations(state) + b"b"
         case Stored(cls, key, numel):
             return operations(("storage", Global(cls), key, "cpu", numel)) + b"Q"
         case None:

@@ -107,6 +107,7 @@ def test_denoiser(learn_sigma, vae_file, tmp_path):
 def test_conditions(vae_file, tmp_path):
     widths = {"composition": 100, "dft_band_gap": 1, "space_group": 9}
     ldm = torch_models.randomise(torch_models.LDM(learn_sigma=True, widths=widths))
+    ldm.vae.load_state_dict(vae_file[0].state_dict())
     options = {
         "condition_type": {
             "composition": "composition",

@@ -95,6 +95,7 @@ def test_vae_for_an_ldm_without_one(tmp_path):
         (("--input=mp_20_vea", "--output=OUT"), "'mp_20_vae'"),
         (("--input=FILE", "--output=OUT", "--size_table=mp-21"), "mp-21"),
         (("--input=FILE", "--output=FILE"), "is there"),
+        (("--input=FILE", "--output=FULL", "--overwrite", "--format=torch"), "is a folder"),
         (("--input=FILE", "--output=FULL", "--overwrite"), "no checkpoint folder"),
         (("--input=FILE", "--output=FULL"), "something in it"),
         (("--input=FILE", "--output=OUT", "--merge_lora"), "no LoRA adapters"),

@@ -214,17 +214,47 @@ def test_heads_from_a_given_vae(tmp_path):
     vae = convert_file(tmp_path / "vae.ckpt")
     model = convert(tmp_path, without_heads(ldm), vae=vae)
     assert model.meta["vae"] == vae.meta["vae"]
-    assert not model.report.notes
+    assert not model.report.assumptions
 
 
-def test_a_given_vae_with_other_weights_is_noted(tmp_path):
-    write_torch_file(tmp_path / "vae.ckpt", their_files.vae_content())
+@pytest.mark.parametrize("tells", [True, False])
+@pytest.mark.parametrize("name", ["vae", "vae_cspnet"])
+def test_a_given_vae_that_is_another(name, tells, tmp_path):
+    write_torch_file(tmp_path / "vae.ckpt", CONTENTS[name]())
     vae = convert_file(tmp_path / "vae.ckpt")
     ldm = their_files.ldm_content()
-    model = convert(tmp_path, without_heads(ldm), vae=vae)
-    kernel = model.trees["vae"]["quant"]["kernel"]
-    np.testing.assert_array_equal(kernel, ldm["state_dict"]["vae.quant_conv.weight"].T)
-    assert any("other weights" in note for note in model.report.notes)
+    with pytest.raises(CheckpointError, match=r"vae\.ckpt is not the VAE.*weights differ|--vae"):
+        convert(tmp_path, ldm if tells else without_heads(ldm), vae=vae)
+
+
+def test_fixed_sigma_is_read_as_any_other(tmp_path):
+    """Without a variance there is nothing to interleave: it can be trained on as it is."""
+    dit = convert(tmp_path, CONTENTS["ldm_fixed_sigma"]()).meta["dit"]
+    assert dit["variance_layout"] == "per_token"
+
+
+def test_names_of_wrappers(tmp_path):
+    content = their_files.vae_content()
+    expected = convert(tmp_path, content).trees["params"]
+    for name in ("module.{}", "_orig_mod.{}", "module._orig_mod.{}"):
+        state = {name.format(k): v for k, v in content["state_dict"].items()}
+        found = convert(tmp_path, {**content, "state_dict": state}).trees["params"]
+        assert flat_names(found).keys() == flat_names(expected).keys()
+
+
+def test_what_is_for_training_is_named(tmp_path):
+    content = {**their_files.vae_content(), "optimizer_states": [{"state": {}}]}
+    report = convert(tmp_path, content).report
+    assert [name for name, _ in report.ignored] == ["optimizer_states"]
+    assert "optimizer_states" in report.describe()
+
+
+def test_statistics_as_tensors(tmp_path):
+    content = CONTENTS["predictor"]()
+    stats = {"energy": {"mean": np.array(-1.5), "std": np.array([2.5], np.float32)}, "gap": {}}
+    content["hyper_parameters"]["target_conditions"] = stats
+    target = convert(tmp_path, content).meta["predictor"]["targets"][0]
+    assert (target["mean"], target["std"]) == (-1.5, 2.5)
 
 
 def test_an_ldm_without_its_vae(tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from chemeleon2_jax.api import load_model
+from chemeleon2_jax.convert import files
 from chemeleon2_jax.convert.files import write_orbax, write_torch
 from chemeleon2_jax.convert.from_torch import convert_file
 from chemeleon2_jax.convert.model import Options
@@ -212,6 +213,72 @@ def test_adapters_that_the_original_cannot_have_are_merged(tmp_path):
     np.testing.assert_allclose(
         denoised(tmp_path / "back.ckpt"), denoised(folder), rtol=0, atol=1e-5
     )
+
+
+def test_adapters_of_attention_act_there_too(tmp_path):
+    """In the original they never act: what they do goes into the weights."""
+    write_torch_file(tmp_path / "model.ckpt", CONTENTS["ldm"]())
+    plain = convert_file(tmp_path / "model.ckpt", OPTIONS)
+    folder = with_lora(plain, tmp_path / "adapted", ("attention.out", "mlp.fc1"))
+    report = write_torch(open_checkpoint(folder), tmp_path / "back.ckpt")
+    assert any("2 adapters on attn.out_proj" in note for note in report.notes)
+    state = read(tmp_path / "back.ckpt")["state_dict"]
+    name = "denoiser.base_model.model.blocks.0.attn.out_proj"
+    assert not state[f"{name}.lora_B.default.weight"].any()
+    assert state[f"{name}.lora_A.default.weight"].any()
+    layer = open_checkpoint(folder).restore("params")["blocks"]["0"]["attention"]["out"]
+    expected = layer["kernel"] + 2.0 * layer["lora_a"] @ layer["lora_b"]
+    np.testing.assert_allclose(state[f"{name}.base_layer.weight"].T, expected, atol=1e-6)
+    np.testing.assert_allclose(
+        denoised(tmp_path / "back.ckpt"), denoised(folder), rtol=0, atol=1e-5
+    )
+
+
+def test_endings_that_would_match_more(tmp_path):
+    """adaLN_modulation.1 ends the last layer's name, too."""
+    write_torch_file(tmp_path / "model.ckpt", CONTENTS["ldm"]())
+    plain = convert_file(tmp_path / "model.ckpt", OPTIONS)
+    for targets, expected in (
+        (("modulation",), [f"blocks.{i}.adaLN_modulation.1" for i in range(2)]),
+        (("modulation", "final_modulation"), None),
+        (("blocks.1.mlp.fc1",), ["blocks.1.mlp.fc1"]),
+    ):
+        folder = with_lora(plain, tmp_path / "-".join(targets), targets)
+        write_torch(open_checkpoint(folder), tmp_path / "back.ckpt")
+        found = read(tmp_path / "back.ckpt")["hyper_parameters"]["lora_configs"]["target_modules"]
+        assert found == (expected or ["adaLN_modulation.1", "final_layer.adaLN_modulation.1"])
+
+
+def test_a_damaged_meta(tmp_path):
+    write_torch_file(tmp_path / "model.ckpt", CONTENTS["vae"]())
+    model = convert_file(tmp_path / "model.ckpt", OPTIONS)
+    without_table = {k: v for k, v in model.meta.items() if k != "size_table"}
+    for name, meta in (("a", {**model.meta, "source": None}), ("b", without_table)):
+        write_checkpoint(tmp_path / name, items=model.trees, meta=meta)
+        with pytest.raises(CheckpointError, match="damaged meta"):
+            write_torch(open_checkpoint(tmp_path / name), tmp_path / "back.ckpt")
+    assert not (tmp_path / "back.ckpt").exists()
+
+
+def test_a_replaced_folder_is_whole_or_the_old_one(tmp_path, monkeypatch):
+    for name in ("vae", "ldm"):
+        write_torch_file(tmp_path / f"{name}.ckpt", CONTENTS[name]())
+    vae, ldm = (convert_file(tmp_path / f"{name}.ckpt", OPTIONS) for name in ("vae", "ldm"))
+    out = tmp_path / "out"
+    write_orbax(vae, out)
+
+    def fail(*args, **kwargs):
+        (args[0].parent / "half").mkdir()
+        raise CheckpointError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_checkpoint", fail)
+        with pytest.raises(CheckpointError, match="no room"):
+            write_orbax(ldm, out)
+    assert open_checkpoint(out).meta["stage"] == "train_vae"
+    write_orbax(ldm, out)
+    assert open_checkpoint(out).meta["stage"] == "train_ldm"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ldm.ckpt", "out", "vae.ckpt"]
 
 
 def test_nothing_to_merge(tmp_path):

@@ -1,4 +1,4 @@
-"""Fuzzer of the reader of PyTorch files: it may refuse anything, and may do nothing else.
+"""Fuzzer of what reads PyTorch files: it may refuse anything, and may do nothing else.
 
 It needs atheris, which is no dependency of the tests (its wheels are for Linux)::
 
@@ -6,7 +6,8 @@ It needs atheris, which is no dependency of the tests (its wheels are for Linux)
     python tests/fuzz/fuzz_torch_file.py --target=pickle corpus -max_total_time=300
 
 `--target=file` fuzzes the whole file (archive, directory, checksums), `--target=pickle` the pickle
-in a sound archive. The folder `corpus` is made and seeded; what follows goes to libFuzzer. An
+in a sound archive, `--target=model` the pickle of a small model, which is then
+converted. The folder `corpus` is made and seeded; what follows goes to libFuzzer. An
 exception that is no CheckpointError, a minute without an answer or 1.5 GB of memory stop it, and
 leave the input in a file `crash-...`, `timeout-...` or `oom-...`.
 """
@@ -17,6 +18,7 @@ import os
 import pickle
 import sys
 import tempfile
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -26,14 +28,18 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 with atheris.instrument_imports(include=["chemeleon2_jax", "pickletools"]):
+    from chemeleon2_jax.convert.from_torch import convert_file
     from chemeleon2_jax.convert.torch_file import open_torch_file
     from chemeleon2_jax.convert.torch_writer import write_torch_file
     from chemeleon2_jax.errors import CheckpointError
     from tests.convert.walk import visit
 
+from tests.convert import their_files
 from tests.convert.archives import Call, Global, Stored, pack, pickled, tensor
 
+WEIGHTS = {str(i): bytes(1 << 15) for i in range(150)}
 STORAGES = {"0": np.arange(12, dtype=np.float32).tobytes(), "1": bytes(6)}
+TARGETS = ("--target=file", "--target=pickle", "--target=model")
 _LIMITS = ("-timeout=60", "-rss_limit_mb=1536", "-max_len=65536")
 
 
@@ -62,12 +68,19 @@ def seeds() -> dict[str, list[bytes]]:
     }
     model = {"model": _Model(), "n": [2**70, -1, b"x", frozenset([1]), 1.5, "ü"]}
     pickles = [pickled(content), *(pickle.dumps(model, protocol=p) for p in range(6))]
+    models = []
     with tempfile.TemporaryDirectory() as folder:
+        for make in their_files.CONTENTS.values():
+            path = Path(folder) / "model.ckpt"
+            write_torch_file(path, make())
+            with zipfile.ZipFile(path) as archive:
+                (name,) = (n for n in archive.namelist() if n.endswith("data.pkl"))
+                models.append(archive.read(name))
         path = Path(folder) / "a.ckpt"
         files = [pack(path, data, STORAGES).read_bytes() for data in pickles]
         write_torch_file(path, OrderedDict(a=np.zeros((2, 3)), b=[1, "x", None]))
         files.append(path.read_bytes())
-    return {"pickle": pickles, "file": files}
+    return {"pickle": pickles, "file": files, "model": models}
 
 
 def main(arguments: list[str]) -> None:
@@ -84,8 +97,11 @@ def main(arguments: list[str]) -> None:
         if target == "file":
             path.write_bytes(data)
         else:
-            pack(path, data, STORAGES)
+            pack(path, data, WEIGHTS if target == "model" else STORAGES)
         try:
+            if target == "model":
+                convert_file(path)
+                return
             with open_torch_file(path) as file:
                 visit(file.content)
         except CheckpointError as error:
@@ -101,6 +117,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3 or sys.argv[1] not in ("--target=file", "--target=pickle"):
-        sys.exit(f"usage: {sys.argv[0]} --target=file|pickle CORPUS [options of libFuzzer]")
+    if len(sys.argv) < 3 or sys.argv[1] not in TARGETS:
+        sys.exit(f"usage: {sys.argv[0]} --target=file|pickle|model CORPUS [options of libFuzzer]")
     main(sys.argv)

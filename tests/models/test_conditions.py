@@ -13,15 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Composition, Element
 
-from chemeleon2_jax.models.conditions import (
-    KINDS,
-    Condition,
-    Conditions,
-    ConditionSizes,
-    encode_values,
-    read_composition,
-    read_value,
-)
+from chemeleon2_jax.condition_values import encode_values, read_composition, read_value
+from chemeleon2_jax.models.conditions import KINDS, Condition, Conditions, ConditionSizes
 from tests.examples import random_model, relative
 
 GAP = Condition("gap", "float", 0.8, 1.6)

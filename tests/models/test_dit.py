@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from chemeleon2_jax.models.conditions import Condition, ConditionSizes, encode_values
+from chemeleon2_jax.condition_values import encode_values
+from chemeleon2_jax.models.conditions import Condition, ConditionSizes
 from chemeleon2_jax.models.dit import NAMED_SIZES, DiT, DiTSizes, split_output, time_embedding
 from chemeleon2_jax.packing import build_rows
 from chemeleon2_jax.rows import atom_normal, crystal_keys

@@ -102,7 +102,7 @@ def test_samples_are_crystals(golden, name, sampler):
     """DDPM with the interleaved variance runs in padded rows."""
     ldm = c2.load_model(golden.folder / f"{name}.ckpt")
     crystals = ldm.sample(num_atoms=[4, 8], num_samples=4, sampler=sampler, steps=4, seed=1)
-    assert len(crystals) + len(ldm.last_report.failures) == 4
+    assert len(crystals) == 4
     again = ldm.sample(num_atoms=[4, 8], num_samples=4, sampler=sampler, steps=4, seed=1)
     assert [s.as_dict() for s in again] == [s.as_dict() for s in crystals]
 

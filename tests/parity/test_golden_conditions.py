@@ -11,6 +11,7 @@ import optax
 import pytest
 from flax import nnx
 
+from chemeleon2_jax.condition_values import encode_values
 from chemeleon2_jax.diffusion.gaussian import mean_loss, training_loss
 from chemeleon2_jax.diffusion.guidance import guided
 from chemeleon2_jax.diffusion.sampler import (
@@ -20,7 +21,7 @@ from chemeleon2_jax.diffusion.sampler import (
     transition,
 )
 from chemeleon2_jax.diffusion.schedule import Schedule
-from chemeleon2_jax.models.conditions import Condition, encode_values
+from chemeleon2_jax.models.conditions import Condition
 from chemeleon2_jax.models.dit import DiT, split_output
 from chemeleon2_jax.models.lora import LoRASizes, merge
 from tests.examples import relative

@@ -10,14 +10,15 @@ import pytest
 from pymatgen.core import Structure
 
 from chemeleon2_jax.api import load_model
+from chemeleon2_jax.condition_values import encode_values
 from chemeleon2_jax.config import ConfigError, fit_config
 from chemeleon2_jax.data.structures import structures_to_crystals
 from chemeleon2_jax.errors import CheckpointError
-from chemeleon2_jax.models.conditions import Condition, ConditionSizes, encode_values
+from chemeleon2_jax.models.conditions import Condition, ConditionSizes
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.stages.conditions import drop_some, inputs_of
 from chemeleon2_jax.training.loop import fit
-from tests.tiny import TINY_LDM, by_name, first_step, ldm_config, make_crystals, noisy
+from tests.tiny import by_name, first_step, ldm_config, make_crystals, noisy
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -1,0 +1,148 @@
+"""The VAE of an LDM's file: its weights are mostly there, its number of attention heads is not.
+
+To guess the heads would be silent: with the wrong number a VAE still half reconstructs crystals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from chemeleon2_jax.convert.content import own_entry
+from chemeleon2_jax.convert.hyperparameters import part_of
+from chemeleon2_jax.convert.model import Converted, Options, Report, vae_item
+from chemeleon2_jax.convert.names import vae_entries
+from chemeleon2_jax.convert.reading import TreeReader
+from chemeleon2_jax.convert.sizes import (
+    PUBLISHED_HEADS,
+    PUBLISHED_WIDTH,
+    Heads,
+    HeadsUnknownError,
+    vae_sizes,
+)
+from chemeleon2_jax.convert.torch_file import TorchFile
+from chemeleon2_jax.errors import CheckpointError
+from chemeleon2_jax.models.vae import VAE, VAESizes
+from chemeleon2_jax.training.trees import flat_names
+
+_ADVICE = (
+    "give the checkpoint of the VAE that it was trained with (--vae, or load_model(..., vae=...))"
+)
+
+ConvertFn = Callable[[Path, Options], Converted]
+
+
+def vae_of_ldm(
+    file: TorchFile,
+    reader: TreeReader,
+    hyper: Mapping[str, Any],
+    *,
+    options: Options,
+    convert: ConvertFn,
+) -> tuple[VAESizes, dict[str, Any]]:
+    """Return sizes and parameters of the VAE of an LDM.
+
+    Args:
+        file: open.
+        reader: of its tensors.
+        hyper: its hyper_parameters.
+        options: how to read it; a VAE that is given there counts more than one beside the file.
+        convert: opens another file.
+
+    Raises:
+        CheckpointError: there is no VAE, it is broken, or nothing tells its heads.
+    """
+    given = options.vae
+    if not any(name.startswith("vae.") for name in reader.state.tensors):
+        if given is None:
+            given = _beside(file, reader, hyper, options, convert)
+        if given is None:
+            raise CheckpointError(f"it does not hold its VAE; {_ADVICE}")
+        return VAESizes.from_dict(given.meta["vae"]), given.restore(vae_item(given))
+    state = reader.state.below("vae.")
+    module = own_entry(file.content).get("vae", hyper.get("vae"))
+    modules = (part_of(module, "encoder"), part_of(module, "decoder"))
+    try:
+        sizes = vae_sizes(state, *modules, heads=options.vae_heads)
+        tree = reader.read(vae_entries(sizes, "vae."), VAE, sizes)
+        beside = None
+    except HeadsUnknownError:
+        sizes = vae_sizes(state, heads=(1, 1))
+        tree = reader.read(vae_entries(sizes, "vae."), VAE, sizes)
+        beside = given or _beside(file, reader, hyper, options, convert)
+        heads = _heads_for(sizes, tree, beside, reader)
+        sizes = with_heads(sizes, heads)
+    if given is not None and not _equal(tree, given.restore(vae_item(given))):
+        raise CheckpointError(
+            f"{given.path} is not the VAE that it was trained with: the weights differ"
+        )
+    return sizes, tree
+
+
+def _heads_for(sizes: VAESizes, tree: Mapping[str, Any], other: Any, reader: TreeReader) -> Heads:
+    """Heads of the very same VAE in another file, or else of the published ones."""
+    if other is None or not _equal(tree, other.restore(vae_item(other))):
+        return published_heads(sizes, reader.report, advice=_ADVICE)
+    found = VAESizes.from_dict(other.meta["vae"])
+    reader.report.notes.append(
+        f"{other.path.name} tells the heads of its VAE: {found.decoder.nhead}"
+    )
+    return found.encoder.nhead, found.decoder.nhead
+
+
+def published_heads(sizes: VAESizes, report: Report, *, advice: str) -> Heads:
+    """Return the heads of the published VAEs for one as wide as they are.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if sizes.decoder.d_model != PUBLISHED_WIDTH:
+        raise CheckpointError(f"{HeadsUnknownError()}; {advice}")
+    report.assumptions.append(
+        "it does not tell the heads of its VAE, which is as wide as the published ones: their "
+        f"{PUBLISHED_HEADS} are taken"
+    )
+    return PUBLISHED_HEADS, PUBLISHED_HEADS
+
+
+def with_heads(sizes: VAESizes, heads: Heads) -> VAESizes:
+    """Return the same sizes with other numbers of attention heads."""
+    encoder = replace(sizes.encoder, nhead=heads[0])
+    return replace(sizes, encoder=encoder, decoder=replace(sizes.decoder, nhead=heads[1]))
+
+
+def _beside(
+    file: TorchFile,
+    reader: TreeReader,
+    hyper: Mapping[str, Any],
+    options: Options,
+    convert: ConvertFn,
+) -> Converted | None:
+    """The VAE that the file names, where it lies beside the file."""
+    name = hyper.get("vae_ckpt_path")
+    if not isinstance(name, str) or not name or not options.look_beside:
+        return None
+    path = file.path.parent / PureWindowsPath(name).name  # of either system
+    try:
+        if not path.is_file() or path.samefile(file.path):
+            return None
+        found = convert(path, Options(look_beside=False))
+    except (OSError, ValueError) as error:  # a CheckpointError, or a name that no file can have
+        reader.report.notes.append(f"{path.name:.80} beside it cannot be used: {error!s:.300}")
+        return None
+    if found.meta["stage"] != "train_vae":
+        reader.report.notes.append(f"{path.name} beside it is no VAE")
+        return None
+    return found
+
+
+def _equal(tree: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two nested dicts hold the same arrays."""
+    ours, theirs = flat_names(dict(tree)), flat_names(dict(other))
+    return ours.keys() == theirs.keys() and all(
+        np.array_equal(array, theirs[name]) for name, array in ours.items()
+    )
