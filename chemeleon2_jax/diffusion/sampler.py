@@ -7,6 +7,7 @@ One function, `transition`, gives the Gaussian of a step: sampling draws from it
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -155,12 +156,57 @@ def sample_chain(
     finite, or is on its way (beyond LARGEST_STATE), is set to 0 within the chain, so that it cannot
     reach its neighbours in the row, and to NaN in the result.
     """
+    start, scanned, step = _chain(
+        denoise, key, rows, schedule=schedule, config=config, latent_dim=latent_dim, target=target
+    )
+    (x, failed), _ = jax.lax.scan(lambda state, inputs: (step(state, inputs), None), start, scanned)
+    return jnp.where(jnp.take_along_axis(failed, rows.slot, axis=1)[..., None], jnp.nan, x)
+
+
+def chain_states(
+    denoise: DenoiseFn,
+    key: jax.Array,
+    rows: Rows,
+    *,
+    schedule: Schedule,
+    config: SamplerConfig,
+    latent_dim: int,
+    target: str = "eps",
+) -> tuple[jax.Array, jax.Array]:
+    """Run the chain of `sample_chain` and keep every state: (K + 1, R, T, L), and which crystals
+    failed, (R, S) bool.
+    """
+    start, scanned, step = _chain(
+        denoise, key, rows, schedule=schedule, config=config, latent_dim=latent_dim, target=target
+    )
+
+    def keep(state: _State, inputs: Any) -> tuple[_State, jax.Array]:
+        state = step(state, inputs)
+        return state, state[0]
+
+    (_, failed), states = jax.lax.scan(keep, start, scanned)
+    return jnp.concatenate([start[0][None], states]), failed
+
+
+_State = tuple[jax.Array, jax.Array]
+"""Where a chain is: latents (R, T, L), and which crystals failed (R, S)."""
+
+
+def _chain(
+    denoise: DenoiseFn,
+    key: jax.Array,
+    rows: Rows,
+    *,
+    schedule: Schedule,
+    config: SamplerConfig,
+    latent_dim: int,
+    target: str,
+) -> tuple[_State, Any, Callable[[_State, Any], _State]]:
+    """Where the chain starts, what is scanned over, and one step."""
     constants = step_constants(schedule, config)
     membership = slot_matrix(rows)
 
-    def step(
-        state: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, StepConstants]
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+    def step(state: _State, inputs: tuple[jax.Array, StepConstants]) -> _State:
         x, failed = state
         number, values = inputs
         gaussian = transition(denoise, x, values, rows=rows, sampler=config.sampler, target=target)
@@ -169,10 +215,8 @@ def sample_chain(
         bad_token = ~jnp.all(jnp.abs(x) < LARGEST_STATE, -1)
         failed = failed | (jnp.einsum("rts,rt->rs", membership, bad_token.astype(jnp.float32)) > 0)
         stopped = jnp.take_along_axis(failed, rows.slot, axis=1)[..., None]
-        return (jnp.where(stopped, 0.0, x), failed), None
+        return jnp.where(stopped, 0.0, x), failed
 
     numbers = jnp.arange(1, config.steps + 1)
     start = (initial_noise(key, rows, latent_dim), jnp.zeros(rows.is_crystal.shape, bool))
-    scanned = jax.tree.map(jnp.asarray, (numbers, constants))
-    (x, failed), _ = jax.lax.scan(step, start, scanned)
-    return jnp.where(jnp.take_along_axis(failed, rows.slot, axis=1)[..., None], jnp.nan, x)
+    return start, jax.tree.map(jnp.asarray, (numbers, constants)), step

@@ -3,23 +3,20 @@ r"""Latent diffusion that can be asked for a band gap (eV, DFT), by adapters of 
     python -m chemeleon2_jax.train \
         --config=configs/train_ldm.py:alex_mp_20_bandgap/ldm_bandgap_lora
 
-Adapters and conditions are trained; there is no dropout before the adapters.
+As `ldm_bandgap`, but adapters and conditions alone are trained; there is no dropout before the
+adapters.
 """
 
 from ml_collections import ConfigDict
+
+from configs.experiment.alex_mp_20_bandgap import ldm_bandgap
 
 TASK = "train_ldm"
 
 
 def update(config: ConfigDict) -> None:
     """Change the base config."""
-    config.data.name = "alex_mp_20_bandgap"
-    config.data.batch_size = 128
-    config.trainer.max_epochs = 1000
-    config.ldm_module.ldm_ckpt_path = "alex_mp_20_ldm_rl"
-    config.ldm_module.diffusion.variance_layout = "interleaved"  # as the published weights
-    config.ldm_module.condition_module.condition_type = "dft_band_gap:float"
-    config.ldm_module.condition_module.stats = "dft_band_gap:0.797:1.408"
+    ldm_bandgap.update(config)
     config.ldm_module.lora_configs.r = 16
     config.ldm_module.lora_configs.lora_alpha = 32.0
     config.logger.wandb.name = "ldm_bandgap_lora"

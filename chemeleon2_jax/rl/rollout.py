@@ -1,0 +1,138 @@
+"""The chain as a trajectory: all its states, the probability of each step, and the gradient of an
+objective over the steps.
+
+Letters as in `packing`; K steps of the sampler, of which K' have noise: DDIM's last has none, and a
+step without noise has no probability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from chemeleon2_jax.diffusion.gaussian import DenoiseFn
+from chemeleon2_jax.diffusion.sampler import (
+    SamplerConfig,
+    StepConstants,
+    chain_states,
+    log_probability,
+    step_constants,
+    transition,
+)
+from chemeleon2_jax.diffusion.schedule import Schedule
+from chemeleon2_jax.rows import Rows
+
+
+class Trajectory(NamedTuple):
+    """What a policy did.
+
+    Attributes:
+        states: (K + 1, R, T, L), from noise to clean latents over latent_std.
+        failed: (R, S) bool, crystals whose chain stopped being finite; their states are 0.
+    """
+
+    states: jax.Array
+    failed: jax.Array
+
+
+class Steps(NamedTuple):
+    """The steps of a trajectory that have noise, stacked over K': where each starts, where it went,
+    and its constants.
+    """
+
+    state: jax.Array
+    following: jax.Array
+    constants: StepConstants
+
+
+def roll_out(
+    denoise: DenoiseFn,
+    key: jax.Array,
+    rows: Rows,
+    *,
+    schedule: Schedule,
+    config: SamplerConfig,
+    latent_dim: int,
+    target: str = "eps",
+) -> Trajectory:
+    """Draw a chain and keep its states: those that `sampler.sample_chain` goes through with the
+    same key.
+    """
+    states, failed = chain_states(
+        denoise,
+        key,
+        rows,
+        schedule=schedule,
+        config=config,
+        latent_dim=latent_dim,
+        target=target,
+    )
+    return Trajectory(states, failed)
+
+
+def noisy_steps(trajectory: Trajectory, schedule: Schedule, config: SamplerConfig) -> Steps:
+    """Return the steps that have a probability.
+
+    Raises:
+        ValueError: none has: DDIM with eta 0 is deterministic.
+    """
+    if config.sampler == "ddim" and config.eta == 0:
+        raise ValueError("DDIM with eta 0 draws nothing: its steps have no probability; set eta")
+    constants = step_constants(schedule, config)
+    # The last step of both samplers adds no noise.
+    count = config.steps - 1
+    if count < 1:
+        raise ValueError("a chain of one step draws nothing: set steps to 2 or more")
+    kept = jax.tree.map(lambda values: jnp.asarray(values[:count]), constants)
+    return Steps(trajectory.states[:count], trajectory.states[1 : count + 1], kept)
+
+
+def score_step(
+    denoise: DenoiseFn, step: Steps, rows: Rows, *, sampler: str, target: str = "eps"
+) -> jax.Array:
+    """Log-probability (R, S) of one step under a policy: the mean over a crystal's atoms and L.
+
+    Drawing and scoring read the same `transition`.
+    """
+    gaussian = transition(
+        denoise, step.state, step.constants, rows=rows, sampler=sampler, target=target
+    )
+    return log_probability(gaussian, step.following, rows)
+
+
+def score(
+    denoise: DenoiseFn, steps: Steps, rows: Rows, *, sampler: str, target: str = "eps"
+) -> jax.Array:
+    """Log-probabilities (K', R, S) of all steps under a policy, as one scan."""
+
+    def body(_: None, step: Steps) -> tuple[None, jax.Array]:
+        return None, score_step(denoise, step, rows, sampler=sampler, target=target)
+
+    return jax.lax.scan(body, None, steps)[1]
+
+
+def accumulate(
+    objective: Callable[[Any, Any], tuple[jax.Array, Any]], params: Any, inputs: Any
+) -> tuple[Any, Any]:
+    """Sum the gradients of an objective over steps, one step at a time.
+
+    What a step needs for its gradient is gone before the next: the memory does not depend on the
+    number of steps.
+
+    Args:
+        objective: (params, one step's inputs) -> (value, metrics).
+        params: of the policy.
+        inputs: stacked over steps.
+
+    Returns:
+        The sum of the gradients, and the metrics stacked over steps.
+    """
+
+    def body(total: Any, step: Any) -> tuple[Any, Any]:
+        gradient, metrics = jax.grad(objective, has_aux=True)(params, step)
+        return jax.tree.map(jnp.add, total, gradient), metrics
+
+    return jax.lax.scan(body, jax.tree.map(jnp.zeros_like, params), inputs)

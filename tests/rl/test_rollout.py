@@ -1,0 +1,170 @@
+"""Trajectories: the chain that sampling draws, scored by what drew it, and its gradients."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from chemeleon2_jax.diffusion.gaussian import at_tokens
+from chemeleon2_jax.diffusion.sampler import SamplerConfig, sample_chain, step_constants, transition
+from chemeleon2_jax.diffusion.schedule import Schedule
+from chemeleon2_jax.models.dit import DiT, DiTSizes, split_output
+from chemeleon2_jax.rl.rollout import (
+    Trajectory,
+    accumulate,
+    noisy_steps,
+    roll_out,
+    score,
+    score_step,
+)
+from chemeleon2_jax.rows import atom_normal
+from tests.examples import packed, random_crystals, random_model
+
+SCHEDULE, LATENT = Schedule.make(), 4
+SIZES = DiTSizes(latent_dim=LATENT, hidden_size=16, depth=1, num_heads=2)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return packed(random_crystals())
+
+
+@pytest.fixture(scope="module")
+def model():
+    """(graphdef, params) of a small denoiser."""
+    return random_model(lambda: DiT(SIZES, rngs=nnx.Rngs(0)))
+
+
+def denoiser(model, params, rows):
+    """What is right for data of mean 0 and variance 1, and a little of the model: the states stay
+    of the order of 1.
+    """
+    dit = nnx.merge(model[0], params)
+
+    def denoise(x, t):
+        eps, variance = split_output(dit(x, t, rows), rows, SIZES)
+        spread = jnp.sqrt(1.0 - at_tokens(SCHEDULE.alphas_cumprod, t, rows))
+        return spread * x + 0.1 * jnp.tanh(eps), 0.1 * jnp.tanh(variance)
+
+    return denoise
+
+
+@pytest.fixture(scope="module", params=["ddim", "ddpm"])
+def drawn(request, model, batch):
+    """(config, trajectory) of a chain."""
+    config = SamplerConfig(request.param, 6, 1.0)
+
+    @jax.jit
+    def run(params):
+        return roll_out(
+            denoiser(model, params, batch.rows),
+            jax.random.key(3),
+            batch.rows,
+            schedule=SCHEDULE,
+            config=config,
+            latent_dim=LATENT,
+        )
+
+    return config, run(model[1])
+
+
+def test_its_end_is_what_sampling_gives(drawn, model, batch):
+    config, trajectory = drawn
+    end = jax.jit(
+        lambda params: sample_chain(
+            denoiser(model, params, batch.rows),
+            jax.random.key(3),
+            batch.rows,
+            schedule=SCHEDULE,
+            config=config,
+            latent_dim=LATENT,
+        )
+    )(model[1])
+    assert trajectory.states.shape == (7, *end.shape)
+    np.testing.assert_allclose(
+        batch.atoms(trajectory.states[-1]), batch.atoms(end), rtol=1e-6, atol=1e-6
+    )
+    assert not batch.where.take_slots(trajectory.failed).any()
+
+
+def test_the_score_is_that_of_the_noise_that_was_drawn(drawn, model, batch):
+    """log p of a drawn step: -mean(noise^2)/2 - log(std) - log(2 pi)/2, to 1e-5."""
+    config, trajectory = drawn
+    denoise = denoiser(model, model[1], batch.rows)
+    steps = noisy_steps(trajectory, SCHEDULE, config)
+    scored = jax.jit(
+        lambda p: score(denoiser(model, p, batch.rows), steps, batch.rows, sampler=config.sampler)
+    )(model[1])
+    constants = step_constants(SCHEDULE, config)
+    assert len(scored) == config.steps - 1
+    for k, found in enumerate(scored):
+        values = jax.tree.map(lambda v, k=k: v[k], constants)
+        gaussian = transition(
+            denoise, trajectory.states[k], values, rows=batch.rows, sampler=config.sampler
+        )
+        noise = atom_normal(jax.random.fold_in(jax.random.key(3), k + 1), batch.rows, LATENT)
+        std = jnp.broadcast_to(gaussian.std, noise.shape)
+        density = -0.5 * noise**2 - jnp.log(std) - 0.5 * np.log(2 * np.pi)
+        expected = [d.mean() for d in batch.where.split_atoms(density)]
+        np.testing.assert_allclose(batch.where.take_slots(found), expected, atol=1e-5)
+
+
+def test_gradients_add_up(drawn, model, batch):
+    config, trajectory = drawn
+    steps = noisy_steps(trajectory, SCHEDULE, config)
+
+    def objective(params, step):
+        found = score_step(
+            denoiser(model, params, batch.rows), step, batch.rows, sampler=config.sampler
+        )
+        value = jnp.sum(found * batch.rows.is_crystal)
+        return value, {"value": value}
+
+    gradient, metrics = jax.jit(lambda p: accumulate(objective, p, steps))(model[1])
+
+    def together(params):
+        found = score(
+            denoiser(model, params, batch.rows), steps, batch.rows, sampler=config.sampler
+        )
+        return jnp.sum(found * batch.rows.is_crystal)
+
+    value, expected = jax.jit(jax.value_and_grad(together))(model[1])
+    assert float(metrics["value"].sum()) == pytest.approx(float(value), rel=1e-5)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest),
+        gradient,
+        expected,
+    )
+
+
+def test_memory_does_not_depend_on_the_number_of_steps(model, batch):
+    def temporaries(count):
+        config = SamplerConfig("ddim", count, 1.0)
+
+        def update(params, states):
+            steps = noisy_steps(Trajectory(states, None), SCHEDULE, config)
+
+            def objective(params, step):
+                denoise = denoiser(model, params, batch.rows)
+                return score_step(denoise, step, batch.rows, sampler="ddim").sum(), ()
+
+            return accumulate(objective, params, steps)[0]
+
+        shape = (count + 1, *batch.rows.position.shape, LATENT)
+        states = jax.ShapeDtypeStruct(shape, jnp.float32)
+        compiled = jax.jit(update).lower(model[1], states).compile()
+        stored = 2 * int(np.prod(shape)) * 4  # the slices of the states themselves
+        return compiled.memory_analysis().temp_size_in_bytes - stored
+
+    few, many = temporaries(50), temporaries(200)
+    assert many <= 1.1 * few
+
+
+@pytest.mark.parametrize("config", [SamplerConfig("ddim", 5, 0.0), SamplerConfig("ddpm", 1)])
+def test_chains_without_probability(config, drawn):
+    with pytest.raises(ValueError, match="draws nothing"):
+        noisy_steps(drawn[1], SCHEDULE, config)
