@@ -49,7 +49,11 @@ _POSITIVE = (
     "vae_module.encoder.num_layers",
     "vae_module.latent_dim",
 )
-_MORE_THAN_0 = ("ldm_module.denoiser.mlp_ratio", "vae_module.match_rate.timeout_s")
+_MORE_THAN_0 = (
+    "ldm_module.denoiser.mlp_ratio",
+    "ldm_module.lora_configs.lora_alpha",
+    "vae_module.match_rate.timeout_s",
+)
 _AT_MOST = {
     "packing.max_shapes": 8,  # each is a program that is compiled
     "ldm_module.condition_module.drop_prob": 1.0,

@@ -22,6 +22,7 @@ from flax import nnx
 from chemeleon2_jax import hub
 from chemeleon2_jax.convert.from_torch import convert_file
 from chemeleon2_jax.convert.model import Converted, Options, vae_item
+from chemeleon2_jax.convert.sizes import MAX_LAYERS
 from chemeleon2_jax.diffusion.gaussian import DiffusionConfig
 from chemeleon2_jax.errors import CheckpointError
 from chemeleon2_jax.models.abstract import abstract_module
@@ -203,7 +204,7 @@ def vae_of(
     checkpoint: AnyCheckpoint, *, dtype: Any = jnp.float32
 ) -> tuple[VAEParts, Mapping[str, Any]]:
     """Return the VAE of an open checkpoint and the meta."""
-    sizes = _read(checkpoint, "vae", VAESizes.from_dict)
+    sizes = _read(checkpoint, "vae", _vae_sizes)
     graphdef, params = _restored(checkpoint, vae_item(checkpoint), VAE, sizes, dtype)
     return VAEParts(sizes, graphdef, params), checkpoint.meta
 
@@ -227,7 +228,7 @@ def ldm_of(
             f"{checkpoint.path} is a checkpoint of {meta.get('stage', 'an unknown stage')}, which "
             "cannot generate; give the run folder of a latent diffusion model (train_ldm)"
         )
-    sizes = _read(checkpoint, "dit", DiTSizes.from_dict)
+    sizes = _read(checkpoint, "dit", _dit_sizes)
     item = "ema" if sample_weights(checkpoint) == "ema" else "params"
     graphdef, params = _restored(checkpoint, item, DiT, sizes, dtype)
     parts = LDMParts(
@@ -236,7 +237,7 @@ def ldm_of(
         params=params,
         diffusion=_read(checkpoint, "diffusion", _diffusion),
         vae=vae_of(checkpoint, dtype=dtype)[0],
-        latent_std=_read(checkpoint, "latent_std", float),
+        latent_std=_read(checkpoint, "latent_std", _latent_std),
         size_table=_read(checkpoint, "size_table", _size_table),
     )
     return parts, meta
@@ -301,6 +302,31 @@ def _read(checkpoint: AnyCheckpoint, key: str, convert: Callable[[Any], Any]) ->
     raise CheckpointError(
         f"{problem}: it is damaged, or was not written by this version of the package"
     )
+
+
+def _latent_std(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < np.inf:
+        raise ValueError("not a number above 0")
+    return float(value)
+
+
+def _vae_sizes(values: Any) -> VAESizes:
+    sizes = VAESizes.from_dict(values)
+    _check_layers(sizes.encoder.num_layers)
+    _check_layers(sizes.decoder.num_layers)
+    return sizes
+
+
+def _dit_sizes(values: Any) -> DiTSizes:
+    sizes = DiTSizes.from_dict(values)
+    _check_layers(sizes.depth)
+    return sizes
+
+
+def _check_layers(count: Any) -> None:
+    """Building a model takes time for each layer, also where the parameters turn out not to fit."""
+    if type(count) is not int or not 0 <= count <= MAX_LAYERS:
+        raise ValueError(f"{count!r:.30} layers; at most {MAX_LAYERS} are possible")
 
 
 def _diffusion(values: Any) -> DiffusionConfig:

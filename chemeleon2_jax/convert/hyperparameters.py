@@ -6,10 +6,12 @@ Nothing here trusts the file: what is pickled may be of any type, refer to itsel
 
 from __future__ import annotations
 
-import struct
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from chemeleon2_jax.convert.stubs import Name, Stub
 from chemeleon2_jax.convert.tensors import Tensor
@@ -56,11 +58,12 @@ def part_of(module: Any, name: str) -> Any:
 
 
 def whole_number(value: Any, what: str, *, most: int) -> int:
-    """Return a number from 1 to `most`.
+    """Return a number from 1 to `most`, also one of numpy's.
 
     Raises:
         CheckpointError: it is none.
     """
+    value = _number(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise CheckpointError(f"its {what} is {value!r:.60}; it must be a number from 1 to {most}")
     return value
@@ -72,15 +75,29 @@ def finite(value: Any, what: str) -> float:
     Raises:
         CheckpointError: it is none.
     """
-    if isinstance(value, Tensor) and value.size == 1:
-        value = float(value.read().reshape(()))
-    elif isinstance(value, Stub) and value.name.endswith("multiarray.scalar"):
-        data = value.args[-1] if value.args else b""
-        form = {4: "<f", 8: "<d"}.get(len(data)) if isinstance(data, bytes) else None
-        value = struct.unpack(form, data)[0] if form else None
+    value = _number(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise CheckpointError(f"its {what} is {value!r:.60}; it must be a finite number")
     return float(value)
+
+
+_NUMBER = re.compile(r"[iu][1248]|f[248]")
+
+
+def _number(value: Any) -> Any:
+    """The number that a tensor of one element or a pickled number of numpy's stands for; what is
+    neither stays.
+    """
+    if isinstance(value, Tensor) and value.size == 1:
+        return value.read().reshape(()).item()
+    if not isinstance(value, Stub) or not value.name.endswith("multiarray.scalar"):
+        return value
+    match value.args:
+        case (Stub(args=(str(code), *_), state=(_, str(order), *_)), bytes(data)):
+            kind = f"{order.replace('|', '=')}{code}"
+            if order in "<>=|" and _NUMBER.fullmatch(code) and len(data) == int(code[1:]):
+                return np.frombuffer(data, kind)[0].item()
+    return value
 
 
 def stubs_within(root: Any) -> Iterator[Stub]:

@@ -25,7 +25,8 @@ from chemeleon2_jax.models.vae import DecoderSizes, EncoderSizes, VAESizes
 PUBLISHED_WIDTH, PUBLISHED_HEADS = 512, 8
 """Width and attention heads of the published VAEs."""
 
-_MAX_LAYERS = 1000
+MAX_LAYERS = 1000
+"""Of any part of a model; what names more means harm."""
 
 Heads = tuple[int, int]
 """Attention heads of a VAE's encoder and decoder."""
@@ -67,7 +68,7 @@ class State:
         found = {int(match[1]) for match in matches if match and len(match[1]) < 6}
         # A layer that is left out is reported by the names of its tensors; not so an absurd index.
         count = max(found, default=-1) + 1
-        if count > min(2 * len(found) + 2, _MAX_LAYERS):
+        if count > min(2 * len(found) + 2, MAX_LAYERS):
             raise CheckpointError(f"it has a layer {count - 1}, but {len(found)} layers")
         return count
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from chemeleon2_jax.convert.content import own_entry
@@ -69,23 +70,29 @@ def vae_of_ldm(
     try:
         sizes = vae_sizes(state, *modules, heads=options.vae_heads)
         tree = reader.read(vae_entries(sizes, "vae."), VAE, sizes)
-        beside = None
     except HeadsUnknownError:
         sizes = vae_sizes(state, heads=(1, 1))
         tree = reader.read(vae_entries(sizes, "vae."), VAE, sizes)
-        beside = given or _beside(file, reader, hyper, options, convert)
-        heads = _heads_for(sizes, tree, beside, reader)
-        sizes = with_heads(sizes, heads)
-    if given is not None and not _equal(tree, given.restore(vae_item(given))):
-        raise CheckpointError(
-            f"{given.path} is not the VAE that it was trained with: the weights differ"
-        )
+        _check_given(tree, given, reader)
+        other = given or _beside(file, reader, hyper, options, convert)
+        return with_heads(sizes, _heads_for(sizes, tree, other, reader)), tree
+    _check_given(tree, given, reader)
     return sizes, tree
+
+
+def _check_given(tree: Mapping[str, Any], given: Any, reader: TreeReader) -> None:
+    """Raise CheckpointError where a VAE that is given is another than the one in the file."""
+    differing = given and _first_difference(tree, given, reader)
+    if differing:
+        raise CheckpointError(
+            f"{given.path} is not the VAE that it was trained with: the weights differ, first in "
+            f"{differing}"
+        )
 
 
 def _heads_for(sizes: VAESizes, tree: Mapping[str, Any], other: Any, reader: TreeReader) -> Heads:
     """Heads of the very same VAE in another file, or else of the published ones."""
-    if other is None or not _equal(tree, other.restore(vae_item(other))):
+    if other is None or _first_difference(tree, other, reader):
         return published_heads(sizes, reader.report, advice=_ADVICE)
     found = VAESizes.from_dict(other.meta["vae"])
     reader.report.notes.append(
@@ -140,9 +147,19 @@ def _beside(
     return found
 
 
-def _equal(tree: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two nested dicts hold the same arrays."""
-    ours, theirs = flat_names(dict(tree)), flat_names(dict(other))
-    return ours.keys() == theirs.keys() and all(
-        np.array_equal(array, theirs[name]) for name, array in ours.items()
-    )
+def _first_difference(tree: Mapping[str, Any], other: Any, reader: TreeReader) -> str:
+    """Name of the first array of a VAE that another checkpoint does not have; '' if it has all.
+
+    Where the file holds a rounded copy, rounded like it.
+    """
+    ours, theirs = flat_names(dict(tree)), flat_names(dict(other.restore(vae_item(other))))
+    kinds = {kind for name, kind in reader.dtypes.items() if name.startswith("vae.")}
+    kind = kinds.pop() if len(kinds) == 1 else "float32"
+    rounded = np.dtype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name not in ours or name not in theirs:
+            return name
+        copies = (theirs[name], theirs[name].astype(rounded).astype(np.float32))
+        if not any(np.array_equal(ours[name], copy) for copy in copies):
+            return name
+    return ""

@@ -66,7 +66,7 @@ class ConditionSizes:
     Attributes:
         conditions: in the order in which their embeddings are joined.
         hidden_dim: width of the embedding: that of the denoiser.
-        drop_prob: share of values that training replaces by the null condition.
+        drop_prob: share of crystals that training gives the null condition.
     """
 
     conditions: tuple[Condition, ...]

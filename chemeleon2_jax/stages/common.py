@@ -198,7 +198,11 @@ def read_statistics(
         try:
             name, *moments = part.split(":")
             mean, std = map(float, moments)
+            if name.strip() in given:
+                raise ConfigError(f"{key} names {name.strip()!r} twice")
             given[name.strip()] = (mean, std)
+        except ConfigError:
+            raise
         except ValueError:
             raise ConfigError(
                 f"{key} has the part {part!r}; it is name:mean:std, comma-separated, as in "

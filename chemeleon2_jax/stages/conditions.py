@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,11 @@ def read_kinds(module: ConfigDict) -> dict[str, str]:
                 f"{KEY}.condition_type has the part {part!r}; it is name:kind, comma-separated, "
                 f"with the kinds {', '.join((*FROM_COLUMN, *FROM_CRYSTAL))}"
             )
+        if name in kinds:
+            raise ConfigError(f"{KEY}.condition_type names {name!r} twice")
         kinds[name] = kind
+    if module.condition_module.stats and "float" not in kinds.values():
+        raise ConfigError(f"{KEY}.stats is set, but no condition is a float")
     return kinds
 
 
@@ -47,9 +51,22 @@ def columns(kinds: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def make_sizes(
-    module: ConfigDict, kinds: Mapping[str, str], *, hidden_dim: int, train: Crystals
+    module: ConfigDict,
+    kinds: Mapping[str, str],
+    *,
+    hidden_dim: int,
+    splits: Sequence[Crystals],
+    known: ConditionSizes | None = None,
 ) -> ConditionSizes | None:
-    """Return the conditions with the statistics of the training set where none are given.
+    """Return the conditions of a model to be trained.
+
+    Args:
+        module: the config of the stage.
+        kinds: name -> kind.
+        hidden_dim: of the denoiser.
+        splits: training crystals and others; all must have possible values.
+        known: conditions of the model that is gone on with: its statistics count where none are
+            given, else those of the training set.
 
     Raises:
         ConfigError: statistics or classes that are missing or wrong.
@@ -58,19 +75,31 @@ def make_sizes(
         return None
     options = module.condition_module
     floats = tuple(name for name, kind in kinds.items() if kind == "float")
-    moments = read_statistics(options.stats, floats, train, key=f"{KEY}.stats")
+    moments = read_statistics(options.stats, floats, splits[0], key=f"{KEY}.stats")
+    if known is not None and not options.stats:
+        for condition in known.conditions:
+            if condition.mean is not None and condition.std is not None:
+                moments[condition.name] = (condition.mean, condition.std)
     conditions = []
     for name, kind in kinds.items():
         mean, std = moments.get(name, (None, None))
         classes = options.num_classes if kind == "categorical" else 0
         try:
             condition = Condition(name, kind, mean=mean, std=std, num_classes=classes)
-            if kind == "categorical":
-                encode_values(condition, _column(train, condition))
         except ValueError as error:
-            raise ConfigError(f"{KEY}: {error}; set num_classes") from error
+            raise ConfigError(f"{KEY}: {error}") from error
+        if kind == "categorical":
+            _check_classes(condition, splits)
         conditions.append(condition)
     return ConditionSizes(tuple(conditions), hidden_dim, options.drop_prob)
+
+
+def _check_classes(condition: Condition, splits: Sequence[Crystals]) -> None:
+    for crystals in splits:
+        try:
+            encode_values(condition, _column(crystals, condition))
+        except ValueError as error:
+            raise ConfigError(f"{KEY}.num_classes is {condition.num_classes}: {error}") from error
 
 
 def lora_sizes(module: ConfigDict) -> LoRASizes | None:
@@ -79,11 +108,16 @@ def lora_sizes(module: ConfigDict) -> LoRASizes | None:
     Layers go by the original's names or by ours.
 
     Raises:
-        ConfigError: no layers, or a weight decay, which would move the frozen weights.
+        ConfigError: no layers, nothing to adapt, or a weight decay, which would move the frozen
+            weights.
     """
     options = module.lora_configs
     if not options.r:
         return None
+    if not module.ldm_ckpt_path:
+        raise ConfigError(
+            "ldm_module.lora_configs.r is set, but ldm_ckpt_path names no model to adapt"
+        )
     layers = split_names(options.target_modules)
     if not layers:
         raise ConfigError("ldm_module.lora_configs.target_modules is empty: name layers")

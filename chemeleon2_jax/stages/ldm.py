@@ -30,6 +30,7 @@ from chemeleon2_jax.loading import (
 )
 from chemeleon2_jax.metrics.structure import covalent_share, validity
 from chemeleon2_jax.models.abstract import count_parameters
+from chemeleon2_jax.models.conditions import ConditionSizes
 from chemeleon2_jax.models.dit import NAMED_SIZES, DiT, DiTSizes, split_output
 from chemeleon2_jax.models.lora import merge
 from chemeleon2_jax.models.losses import Terms
@@ -89,10 +90,18 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     module, dtype = config.ldm_module, compute_dtype(config)
     # A run keeps its VAE and latent_std, whatever became of the folder that they came from.
     resumed = resumed_from(resume_dir)
-    if resumed is None:
-        vae, vae_meta = _load_frozen_vae(module, dtype)
-    else:
+    start: LDMParts | None = None
+    if resumed is not None:
         vae, vae_meta = vae_of(resumed, dtype=dtype)
+        known = DiTSizes.from_dict(resumed.meta["dit"]).conditions
+    elif module.ldm_ckpt_path:
+        if module.vae_ckpt_path:
+            logging.info("The VAE comes with ldm_ckpt_path; vae_ckpt_path is not used")
+        start, vae_meta = load_ldm(module.ldm_ckpt_path, dtype=dtype)
+        vae, known = start.vae, start.sizes.conditions
+    else:
+        vae, vae_meta = _load_frozen_vae(module, dtype)
+        known = None
     options = module.diffusion
     try:
         diffusion = DiffusionConfig(options.num_steps, options.schedule, options.target)
@@ -102,6 +111,8 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         kinds = read_kinds(module)
         if module.sampling.num_samples:
             _check_sampling(sampler, schedule, vae)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"ldm_module: {error}") from error
     interleaved = sizes.learn_sigma and sizes.variance_layout == "interleaved"
@@ -113,15 +124,20 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         interleaved=interleaved,
         targets=columns(kinds),
     )
-    conditions = make_sizes(module, kinds, hidden_dim=sizes.hidden_size, train=data.train)
+    conditions = make_sizes(
+        module,
+        kinds,
+        hidden_dim=sizes.hidden_size,
+        splits=(data.train, data.val),
+        known=known,
+    )
     if conditions is not None:
         sizes = replace(sizes, conditions=conditions)
         data = replace(data, condition_fn=inputs_of(conditions))
     vae = replace(vae, params=replicate(vae.params, data.mesh))
     graphdef, params = _new_denoiser(sizes, seed=config.seed, dtype=dtype)
     latent_std = None if resumed is None else float(resumed.meta["latent_std"])
-    if module.ldm_ckpt_path and resumed is None:
-        start = load_ldm(module.ldm_ckpt_path)[0]
+    if start is not None:
         params = start_weights(params, sizes, start, diffusion, path=module.ldm_ckpt_path)
         latent_std = start.latent_std
     logging.info("DiT with %.1f million parameters", count_parameters(params) / 1e6)
@@ -177,15 +193,12 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
 
 
 def _load_frozen_vae(module: ConfigDict, dtype: Any) -> tuple[VAEParts, Mapping[str, Any]]:
-    if module.ldm_ckpt_path and module.vae_ckpt_path:
-        logging.info("The VAE comes with ldm_ckpt_path; vae_ckpt_path is not used")
-    path = module.ldm_ckpt_path or module.vae_ckpt_path
-    if not path:
+    if not module.vae_ckpt_path:
         raise ConfigError(
             "ldm_module.vae_ckpt_path is empty: give the run folder of a trained VAE, "
             "--config.ldm_module.vae_ckpt_path=logs/train_vae/runs/<run>"
         )
-    return load_vae(path, dtype=dtype)
+    return load_vae(module.vae_ckpt_path, dtype=dtype)
 
 
 def _new_denoiser(sizes: DiTSizes, *, seed: int, dtype: Any) -> tuple[Any, Any]:
@@ -208,22 +221,33 @@ def start_weights(
     Raises:
         CheckpointError: another network, other conditions or another chain.
     """
-    network = replace(sizes, conditions=None, lora=None)
-    if replace(start.sizes, conditions=None, lora=None) != network:
-        raise CheckpointError(f"{path} holds {start.sizes}, but the config asks for {sizes}")
-    if start.sizes.conditions not in (None, sizes.conditions):
+    theirs = {**_network(start.sizes), **asdict(start.diffusion)}
+    ours = {**_network(sizes), **asdict(diffusion)}
+    differing = [f"{k} = {theirs[k]!r} (here {ours[k]!r})" for k in ours if ours[k] != theirs[k]]
+    if differing:
         raise CheckpointError(
-            f"{path} has the conditions {start.sizes.conditions}, but the config asks for "
-            f"{sizes.conditions}"
+            f"{path} has {', '.join(differing)}: set these in ldm_module.denoiser (size = custom) "
+            "and ldm_module.diffusion, or start from another model"
         )
-    if start.diffusion != diffusion:
+    asked, has = (_inputs(s.conditions) for s in (sizes, start.sizes))
+    if has and has != asked:
         raise CheckpointError(
-            f"{path} was trained with {start.diffusion}, but the config asks for {diffusion}"
+            f"{path} has the conditions {has}, but the config asks for {asked or 'none'}"
         )
     found = to_plain(start.params)
     if start.sizes.lora is not None and start.sizes.lora != sizes.lora:
         found = merge(found, start.sizes.lora)
     return from_plain(_overlaid(to_plain(params), found), params)
+
+
+def _network(sizes: DiTSizes) -> dict[str, Any]:
+    """What must be the same for weights to be taken over."""
+    return {k: v for k, v in asdict(sizes).items() if k not in ("conditions", "lora")}
+
+
+def _inputs(conditions: ConditionSizes | None) -> dict[str, str]:
+    """Name -> kind and width."""
+    return {c.name: f"{c.kind} ({c.width})" for c in conditions.conditions} if conditions else {}
 
 
 def _overlaid(new: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,21 +70,20 @@ def main(output: Path, data: Path, vae: Path, ldm: Path) -> None:
     assert jax.device_count() == 4
     # Adam divides a gradient that is zero but for float error by itself; not with this epsilon.
     smooth, cspnet = {"optimizer.eps": 1e-3}, {"encoder.name": "cspnet"}
+    composition = {"condition_module.condition_type": "composition:composition"}
     batch = {"batch_size": 40}  # 170 atoms
     work = {
         "vae": lambda n: train(vae_config(data, data=batch, vae_module=smooth), n),
         "cspnet": lambda n: train(vae_config(data, data=batch, vae_module=smooth | cspnet), n),
         "ldm": lambda n: train(ldm_config(data, vae, data=batch, ldm_module=smooth), n),
+        "conditional": lambda n: train(
+            ldm_config(data, vae, data=batch, ldm_module=smooth | composition), n
+        ),
         "generate": lambda n: generate(ldm, n),
     }
     for name, do in work.items():
-        import time
-
-        t = time.process_time()
         for num_devices in (1, 4):
             np.savez(output / f"{name}_{num_devices}.npz", **do(num_devices))
-            print(name, num_devices, time.process_time() - t)
-            t = time.process_time()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 
 import jax
@@ -171,12 +172,78 @@ def test_a_start_with_other_conditions(tiny_data, tiny_vae, tmp_path):
     [
         ({"condition_module.condition_type": "composition"}, "name:kind"),
         ({"condition_module.condition_type": "a:smell"}, "smell"),
-        ({"condition_module.stats": "gap:1:2"}, "names gap"),
-        ({"lora_configs.r": 2, "lora_configs.target_modules": ""}, "target_modules is empty"),
-        ({"lora_configs.r": 2, "lora_configs.target_modules": "nose"}, "nose"),
-        ({"lora_configs.r": 2, "optimizer.weight_decay": 0.1}, "weight_decay"),
+        ({"condition_module.stats": "gap:1:2"}, "no condition is a float"),
+        ({"condition_module.condition_type": "gap:float,gap:composition"}, "twice"),
+        ({"condition_module.condition_type": "keys:composition"}, "cannot be the name"),
+        ({"lora_configs.r": 2}, "no model to adapt"),
     ],
 )
 def test_what_cannot_be_trained(tiny_data, tiny_vae, changes, message):
     with pytest.raises(ConfigError, match=message):
         build(condition_config(tiny_data, tiny_vae.path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_configs.target_modules": ""}, "target_modules is empty"),
+        ({"lora_configs.target_modules": "nose"}, "nose"),
+        ({"optimizer.weight_decay": 0.1}, "weight_decay"),
+    ],
+)
+def test_what_cannot_be_adapted(tiny_data, tiny_ldm, changes, message):
+    start = {"ldm_ckpt_path": str(tiny_ldm.path), "lora_configs.r": 2}
+    with pytest.raises(ConfigError, match=message):
+        build(condition_config(tiny_data, "", **start, **changes))
+
+
+def test_classes_of_all_crystals(tiny_vae, tmp_path):
+    """One that the validation set alone has is found before training."""
+    crystals = make_crystals()
+    for split, part, last in (("train", crystals, 2), ("val", crystals[2::6], 7)):
+        rows = [[f"{split}-{i}", s.to(fmt="cif"), i % 3] for i, s in enumerate(part)]
+        rows[-1][2] = last
+        with (tmp_path / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["material_id", "cif", "group"], *rows])
+    changes = {"condition_module.condition_type": "group:categorical"}
+    config = condition_config(tmp_path, tiny_vae.path, **changes)
+    config.ldm_module.condition_module.num_classes = 3
+    with pytest.raises(ConfigError, match=r"num_classes is 3.*\(7\)"):
+        build(config)
+    config.ldm_module.condition_module.num_classes = 8
+    assert build(config).batches.batch(0).arrays.conditions["group"].shape[-1] == 8
+
+
+def test_statistics_come_from_the_model_that_is_gone_on_with(tiny_vae, tmp_path):
+    crystals = make_crystals()
+    for split, part in (("train", crystals), ("val", crystals[2::6])):
+        rows = [[f"{split}-{i}", s.to(fmt="cif"), float(s.density)] for i, s in enumerate(part)]
+        with (tmp_path / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["material_id", "cif", "density"], *rows])
+    kinds = {"condition_module.condition_type": "density:float", "ema.decay": 0.0}
+    config = condition_config(tmp_path, tiny_vae.path, **kinds)
+    config.ldm_module.condition_module.stats = "density:1.0:3.0"
+    config.trainer.max_steps, config.trainer.check_val_every_n_epoch = 2, 0
+    fit(build(config), fit_config(config), run_dir=tmp_path / "run")
+    path = {"ldm_ckpt_path": str(tmp_path / "run"), "condition_module.drop_prob": 0.5}
+    again = build(condition_config(tmp_path, "", **kinds, **path)).meta["dit"]["conditions"]
+    assert again["conditions"][0]["mean"] == 1.0
+    assert again["drop_prob"] == 0.5
+
+
+def test_stopped_and_resumed_is_the_same(tiny_data, tiny_ldm, tmp_path):
+    """Conditions, adapters and moving averages, bit for bit."""
+
+    def config_for(steps):
+        start = {"ldm_ckpt_path": str(tiny_ldm.path), "lora_configs.r": 2}
+        config = condition_config(tiny_data, "", **start, **{"scheduler.name": "constant"})
+        config.trainer.max_steps, config.trainer.check_val_every_n_epoch = steps, 0
+        return config
+
+    whole, half = config_for(4), config_for(2)
+    expected = fit(build(whole), fit_config(whole), run_dir=tmp_path / "whole").state
+    fit(build(half), fit_config(half), run_dir=tmp_path / "half")
+    resumed = build(whole, resume_dir=tmp_path / "half")
+    found = fit(resumed, fit_config(whole), run_dir=tmp_path / "half", resume=True).state
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    jax.tree.map(np.testing.assert_array_equal, found.ema_params, expected.ema_params)

@@ -88,7 +88,7 @@ def test_given_statistics(folder, tiny_vae, stage):
 
 
 def test_partial_batches_weigh_nothing_more(stage):
-    """Filled up for three devices: the same loss."""
+    """Filled up for five devices: the same loss."""
     filled = replace(stage, batches=replace(stage.batches, num_devices=5))
     assert len(filled.batches.batch(0).arrays["weights"]) == 15
     assert filled.batches.batch(0).arrays["weights"].sum() == 12
