@@ -155,7 +155,10 @@ class _Converter:
             return vae_sizes(state, *modules, heads=self.options.vae_heads)
         except HeadsUnknownError:
             sizes = vae_sizes(state, heads=(1, 1))
-            advice = "save the checkpoint again with them"
+            advice = (
+                'save it again with hyper_parameters = {"encoder": {"nhead": n}, "decoder": '
+                '{"nhead": n}} (for a predictor, below "vae")'
+            )
             return with_heads(sizes, published_heads(sizes, self.report, advice=advice))
 
     def _start(self, stage: str, vae: VAESizes) -> None:
