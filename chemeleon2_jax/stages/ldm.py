@@ -188,8 +188,19 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         validate=_make_validate(config, data, ldm, schedule, sampler),
         monitor=config.callbacks.model_checkpoint.monitor,
         mode=config.callbacks.model_checkpoint.mode,
+        value_names=value_names(module),
         items=lambda params, ema: {**params_and_ema(params, ema), "vae": vae.params},
     )
+
+
+def value_names(module: ConfigDict) -> tuple[str, ...]:
+    """Names of the values of a validation, for a check before training."""
+    names = ["total_loss", "loss_mse"]
+    if module.diffusion.learn_sigma:
+        names.append("loss_vb")
+    if module.sampling.num_samples:
+        names += ["valid_share", "covalent_share"]
+    return tuple(f"val/{name}" for name in names)
 
 
 def _load_frozen_vae(module: ConfigDict, dtype: Any) -> tuple[VAEParts, Mapping[str, Any]]:

@@ -293,6 +293,7 @@ def test_validation_is_repeatable_and_sees_no_batches(tiny_data, tiny_vae, stage
     params = noisy(stage.init_params)
     first = stage.validate(params, 0)
     assert set(first) == {"val/total_loss", "val/loss_mse", "val/loss_vb"}
+    assert set(first) == set(stage.value_names)
     assert stage.validate(params, 7) == first
     # latent_std differs in its last digits: its sum is over other batches.
     assert other.validate(params, 0) == pytest.approx(first, rel=1e-4)
@@ -305,6 +306,7 @@ def test_validation_samples_if_asked_to(tiny_data, tiny_ldm):
     parts, _ = load_ldm(tiny_ldm.path)
     sizes = draw_num_atoms(parts.size_table, 6, 0)
     crystals = Generator(parts, SamplerConfig(steps=5)).generate(sizes, seed=0).crystals
+    assert set(found) == set(stage.value_names)
     assert found["val/valid_share"] == validity(crystals).share
     assert found["val/covalent_share"] == covalent_share(crystals).share
     # Sampled with the parameters that are given, not with those it started from.
