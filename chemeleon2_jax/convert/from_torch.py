@@ -85,6 +85,8 @@ class _Converter:
         tensors = state_dict_of(file.content)
         self.hyper = hyper_parameters_of(file.content)
         self.report = Report(kind_of(tensors))
+        if options.only_vae and self.report.kind != "VAE":
+            raise CheckpointError(f"it is no VAE, but a checkpoint of an {self.report.kind}")
         if options.ema:
             tensors = averages_of(file.content, tensors)
         elif isinstance(file.content, Mapping) and file.content.get("ema_state"):

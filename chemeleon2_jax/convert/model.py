@@ -22,7 +22,8 @@ class Options:
         size_table: numbers of training crystals by number of atoms; () takes those that a file of
             this package tells, else those of MP-20.
         vae_heads: attention heads of the VAE where they are known from elsewhere.
-        look_beside: look for the VAE that an LDM names beside the file.
+        look_beside: look for the VAE of an LDM beside the file.
+        only_vae: refuse a file that is no VAE, before its weights are read.
     """
 
     vae: Any = None
@@ -30,6 +31,7 @@ class Options:
     size_table: tuple[int, ...] = ()
     vae_heads: Heads | None = None
     look_beside: bool = True
+    only_vae: bool = False
 
 
 @dataclass

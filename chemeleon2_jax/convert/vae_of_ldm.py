@@ -5,7 +5,7 @@ To guess the heads would be silent: with the wrong number a VAE still half recon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -34,6 +34,8 @@ _ADVICE = (
     "give the checkpoint of the VAE that it was trained with (--vae, or load_model(..., vae=...))"
 )
 
+_MOST_BESIDE = 32  # files that are looked into
+
 ConvertFn = Callable[[Path, Options], Converted]
 
 
@@ -60,9 +62,12 @@ def vae_of_ldm(
     given = options.vae
     if not any(name.startswith("vae.") for name in reader.state.tensors):
         if given is None:
-            given = _beside(file, reader, hyper, options, convert)
-        if given is None:
-            raise CheckpointError(f"it does not hold its VAE; {_ADVICE}")
+            given = next(_beside(file, reader, hyper, options=options, convert=convert), None)
+            if given is None:
+                raise CheckpointError(f"it does not hold its VAE; {_ADVICE}")
+            reader.report.assumptions.append(
+                f"it does not hold its VAE: that of {given.path.name}, which it names, is taken"
+            )
         return VAESizes.from_dict(given.meta["vae"]), given.restore(vae_item(given))
     state = reader.state.below("vae.")
     module = own_entry(file.content).get("vae", hyper.get("vae"))
@@ -74,8 +79,15 @@ def vae_of_ldm(
         sizes = vae_sizes(state, heads=(1, 1))
         tree = reader.read(vae_entries(sizes, "vae."), VAE, sizes)
         _check_given(tree, given, reader)
-        other = given or _beside(file, reader, hyper, options, convert)
-        return with_heads(sizes, _heads_for(sizes, tree, other, reader)), tree
+        if given is not None:
+            others: Iterable[Any] = [given]
+        else:
+            # One as wide as the published ones is not looked for far and wide.
+            anywhere = sizes.decoder.d_model != PUBLISHED_WIDTH
+            others = _beside(
+                file, reader, hyper, options=options, convert=convert, anywhere=anywhere
+            )
+        return with_heads(sizes, _heads_for(sizes, tree, others, reader)), tree
     _check_given(tree, given, reader)
     return sizes, tree
 
@@ -90,15 +102,18 @@ def _check_given(tree: Mapping[str, Any], given: Any, reader: TreeReader) -> Non
         )
 
 
-def _heads_for(sizes: VAESizes, tree: Mapping[str, Any], other: Any, reader: TreeReader) -> Heads:
+def _heads_for(
+    sizes: VAESizes, tree: Mapping[str, Any], others: Iterable[Any], reader: TreeReader
+) -> Heads:
     """Heads of the very same VAE in another file, or else of the published ones."""
-    if other is None or _first_difference(tree, other, reader):
-        return published_heads(sizes, reader.report, advice=_ADVICE)
-    found = VAESizes.from_dict(other.meta["vae"])
-    reader.report.notes.append(
-        f"{other.path.name} tells the heads of its VAE: {found.decoder.nhead}"
-    )
-    return found.encoder.nhead, found.decoder.nhead
+    for other in others:
+        if not _first_difference(tree, other, reader):
+            found = VAESizes.from_dict(other.meta["vae"])
+            reader.report.notes.append(
+                f"{other.path.name} tells the heads of its VAE: {found.decoder.nhead}"
+            )
+            return found.encoder.nhead, found.decoder.nhead
+    return published_heads(sizes, reader.report, advice=_ADVICE)
 
 
 def published_heads(sizes: VAESizes, report: Report, *, advice: str) -> Heads:
@@ -126,25 +141,29 @@ def _beside(
     file: TorchFile,
     reader: TreeReader,
     hyper: Mapping[str, Any],
+    *,
     options: Options,
     convert: ConvertFn,
-) -> Converted | None:
-    """The VAE that the file names, where it lies beside the file."""
+    anywhere: bool = False,
+) -> Iterator[Converted]:
+    """Yield the VAE that the file names, where it lies beside the file; with `anywhere` also those
+    under other names.
+    """
     name = hyper.get("vae_ckpt_path")
-    if not isinstance(name, str) or not name or not options.look_beside:
-        return None
-    path = file.path.parent / PureWindowsPath(name).name  # of either system
-    try:
-        if not path.is_file() or path.samefile(file.path):
-            return None
-        found = convert(path, Options(look_beside=False))
-    except (OSError, ValueError) as error:  # a CheckpointError, or a name that no file can have
-        reader.report.notes.append(f"{path.name:.80} beside it cannot be used: {error!s:.300}")
-        return None
-    if found.meta["stage"] != "train_vae":
-        reader.report.notes.append(f"{path.name} beside it is no VAE")
-        return None
-    return found
+    named = PureWindowsPath(name).name if isinstance(name, str) else ""  # of either system
+    if not options.look_beside:
+        return
+    folder = file.path.parent
+    paths = [folder / named] if named else []
+    if anywhere:
+        paths += [p for p in sorted(folder.glob("*.ckpt"))[:_MOST_BESIDE] if p.name != named]
+    for path in paths:
+        try:
+            if path.is_file() and not path.samefile(file.path):
+                yield convert(path, Options(look_beside=False, only_vae=True))
+        except (OSError, ValueError) as error:  # a CheckpointError, or a name that none can have
+            if path.name == named:
+                reader.report.notes.append(f"{named:.80} cannot be used: {error!s:.300}")
 
 
 def _first_difference(tree: Mapping[str, Any], other: Any, reader: TreeReader) -> str:

@@ -205,6 +205,28 @@ def test_heads_from_the_vae_beside(tmp_path):
     assert any("dng_v0.ckpt" in note for note in model.report.notes)
 
 
+def test_heads_from_a_vae_of_another_name(tmp_path):
+    """It lies beside the file, has the very same weights, and the file does not name it."""
+    ldm = their_files.ldm_content()
+    write_torch_file(tmp_path / "a.ckpt", their_files.vae_content())  # other weights
+    write_torch_file(tmp_path / "b.ckpt", their_files.predictor_content())
+    (tmp_path / "c.ckpt").write_text("no checkpoint")
+    write_torch_file(tmp_path / "d.ckpt", vae_of_ldm(ldm))
+    model = convert(tmp_path, without_heads(ldm))
+    assert model.meta["vae"]["encoder"]["nhead"] == 2
+    assert model.report.notes == ["d.ckpt tells the heads of its VAE: 4"]
+
+
+def test_an_ldm_without_its_vae_takes_the_one_that_it_names(tmp_path):
+    write_torch_file(tmp_path / "v.ckpt", their_files.vae_content())
+    ldm = their_files.ldm_content(with_vae=False)
+    model = convert(tmp_path, without_heads(ldm, "ckpts/v.ckpt"))
+    assert any("v.ckpt" in text for text in model.report.assumptions)
+    (tmp_path / "v.ckpt").rename(tmp_path / "w.ckpt")  # not just any
+    with pytest.raises(CheckpointError, match="--vae"):
+        convert(tmp_path, without_heads(ldm, "ckpts/v.ckpt"))
+
+
 def test_another_vae_beside_tells_nothing(tmp_path):
     write_torch_file(tmp_path / "dng_v0.ckpt", their_files.vae_content())  # other weights
     with pytest.raises(CheckpointError, match="--vae"):
