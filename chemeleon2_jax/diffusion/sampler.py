@@ -163,7 +163,19 @@ def sample_chain(
     return jnp.where(jnp.take_along_axis(failed, rows.slot, axis=1)[..., None], jnp.nan, x)
 
 
-def chain_states(
+class Trajectory(NamedTuple):
+    """A chain with all that it went through.
+
+    Attributes:
+        states: (K + 1, R, T, L), from noise to clean latents over latent_std.
+        failed: (R, S) bool, crystals whose chain stopped being finite; their states are 0.
+    """
+
+    states: jax.Array
+    failed: jax.Array
+
+
+def roll_out(
     denoise: DenoiseFn,
     key: jax.Array,
     rows: Rows,
@@ -172,10 +184,8 @@ def chain_states(
     config: SamplerConfig,
     latent_dim: int,
     target: str = "eps",
-) -> tuple[jax.Array, jax.Array]:
-    """Run the chain of `sample_chain` and keep every state: (K + 1, R, T, L), and which crystals
-    failed, (R, S) bool.
-    """
+) -> Trajectory:
+    """Run the chain of `sample_chain` and keep every state."""
     start, scanned, step = _chain(
         denoise, key, rows, schedule=schedule, config=config, latent_dim=latent_dim, target=target
     )
@@ -185,7 +195,7 @@ def chain_states(
         return state, state[0]
 
     (_, failed), states = jax.lax.scan(keep, start, scanned)
-    return jnp.concatenate([start[0][None], states]), failed
+    return Trajectory(jnp.concatenate([start[0][None], states]), failed)
 
 
 _State = tuple[jax.Array, jax.Array]

@@ -16,7 +16,7 @@ from flax import nnx
 
 from chemeleon2_jax.models.layers import layer_norm, linear
 from chemeleon2_jax.models.vae import Posterior
-from chemeleon2_jax.rows import Rows, crystal_keys, pool_tokens, slot_matrix
+from chemeleon2_jax.rows import Rows, pool_tokens, slot_matrix
 
 REDUCTIONS = ("mean", "sum")
 DROPOUT = 0.1
@@ -87,26 +87,24 @@ class Predictor(nnx.Module):
         self.fc3 = linear(middle, len(sizes.targets), rngs=rngs)
         self.sizes = sizes
 
-    def __call__(
-        self, posterior: Posterior, rows: Rows, *, dropout_key: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, posterior: Posterior, rows: Rows) -> jax.Array:
         """Predict standardised targets.
 
         Args:
             posterior: of the VAE.
             rows: what is where.
-            dropout_key: drops, crystal by crystal, a tenth of the hidden values; None drops none.
 
         Returns:
             (R, S, P) float32; see `to_units`. Slots without a crystal hold anything finite.
         """
         pooled = pool_features(posterior, rows, self.sizes)
-        keys = None if dropout_key is None else crystal_keys(dropout_key, rows).reshape(-1)
-        x = pooled.reshape(-1, pooled.shape[-1])
-        return self.head(x, dropout_keys=keys).reshape(*pooled.shape[:2], -1)
+        return self.head(pooled.reshape(-1, pooled.shape[-1])).reshape(*pooled.shape[:2], -1)
 
     def head(self, x: jax.Array, *, dropout_keys: jax.Array | None = None) -> jax.Array:
-        """Predict from pooled features: (N, W) -> (N, P), dropping with a key (N,) a crystal."""
+        """Predict from pooled features: (N, W) -> (N, P).
+
+        With a key (N,) a crystal, a tenth of its hidden values are dropped.
+        """
         layers = ((self.fc1, self.norm1), (self.fc2, self.norm2))
         for number, (layer, norm) in enumerate(layers):
             x = jax.nn.silu(norm(layer(x)))

@@ -1,5 +1,5 @@
-"""The chain as a trajectory: all its states, the probability of each step, and the gradient of an
-objective over the steps.
+"""A trajectory's steps: the probability of each under a policy, and the gradient of an objective
+over them. `sampler.roll_out` draws trajectories.
 
 Letters as in `packing`; K steps of the sampler, of which K' have noise: DDIM's last has none, and a
 step without noise has no probability.
@@ -17,25 +17,13 @@ from chemeleon2_jax.diffusion.gaussian import DenoiseFn
 from chemeleon2_jax.diffusion.sampler import (
     SamplerConfig,
     StepConstants,
-    chain_states,
+    Trajectory,
     log_probability,
     step_constants,
     transition,
 )
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.rows import Rows
-
-
-class Trajectory(NamedTuple):
-    """What a policy did.
-
-    Attributes:
-        states: (K + 1, R, T, L), from noise to clean latents over latent_std.
-        failed: (R, S) bool, crystals whose chain stopped being finite; their states are 0.
-    """
-
-    states: jax.Array
-    failed: jax.Array
 
 
 class Steps(NamedTuple):
@@ -46,31 +34,6 @@ class Steps(NamedTuple):
     state: jax.Array
     following: jax.Array
     constants: StepConstants
-
-
-def roll_out(
-    denoise: DenoiseFn,
-    key: jax.Array,
-    rows: Rows,
-    *,
-    schedule: Schedule,
-    config: SamplerConfig,
-    latent_dim: int,
-    target: str = "eps",
-) -> Trajectory:
-    """Draw a chain and keep its states: those that `sampler.sample_chain` goes through with the
-    same key.
-    """
-    states, failed = chain_states(
-        denoise,
-        key,
-        rows,
-        schedule=schedule,
-        config=config,
-        latent_dim=latent_dim,
-        target=target,
-    )
-    return Trajectory(states, failed)
 
 
 def noisy_steps(trajectory: Trajectory, schedule: Schedule, config: SamplerConfig) -> Steps:

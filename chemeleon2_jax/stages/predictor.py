@@ -198,7 +198,7 @@ def _scores(found: np.ndarray, known: np.ndarray, sizes: PredictorSizes) -> dict
     errors = to_units(found, sizes) - known
     values = {"val/total_loss": float(np.mean((found - standardise(known, sizes)) ** 2))}
     for index, target in enumerate(sizes.targets):
-        spread = np.mean((known[:, index] - known[:, index].mean()) ** 2)
+        spread = float(np.var(known[:, index]))
         values[f"val/mae_{target.name}"] = float(np.abs(errors[:, index]).mean())
         # Of a validation set without spread there is nothing to explain.
         squared = float(np.mean(errors[:, index] ** 2))

@@ -53,9 +53,15 @@ def posterior_of(rows, sizes=SMALL):
     return Posterior(mean, jnp.zeros_like(mean), features)
 
 
-def apply(graphdef, params, rows, dropout_key=None, sizes=SMALL):
-    model = nnx.merge(graphdef, params)
-    return model(posterior_of(rows, sizes), rows, dropout_key=dropout_key)
+def apply(graphdef, params, rows, sizes=SMALL):
+    return nnx.merge(graphdef, params)(posterior_of(rows, sizes), rows)
+
+
+def apply_with_dropout(graphdef, params, rows, key):
+    x = predictor.pool_features(posterior_of(rows), rows, SMALL).reshape(-1, SMALL.width)
+    keys = crystal_keys(key, rows).reshape(-1)
+    found = nnx.merge(graphdef, params).head(x, dropout_keys=keys)
+    return found.reshape(*rows.is_crystal.shape, -1)
 
 
 def norm(x, layer):
@@ -107,11 +113,14 @@ def test_widths():
 @pytest.mark.parametrize("dropout", [False, True])
 def test_packing_changes_no_output_and_no_gradient(dropout):
     graphdef, params = build(SMALL)
-    key = jax.random.key(5) if dropout else None
 
     def total(params, rows, draws):
         del draws
-        found = apply(graphdef, params, rows, key)
+        found = (
+            apply_with_dropout(graphdef, params, rows, jax.random.key(5))
+            if dropout
+            else apply(graphdef, params, rows)
+        )
         value = jnp.sum(jnp.sin(found) * rows.is_crystal[..., None])
         return value, ({}, {"found": found})
 
@@ -121,18 +130,13 @@ def test_packing_changes_no_output_and_no_gradient(dropout):
 def test_dropout_depends_on_its_key():
     graphdef, params = build(SMALL)
     batch = packed(random_crystals())
-    posterior = posterior_of(batch.rows)
-
-    @jax.jit
-    def run(key):
-        return nnx.merge(graphdef, params)(posterior, batch.rows, dropout_key=key)
-
+    run = jax.jit(lambda key: apply_with_dropout(graphdef, params, batch.rows, key))
     first, again, other = (
         batch.where.take_slots(run(jax.random.key(number))) for number in (1, 1, 2)
     )
     np.testing.assert_array_equal(again, first)
     assert (np.abs(other - first).max(-1) > 1e-4).any()
-    plain = batch.where.take_slots(nnx.merge(graphdef, params)(posterior, batch.rows))
+    plain = batch.where.take_slots(apply(graphdef, params, batch.rows))
     assert (np.abs(first - plain).max(-1) > 1e-4).any()
 
 

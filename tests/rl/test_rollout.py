@@ -9,17 +9,16 @@ import pytest
 from flax import nnx
 
 from chemeleon2_jax.diffusion.gaussian import at_tokens
-from chemeleon2_jax.diffusion.sampler import SamplerConfig, sample_chain, step_constants, transition
+from chemeleon2_jax.diffusion.sampler import (
+    SamplerConfig,
+    roll_out,
+    sample_chain,
+    step_constants,
+    transition,
+)
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.models.dit import DiT, DiTSizes, split_output
-from chemeleon2_jax.rl.rollout import (
-    Trajectory,
-    accumulate,
-    noisy_steps,
-    roll_out,
-    score,
-    score_step,
-)
+from chemeleon2_jax.rl.rollout import Steps, accumulate, noisy_steps, score, score_step
 from chemeleon2_jax.rows import atom_normal
 from tests.examples import packed, random_crystals, random_model
 
@@ -143,22 +142,18 @@ def test_gradients_add_up(drawn, model, batch):
 
 def test_memory_does_not_depend_on_the_number_of_steps(model, batch):
     def temporaries(count):
-        config = SamplerConfig("ddim", count, 1.0)
+        constants = step_constants(SCHEDULE, SamplerConfig("ddim", count, 1.0))
+        states = jax.ShapeDtypeStruct((count, *batch.rows.position.shape, LATENT), jnp.float32)
 
-        def update(params, states):
-            steps = noisy_steps(Trajectory(states, None), SCHEDULE, config)
-
+        def update(params, steps):
             def objective(params, step):
                 denoise = denoiser(model, params, batch.rows)
                 return score_step(denoise, step, batch.rows, sampler="ddim").sum(), ()
 
             return accumulate(objective, params, steps)[0]
 
-        shape = (count + 1, *batch.rows.position.shape, LATENT)
-        states = jax.ShapeDtypeStruct(shape, jnp.float32)
-        compiled = jax.jit(update).lower(model[1], states).compile()
-        stored = 2 * int(np.prod(shape)) * 4  # the slices of the states themselves
-        return compiled.memory_analysis().temp_size_in_bytes - stored
+        compiled = jax.jit(update).lower(model[1], Steps(states, states, constants)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
 
     few, many = temporaries(50), temporaries(200)
     assert many <= 1.1 * few
