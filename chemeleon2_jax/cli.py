@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from chemeleon2_jax.config import ConfigError
 from chemeleon2_jax.data.errors import DatasetError
-from chemeleon2_jax.errors import CheckpointError
+from chemeleon2_jax.errors import CheckpointError, RewardError
 from chemeleon2_jax.training.config import SettingsError
 
 PACKAGE = "chemeleon2_jax"
@@ -69,7 +69,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
     # A module that nobody imported cannot have raised, and importing it would load JAX.
     loop = sys.modules.get(f"{PACKAGE}.training.loop")
     non_finite = () if loop is None else (loop.NonFiniteError,)
-    return (CheckpointError, ConfigError, DatasetError, SettingsError, *non_finite)
+    return (CheckpointError, ConfigError, DatasetError, RewardError, SettingsError, *non_finite)
 
 
 def _fail(error: Exception) -> NoReturn:

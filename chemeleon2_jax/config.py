@@ -103,6 +103,7 @@ def fit_config(config: ConfigDict) -> FitConfig:
             max_steps=trainer.max_steps,
             max_epochs=trainer.max_epochs,
             check_val_every_n_epoch=trainer.check_val_every_n_epoch,
+            check_val_every_n_steps=trainer.check_val_every_n_steps,
             save_every_n_steps=trainer.save_every_n_steps,
             log_every_n_steps=trainer.log_every_n_steps,
             gradient_clip_val=trainer.gradient_clip_val,

@@ -24,6 +24,11 @@ _CHOICES = {
     "packing.layout": ("packed", "padded"),
     "predictor_module.reduce": ("mean", "sum"),
     "predictor_module.scheduler.mode": ("", "min", "max"),
+    "rl_module.reward_fn.normalize_fn": ("", "norm", "std", "subtract_mean"),
+    "rl_module.reward_fn.require": ("", "valid", "covalent"),
+    "rl_module.rl_configs.kl_reference": ("rollout", "initial"),
+    "rl_module.sampling_configs.sampler": ("ddim", "ddpm"),
+    "rl_module.scheduler.mode": ("", "min", "max"),
     "trainer.precision": ("f32", "bf16"),
     "vae_module.encoder.name": ("transformer", "cspnet"),
     "vae_module.scheduler.mode": ("", "min", "max"),
@@ -37,6 +42,10 @@ _POSITIVE = (
     "ldm_module.diffusion.num_steps",
     "ldm_module.sampling.steps",
     "packing.max_shapes",
+    "rl_module.rl_configs.num_group_samples",
+    "rl_module.rl_configs.num_inner_batch",
+    "rl_module.validation.draw_every_n_steps",
+    "rl_module.validation.num_samples",
     "trainer.log_every_n_steps",
     "vae_module.decoder.d_model",
     "vae_module.decoder.dim_feedforward",
@@ -52,8 +61,12 @@ _POSITIVE = (
 _MORE_THAN_0 = (
     "ldm_module.denoiser.mlp_ratio",
     "ldm_module.lora_configs.lora_alpha",
+    "rl_module.reward_fn.eps",
+    "rl_module.reward_fn.timeout_s",
+    "rl_module.rl_configs.clip_ratio",
     "vae_module.match_rate.timeout_s",
 )
+_ANY_SIGN = re.compile(r"rl_module\.reward_fn\.\w+\.weight|rl_module\.sampling_configs\.cfg_scale")
 _AT_MOST = {
     "packing.max_shapes": 8,  # each is a program that is compiled
     "ldm_module.condition_module.drop_prob": 1.0,
@@ -140,6 +153,8 @@ def _check_value(key: str, value: object) -> None:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{key} is {value!r}; it is one of {', '.join(choices)}.{hint}")
     if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if _ANY_SIGN.fullmatch(key) and math.isfinite(value):
         return
     if not math.isfinite(value) or value < 0:
         raise ConfigError(f"{key} is {value}; it is a finite number, 0 or more")

@@ -156,8 +156,10 @@ class Generator:
         latents: list[np.ndarray] = []
         for rows, where in chunks:
             found, built = jax.device_get(self.program(*arguments, rows))
-            latents += where.split_atoms(found)
-            crystals += _mark_failed(split_crystals(built, where), latents[len(crystals) :])
+            chunk = where.split_atoms(found)
+            failed = np.array([not np.isfinite(z).all() for z in chunk])
+            latents += chunk
+            crystals += mark_failed(split_crystals(built, where), failed)
             if on_done:
                 on_done(len(where.sizes))
         return Generated(crystals, latents)
@@ -267,10 +269,7 @@ def _typical_sizes(size_table: np.ndarray) -> np.ndarray:
     return np.searchsorted(cumulative, ranks, side="right")
 
 
-def _mark_failed(crystals: list[CrystalArrays], latents: list[np.ndarray]) -> list[CrystalArrays]:
-    """Give NaN coordinates to crystals whose chain was not finite."""
-    out = []
-    for (types, frac, lattice), latent in zip(crystals, latents, strict=True):
-        finite = bool(np.isfinite(latent).all())
-        out.append((types, frac if finite else np.full_like(frac, np.nan), lattice))
-    return out
+def mark_failed(crystals: list[CrystalArrays], failed: np.ndarray) -> list[CrystalArrays]:
+    """Give NaN coordinates to crystals whose chain was not finite, (G,) bool."""
+    pairs = zip(crystals, failed, strict=True)
+    return [(types, np.full_like(x, np.nan) if bad else x, cell) for (types, x, cell), bad in pairs]

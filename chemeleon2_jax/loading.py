@@ -219,9 +219,15 @@ def load_ldm(name: str, *, dtype: Any = jnp.float32) -> tuple[LDMParts, Mapping[
 
 
 def ldm_of(
-    checkpoint: AnyCheckpoint, *, dtype: Any = jnp.float32
+    checkpoint: AnyCheckpoint, *, dtype: Any = jnp.float32, item: str = ""
 ) -> tuple[LDMParts, Mapping[str, Any]]:
-    """Return the LDM of an open checkpoint and the meta."""
+    """Return the LDM of an open checkpoint and the meta.
+
+    Args:
+        checkpoint: of an LDM.
+        dtype: to compute in.
+        item: the denoiser's weights; by default those that it samples with.
+    """
     meta = checkpoint.meta
     if "dit" not in meta:
         raise CheckpointError(
@@ -229,7 +235,7 @@ def ldm_of(
             "cannot generate; give the run folder of a latent diffusion model (train_ldm)"
         )
     sizes = _read(checkpoint, "dit", _dit_sizes)
-    item = "ema" if sample_weights(checkpoint) == "ema" else "params"
+    item = item or ("ema" if sample_weights(checkpoint) == "ema" else "params")
     graphdef, params = _restored(checkpoint, item, DiT, sizes, dtype)
     parts = LDMParts(
         sizes=sizes,

@@ -165,6 +165,7 @@ def plan_shapes(
     row_tokens: int = 0,
     max_shapes: int = MAX_SHAPES,
     edges: bool = False,
+    copies: int = 1,
 ) -> tuple[RowShape, ...]:
     """Choose at most `max_shapes` row shapes for batches of `batch_size` drawn from crystals of
     `sizes`; each is compiled when a batch first needs it.
@@ -173,9 +174,9 @@ def plan_shapes(
     the last one holds the worst batch that can be drawn. Rows come in multiples of `num_devices`.
     The answer depends on the multiset of sizes alone. `row_tokens` = 0 takes 64 tokens if at least
     95 % of them would be atoms, else more. With `edges` the shapes have room for all pairs of
-    atoms, too.
+    atoms, too. `copies` of each crystal that is drawn follow one another.
     """
-    sizes = np.sort(np.asarray(sizes, np.int64))
+    sizes = np.sort(np.repeat(np.asarray(sizes, np.int64), copies))
     batch_size = min(batch_size, len(sizes))
     largest = int(sizes[-1])
     smallest_row = 64 * -(-largest // 64)
@@ -183,7 +184,7 @@ def plan_shapes(
     best: tuple[float, tuple[RowShape, ...]] | None = None
     for tokens in candidates:
         share, shapes = _plan_for_tokens(
-            sizes, batch_size, tokens, num_devices=num_devices, max_shapes=max_shapes
+            sizes, batch_size, tokens, num_devices=num_devices, max_shapes=max_shapes, copies=copies
         )
         if best is None or share > best[0] + 0.01:
             best = (share, shapes)
@@ -194,10 +195,16 @@ def plan_shapes(
 
 
 def _plan_for_tokens(
-    sizes: np.ndarray, batch_size: int, tokens: int, *, num_devices: int, max_shapes: int
+    sizes: np.ndarray,
+    batch_size: int,
+    tokens: int,
+    *,
+    num_devices: int,
+    max_shapes: int,
+    copies: int,
 ) -> tuple[float, tuple[RowShape, ...]]:
     """Return the expected share of useful tokens and the shapes, for rows of one length."""
-    draws = _draw_batches(sizes, batch_size)
+    draws = _draw_batches(sizes, batch_size, copies)
     slots = _choose_slots(draws[:8], tokens)
     rows = np.array([num_rows(draw, tokens, slots) for draw in draws])
     # A little above the largest seen, since a run draws more batches than these; exact where all
@@ -217,10 +224,12 @@ def _plan_for_tokens(
     return float(share), shapes
 
 
-def _draw_batches(sizes: np.ndarray, batch_size: int) -> list[np.ndarray]:
+def _draw_batches(sizes: np.ndarray, batch_size: int, copies: int = 1) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     num_draws = int(np.clip(_SIMULATED_CRYSTALS // batch_size, 16, 200))
-    return [rng.choice(sizes, batch_size, replace=False) for _ in range(num_draws)]
+    distinct, count = sizes[::copies], -(-batch_size // copies)
+    draws = [rng.choice(distinct, count, replace=False) for _ in range(num_draws)]
+    return [np.repeat(draw, copies)[:batch_size] for draw in draws]
 
 
 def _with_edges(

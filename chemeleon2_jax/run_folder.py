@@ -27,6 +27,10 @@ _IDENTITY = (
     "ldm_module.diffusion",
     "ldm_module.ldm_ckpt_path",
     "ldm_module.vae_ckpt_path",
+    "rl_module.ldm_ckpt_path",
+    "rl_module.rl_configs.kl_reference",
+    "rl_module.rl_configs.num_inner_batch",
+    "rl_module.vae_ckpt_path",
     "vae_module.atom_type_predict",
     "vae_module.decoder",
     "vae_module.encoder",
@@ -36,7 +40,7 @@ _IDENTITY = (
 
 
 # Of these it keeps whether they are on: a checkpoint has an item, or weights, more or not.
-_SWITCHES = ("ldm_module.ema.decay", "vae_module.loss_weights.fa")
+_SWITCHES = ("ldm_module.ema.decay", "rl_module.ema.decay", "vae_module.loss_weights.fa")
 
 
 def make_run_dir(log_dir: str, task_name: str, *, now: datetime | None = None) -> Path:

@@ -43,6 +43,8 @@ _NEXT = {
     "--config.ldm_module.vae_ckpt_path=%s",
     "train_ldm": "Crystals from it: python -m chemeleon2_jax.sample --model=%s "
     "--num_samples=100 --output_dir=outputs/first",
+    "train_rl": "Crystals from it: python -m chemeleon2_jax.sample --model=%s "
+    "--num_samples=100 --output_dir=outputs/rl",
     "train_predictor": "Values from it: chemeleon2_jax.load_model('%s').predict(structures)",
 }
 

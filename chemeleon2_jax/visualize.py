@@ -68,6 +68,32 @@ def save_grid(
     Raises:
         ValueError: no structures, no columns, or another number of titles than of structures.
     """
+    figure = _grid(structures, columns=columns, titles=titles)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path
+
+
+def draw_grid(
+    structures: Sequence[Any], *, columns: int = 4, titles: Sequence[str] | None = None
+) -> np.ndarray:
+    """Draw crystals as `save_grid` does: (height, width, 3) uint8.
+
+    Raises:
+        ValueError: see `save_grid`.
+    """
+    return _pixels(_grid(structures, columns=columns, titles=titles))
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    """Render a figure: (height, width, 3) uint8."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _grid(structures: Sequence[Any], *, columns: int, titles: Sequence[str] | None) -> Figure:
     if not len(structures) or columns < 1:
         raise ValueError(f"nothing to draw: {len(structures)} structures in {columns} columns")
     if titles is not None and len(titles) != len(structures):
@@ -81,10 +107,7 @@ def save_grid(
         axes = figure.add_subplot(rows, columns, index + 1)
         _draw_panel(axes, structure, None if titles is None else titles[index])
     figure.tight_layout(pad=0.6)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
-    return path
+    return figure
 
 
 def _draw_panel(axes: Axes, structure: Any, title: str | None) -> None:
@@ -263,6 +286,4 @@ def parity_plot(known: np.ndarray, predicted: np.ndarray, *, name: str) -> np.nd
         axes.plot(ends, ends, color="black", linewidth=0.8)
     axes.set_xlabel(f"{name}, known")
     axes.set_ylabel(f"{name}, predicted")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return _pixels(figure)

@@ -58,6 +58,7 @@ def trainer(max_epochs: int) -> ConfigDict:
             "max_epochs": max_epochs,  # with max_steps: whichever comes first, 0 is no limit
             "max_steps": 0,
             "check_val_every_n_epoch": 1,
+            "check_val_every_n_steps": 0,  # the same in steps; 0 goes by epochs
             "save_every_n_steps": 1000,  # what a killed run loses at most
             "log_every_n_steps": 50,
             "gradient_clip_val": 0.0,  # largest global norm of the gradient; 0 is no limit

@@ -50,9 +50,10 @@ class Layout:
         max_shapes: int = MAX_SHAPES,
         padded_tokens: int = 0,
         edges: bool = False,
+        copies: int = 1,
     ) -> Layout:
         """Choose shapes for batches drawn from crystals of `sizes`; `padded_tokens` > 0 asks for
-        padded rows.
+        padded rows. See `plan_shapes`.
         """
         if not padded_tokens:
             shapes = plan_shapes(
@@ -62,13 +63,14 @@ class Layout:
                 row_tokens=row_tokens,
                 max_shapes=max_shapes,
                 edges=edges,
+                copies=copies,
             )
             return Layout(shapes)
         if sizes.max() > padded_tokens:
             raise ValueError(
                 f"a crystal of {sizes.max()} atoms does not fit into rows padded to {padded_tokens}"
             )
-        rows = num_devices * -(-min(batch_size, len(sizes)) // num_devices)
+        rows = num_devices * -(-min(batch_size, copies * len(sizes)) // num_devices)
         pairs = int((np.sort(sizes)[-batch_size:].astype(np.int64) ** 2).sum()) if edges else 0
         pairs = num_devices * -(-pairs // num_devices)
         return Layout((RowShape(rows, padded_tokens, 1, pairs),), padded=True)

@@ -142,3 +142,13 @@ def _merged(params: Any, scale: float) -> Any:
         new = (array + scale * (a @ b)).astype(array.dtype)
         rest["kernel"] = kernel.replace(new) if isinstance(kernel, nnx.Variable) else new
     return rest
+
+
+def only_adapters(params: Any) -> Any:
+    """Return parameters of which adapters and conditions alone have a gradient."""
+
+    def cut(path: Any, leaf: Any) -> Any:
+        names = {str(getattr(key, "key", getattr(key, "name", key))) for key in path}
+        return leaf if names & {"lora_a", "lora_b", "conditions"} else jax.lax.stop_gradient(leaf)
+
+    return jax.tree_util.tree_map_with_path(cut, params)

@@ -17,7 +17,6 @@ from chemeleon2_jax.diffusion.gaussian import DenoiseFn
 from chemeleon2_jax.diffusion.sampler import (
     SamplerConfig,
     StepConstants,
-    Trajectory,
     log_probability,
     step_constants,
     transition,
@@ -27,16 +26,15 @@ from chemeleon2_jax.rows import Rows
 
 
 class Steps(NamedTuple):
-    """The steps of a trajectory that have noise, stacked over K': where each starts, where it went,
-    and its constants.
+    """Steps that have noise, stacked over K': the index of the state where each starts, int32, and
+    its constants. The one after it in the trajectory is where it went.
     """
 
-    state: jax.Array
-    following: jax.Array
+    start_index: jax.Array
     constants: StepConstants
 
 
-def noisy_steps(trajectory: Trajectory, schedule: Schedule, config: SamplerConfig) -> Steps:
+def noisy_steps(schedule: Schedule, config: SamplerConfig) -> Steps:
     """Return the steps that have a probability.
 
     Raises:
@@ -50,29 +48,44 @@ def noisy_steps(trajectory: Trajectory, schedule: Schedule, config: SamplerConfi
     if count < 1:
         raise ValueError("a chain of one step draws nothing: set steps to 2 or more")
     kept = jax.tree.map(lambda values: jnp.asarray(values[:count]), constants)
-    return Steps(trajectory.states[:count], trajectory.states[1 : count + 1], kept)
+    return Steps(jnp.arange(count, dtype=jnp.int32), kept)
 
 
 def score_step(
-    denoise: DenoiseFn, step: Steps, rows: Rows, *, sampler: str, target: str = "eps"
+    denoise: DenoiseFn,
+    states: jax.Array,
+    step: Steps,
+    *,
+    rows: Rows,
+    sampler: str,
+    target: str = "eps",
 ) -> jax.Array:
-    """Log-probability (R, S) of one step under a policy: the mean over a crystal's atoms and L.
+    """Log-probability (R, S) of one step of a trajectory's states (K + 1, R, T, L) under a policy:
+    the mean over a crystal's atoms and L.
 
     Drawing and scoring read the same `transition`.
     """
-    gaussian = transition(
-        denoise, step.state, step.constants, rows=rows, sampler=sampler, target=target
-    )
-    return log_probability(gaussian, step.following, rows)
+    # Taken out one by one: slices of all starts and ends would be two more copies of the states.
+    start = jax.lax.dynamic_index_in_dim(states, step.start_index, keepdims=False)
+    end = jax.lax.dynamic_index_in_dim(states, step.start_index + 1, keepdims=False)
+    gaussian = transition(denoise, start, step.constants, rows=rows, sampler=sampler, target=target)
+    return log_probability(gaussian, end, rows)
 
 
 def score(
-    denoise: DenoiseFn, steps: Steps, rows: Rows, *, sampler: str, target: str = "eps"
+    denoise: DenoiseFn,
+    states: jax.Array,
+    steps: Steps,
+    *,
+    rows: Rows,
+    sampler: str,
+    target: str = "eps",
 ) -> jax.Array:
     """Log-probabilities (K', R, S) of all steps under a policy, as one scan."""
 
     def body(_: None, step: Steps) -> tuple[None, jax.Array]:
-        return None, score_step(denoise, step, rows, sampler=sampler, target=target)
+        found = score_step(denoise, states, step, rows=rows, sampler=sampler, target=target)
+        return None, found
 
     return jax.lax.scan(body, None, steps)[1]
 

@@ -23,6 +23,7 @@ def build(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         ConfigError: a value that the stage cannot use.
         DatasetError: no usable data.
         CheckpointError: a model that the stage starts from cannot be opened.
+        RewardError: a reward that cannot be used.
     """
     # Here, so that asking for one stage does not import the others.
     if config.task_name == "train_vae":
@@ -37,6 +38,11 @@ def build(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         from chemeleon2_jax.stages.predictor import build_predictor
 
         return build_predictor(config, resume_dir=resume_dir)
+    if config.task_name == "train_rl":
+        from chemeleon2_jax.stages.rl import build_rl
+
+        return build_rl(config, resume_dir=resume_dir)
     raise ConfigError(
-        f"task_name is {config.task_name!r}; it is train_vae, train_ldm or train_predictor"
+        f"task_name is {config.task_name!r}; it is train_vae, train_ldm, train_predictor or "
+        "train_rl"
     )

@@ -99,17 +99,7 @@ def load_data(
         targets: properties to load, beside those of `data.target_condition`.
     """
     data = config.data
-    options: dict[str, Any] = {
-        "data_dir": data.data_dir,
-        "targets": tuple(dict.fromkeys([*split_names(data.target_condition), *targets])),
-        "rename": rename_columns(data.rename),
-        "max_atoms": data.max_atoms,
-        "num_workers": data.num_workers or None,
-    }
-    splits = [load_split(data.name, part, **options) for part in ("train", "val")]
-    for split in splits:
-        _log_skipped(split)
-    train, val = (split.crystals for split in splits)
+    train, val = load_splits(config, targets)
     mesh = make_mesh(config.trainer.num_devices)
     num_devices = mesh.devices.size
     largest = int(max(train.num_atoms.max(), val.num_atoms.max()))
@@ -136,6 +126,27 @@ def load_data(
     )
     val_layout = _layout_in_order(val, data.batch_size, layout, mesh)
     return StageData(train, val, layout, val_layout, data.batch_size, mesh)
+
+
+def load_splits(config: ConfigDict, targets: Iterable[str] = ()) -> tuple[Crystals, Crystals]:
+    """Load the training and validation crystals that `config.data` names.
+
+    Args:
+        config: of the run.
+        targets: properties to load, beside those of `data.target_condition`.
+    """
+    data = config.data
+    options: dict[str, Any] = {
+        "data_dir": data.data_dir,
+        "targets": tuple(dict.fromkeys([*split_names(data.target_condition), *targets])),
+        "rename": rename_columns(data.rename),
+        "max_atoms": data.max_atoms,
+        "num_workers": data.num_workers or None,
+    }
+    splits = [load_split(data.name, part, **options) for part in ("train", "val")]
+    for split in splits:
+        _log_skipped(split)
+    return splits[0].crystals, splits[1].crystals
 
 
 def _log_skipped(split: Split) -> None:

@@ -32,7 +32,7 @@ from chemeleon2_jax.metrics.structure import covalent_share, validity
 from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.conditions import ConditionSizes
 from chemeleon2_jax.models.dit import NAMED_SIZES, DiT, DiTSizes, split_output
-from chemeleon2_jax.models.lora import merge
+from chemeleon2_jax.models.lora import merge, only_adapters
 from chemeleon2_jax.models.losses import Terms
 from chemeleon2_jax.models.vae import sample_posterior
 from chemeleon2_jax.randomness import named_key
@@ -269,16 +269,6 @@ def _overlaid(new: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any
         else found.get(name, value)
         for name, value in new.items()
     }
-
-
-def only_adapters(params: Any) -> Any:
-    """Return parameters of which adapters and conditions alone have a gradient."""
-
-    def cut(path: Any, leaf: Any) -> Any:
-        names = {str(getattr(key, "key", getattr(key, "name", key))) for key in path}
-        return leaf if names & {"lora_a", "lora_b", "conditions"} else jax.lax.stop_gradient(leaf)
-
-    return jax.tree_util.tree_map_with_path(cut, params)
 
 
 def ldm_terms(

@@ -97,6 +97,7 @@ class FitConfig:
         seed: of every random number in training.
         max_steps, max_epochs: whichever comes first.
         check_val_every_n_epoch: validation after every so many epochs, and at the end.
+        check_val_every_n_steps: after every so many steps, where that is not 0.
         save_every_n_steps: `last` is saved at least this often, and after every validation.
         log_every_n_steps: the host waits for the device only this often.
         gradient_clip_val: largest global norm of the gradient.
@@ -109,6 +110,7 @@ class FitConfig:
     max_steps: int = 0
     max_epochs: int = 0
     check_val_every_n_epoch: int = 1
+    check_val_every_n_steps: int = 0
     save_every_n_steps: int = 1000
     log_every_n_steps: int = 50
     gradient_clip_val: float = 0.0
@@ -126,6 +128,7 @@ class FitConfig:
             "max_steps",
             "max_epochs",
             "check_val_every_n_epoch",
+            "check_val_every_n_steps",
             "save_every_n_steps",
             "gradient_clip_val",
             "num_devices",

@@ -22,7 +22,7 @@ from chemeleon2_jax.training.interrupts import Interrupts, ValidationInterrupted
 from chemeleon2_jax.training.measure import NonFiniteError, StepMetrics
 from chemeleon2_jax.training.parallel import make_mesh, replicate
 from chemeleon2_jax.training.prefetch import Prefetcher
-from chemeleon2_jax.training.stage import Batch, Stage
+from chemeleon2_jax.training.stage import Batch, Stage, StepFn
 from chemeleon2_jax.training.state import (
     TrainState,
     abstract_state,
@@ -90,7 +90,9 @@ def fit(
         names = monitors.monitored_names(config, default=stage.monitor)
         monitors.check_monitored(names, stage.value_names)
     total_steps = config.total_steps(stage.batches.steps_per_epoch)
-    updater = Updater.from_config(config, total_steps=total_steps)
+    updater = Updater.from_config(
+        config, total_steps=total_steps and total_steps * stage.updates_per_step
+    )
     mesh = make_mesh(config.num_devices)
     with CheckpointStore(
         run_dir, monitor=stage.monitor, mode=stage.mode, keep_best=config.keep_best
@@ -141,13 +143,18 @@ class _Run:
         self.started = time.perf_counter()
         self.steps_per_epoch = stage.batches.steps_per_epoch
         self.total = config.total_steps(self.steps_per_epoch)
-        self.step = self.validated_step = 0
+        self.step = 0
+        self.validated_step = -1 if stage.validate_first else 0
         self.values: dict[str, float] = {}
         self.stopping = monitors.early_stopping(config.early_stopping, mode=stage.mode)
         self.plateau = monitors.plateau(config.scheduler, mode=stage.mode)
         self.measured = StepMetrics()
         self.frozen = replicate(stage.frozen, mesh)
-        self.train_step = make_train_step(stage.loss_fn, updater, mesh=mesh)
+        self.train_step: StepFn
+        if stage.loss_fn is not None:
+            self.train_step = make_train_step(stage.loss_fn, updater, mesh=mesh)
+        elif stage.make_step is not None:
+            self.train_step = stage.make_step(updater, mesh)
         self.compiled = False
         self.state: TrainState
 
@@ -170,7 +177,7 @@ class _Run:
     def train(self, interrupts: Interrupts, writers: Writers) -> None:
         """Train to the end, or until a signal; the last thing done is to save."""
         self.writers = writers
-        if self._validation_due():  # the run was stopped in the middle of it
+        if self._validation_due():  # the first one, or the run was stopped in the middle of it
             values = self._validate(interrupts)
             if values is not None:
                 self._save(values)
@@ -211,7 +218,10 @@ class _Run:
     def _validation_due(self) -> bool:
         if self.stage.validate is None or self.step == self.validated_step:
             return False
-        every = self.config.check_val_every_n_epoch * self.steps_per_epoch
+        if self.validated_step < 0:  # `validate_first`
+            return True
+        every = self.config.check_val_every_n_steps
+        every = every or self.config.check_val_every_n_epoch * self.steps_per_epoch
         return self.step == self.total or (every > 0 and self.step % every == 0)
 
     def _save_due(self) -> bool:
@@ -223,6 +233,9 @@ class _Run:
         self.state, metrics = self.train_step(self.state, self.frozen, batch.arrays)
         self.step += 1
         self.measured.add(self.step, metrics, batch)
+        if self.stage.step_pictures is not None:
+            for name, pixels in self.stage.step_pictures(self.step).items():
+                self.writers.image(name, pixels, step=self.step)
         if not self.compiled:
             jax.block_until_ready(metrics)
             now = time.perf_counter()

@@ -1,11 +1,13 @@
 """What the steps report: kept on the device, fetched together, checked, averaged, timed."""
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
-from chemeleon2_jax.training.stage import Batch, Metrics
+from chemeleon2_jax.training.stage import Batch
 
 # Steps that the host may be ahead of the device: enough to keep it busy, few enough that the
 # progress bar is right and that Ctrl-C does not wait for a long queue.
@@ -29,11 +31,11 @@ class StepMetrics:
     """Metrics of the steps since the last log line."""
 
     def __init__(self) -> None:
-        self._on_device: list[tuple[int, Metrics]] = []
+        self._on_device: list[tuple[int, Mapping[str, Any]]] = []
         self._window: list[dict[str, float]] = []
         self.restart_clock()
 
-    def add(self, step: int, metrics: Metrics, batch: Batch) -> None:
+    def add(self, step: int, metrics: Mapping[str, Any], batch: Batch) -> None:
         """Keep a step's metrics; wait only if the device is more than two steps behind."""
         self._on_device.append((step, metrics))
         self._crystals += batch.num_crystals
@@ -63,8 +65,9 @@ class StepMetrics:
         """
         if not self._window:
             return {}
-        names = dict.fromkeys(["loss", *self._window[-1]])
-        values = {name: float(np.mean([m[name] for m in self._window])) for name in names}
+        names = dict.fromkeys(["loss", *(name for m in self._window for name in m)])
+        # What a step does not report is a count that was 0 there.
+        values = {name: float(np.mean([m.get(name, 0.0) for m in self._window])) for name in names}
         values["lr"] = self._window[-1]["lr"]
         if self._steps:
             seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)

@@ -12,6 +12,8 @@ Metrics = dict[str, jax.Array]
 LossFn = Callable[[PyTree, PyTree, jax.Array, PyTree], tuple[jax.Array, Metrics]]
 ValidateFn = Callable[[PyTree, int], Mapping[str, float]]
 PicturesFn = Callable[[PyTree, int], Mapping[str, np.ndarray]]
+StepPicturesFn = Callable[[int], Mapping[str, np.ndarray]]
+StepFn = Callable[[Any, PyTree, PyTree], tuple[Any, Mapping[str, Any]]]
 ItemsFn = Callable[[PyTree, PyTree | None], Mapping[str, PyTree]]
 
 
@@ -61,7 +63,7 @@ class Stage:
         init_params: trainable parameters, any pytree of arrays.
         loss_fn: pure `(params, frozen, key, batch) -> (loss, metrics)`, where `batch` is the pytree
             of `Batch.arrays` as global arrays and `metrics` holds scalars by name. A mean is a sum
-            over the global batch by a sum of weights over the global batch.
+            over the global batch by a sum of weights over the global batch. None with `make_step`.
         batches: training batches.
         meta: JSON-able: what is needed to build the model again; saved with every checkpoint.
         frozen: pytree of arrays that the loss needs and that are not trained; {} if none.
@@ -73,13 +75,19 @@ class Stage:
             training; () if they are known only then.
         items: `(params, ema_params or None) -> trees to save by name`. Must keep `params` and `ema`
             as they are given (a run resumes from them) and may add others, e.g. a frozen `vae`.
+        make_step: `(updater, mesh) -> step`, where a step is more than one gradient of `loss_fn`;
+            called as the step of `step.make_train_step` is.
+        updates_per_step: how often a step changes the parameters: learning rate schedules count
+            updates.
+        validate_first: validate before the first step, too.
+        step_pictures: `(step) -> pictures by name` of the step that was just done; {} mostly.
         pictures: `(params, step) -> pictures by name`, (height, width, 3) uint8, drawn after each
             validation, with the same parameters; called in every process.
     """
 
     name: str
     init_params: PyTree
-    loss_fn: LossFn
+    loss_fn: LossFn | None
     batches: BatchSource
     meta: Mapping[str, Any]
     frozen: PyTree = field(default_factory=dict)
@@ -89,8 +97,14 @@ class Stage:
     value_names: tuple[str, ...] = ()
     items: ItemsFn = params_and_ema
     pictures: PicturesFn | None = None
+    make_step: Callable[[Any, Any], StepFn] | None = None
+    updates_per_step: int = 1
+    validate_first: bool = False
+    step_pictures: StepPicturesFn | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError on a mode that is not one of the two."""
+        """Raise ValueError on a mode that is none, and on no step or two."""
         if self.mode not in ("min", "max"):
             raise ValueError(f"Stage.mode is {self.mode!r}; it is 'min' or 'max'")
+        if (self.loss_fn is None) == (self.make_step is None):
+            raise ValueError("a stage has either a loss_fn or a make_step")

@@ -99,8 +99,11 @@ def lower_train_step(
         num_devices: local devices of the mesh.
 
     Raises:
+        ValueError: a stage whose step is more than one program.
         Exception: whatever the lowering of an operation that the platform lacks raises.
     """
+    if stage.loss_fn is None:
+        raise ValueError(f"the step of {stage.name} is not one program")
     mesh = make_mesh(num_devices)
     updater = Updater.from_config(config, total_steps=config.max_steps or 1_000)
     state = abstract_state(stage.init_params, updater.tx, ema=config.ema_decay > 0)

@@ -18,7 +18,7 @@ from chemeleon2_jax.diffusion.sampler import (
 )
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.models.dit import DiT, DiTSizes, split_output
-from chemeleon2_jax.rl.rollout import Steps, accumulate, noisy_steps, score, score_step
+from chemeleon2_jax.rl.rollout import accumulate, noisy_steps, score, score_step
 from chemeleon2_jax.rows import atom_normal
 from tests.examples import packed, random_crystals, random_model
 
@@ -93,9 +93,15 @@ def test_the_score_is_that_of_the_noise_that_was_drawn(drawn, model, batch):
     """log p of a drawn step: -mean(noise^2)/2 - log(std) - log(2 pi)/2, to 1e-5."""
     config, trajectory = drawn
     denoise = denoiser(model, model[1], batch.rows)
-    steps = noisy_steps(trajectory, SCHEDULE, config)
+    steps = noisy_steps(SCHEDULE, config)
     scored = jax.jit(
-        lambda p: score(denoiser(model, p, batch.rows), steps, batch.rows, sampler=config.sampler)
+        lambda p: score(
+            denoiser(model, p, batch.rows),
+            trajectory.states,
+            steps,
+            rows=batch.rows,
+            sampler=config.sampler,
+        )
     )(model[1])
     constants = step_constants(SCHEDULE, config)
     assert len(scored) == config.steps - 1
@@ -113,21 +119,18 @@ def test_the_score_is_that_of_the_noise_that_was_drawn(drawn, model, batch):
 
 def test_gradients_add_up(drawn, model, batch):
     config, trajectory = drawn
-    steps = noisy_steps(trajectory, SCHEDULE, config)
+    steps, states = noisy_steps(SCHEDULE, config), trajectory.states
+    fixed = {"rows": batch.rows, "sampler": config.sampler}
 
     def objective(params, step):
-        found = score_step(
-            denoiser(model, params, batch.rows), step, batch.rows, sampler=config.sampler
-        )
+        found = score_step(denoiser(model, params, batch.rows), states, step, **fixed)
         value = jnp.sum(found * batch.rows.is_crystal)
         return value, {"value": value}
 
     gradient, metrics = jax.jit(lambda p: accumulate(objective, p, steps))(model[1])
 
     def together(params):
-        found = score(
-            denoiser(model, params, batch.rows), steps, batch.rows, sampler=config.sampler
-        )
+        found = score(denoiser(model, params, batch.rows), states, steps, **fixed)
         return jnp.sum(found * batch.rows.is_crystal)
 
     value, expected = jax.jit(jax.value_and_grad(together))(model[1])
@@ -142,17 +145,18 @@ def test_gradients_add_up(drawn, model, batch):
 
 def test_memory_does_not_depend_on_the_number_of_steps(model, batch):
     def temporaries(count):
-        constants = step_constants(SCHEDULE, SamplerConfig("ddim", count, 1.0))
-        states = jax.ShapeDtypeStruct((count, *batch.rows.position.shape, LATENT), jnp.float32)
+        steps = noisy_steps(SCHEDULE, SamplerConfig("ddim", count, 1.0))
+        states = jax.ShapeDtypeStruct((count + 1, *batch.rows.position.shape, LATENT), jnp.float32)
 
-        def update(params, steps):
+        def update(params, states):
             def objective(params, step):
                 denoise = denoiser(model, params, batch.rows)
-                return score_step(denoise, step, batch.rows, sampler="ddim").sum(), ()
+                fixed = {"rows": batch.rows, "sampler": "ddim"}
+                return score_step(denoise, states, step, **fixed).sum(), ()
 
             return accumulate(objective, params, steps)[0]
 
-        compiled = jax.jit(update).lower(model[1], Steps(states, states, constants)).compile()
+        compiled = jax.jit(update).lower(model[1], states).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     few, many = temporaries(50), temporaries(200)
@@ -160,6 +164,6 @@ def test_memory_does_not_depend_on_the_number_of_steps(model, batch):
 
 
 @pytest.mark.parametrize("config", [SamplerConfig("ddim", 5, 0.0), SamplerConfig("ddpm", 1)])
-def test_chains_without_probability(config, drawn):
+def test_chains_without_probability(config):
     with pytest.raises(ValueError, match="draws nothing"):
-        noisy_steps(drawn[1], SCHEDULE, config)
+        noisy_steps(SCHEDULE, config)

@@ -1,0 +1,40 @@
+r"""Fine-tune a small diffusion model towards dense crystals, minutes on a CPU.
+
+    python -m chemeleon2_jax.train --config=configs/train_rl.py:tiny/rl_density \
+        --config.rl_module.ldm_ckpt_path=logs/train_ldm/runs/<run of tiny/ldm_null>
+    python -m chemeleon2_jax.train --config=configs/train_rl.py:tiny/rl_density \
+        --config.rl_module.ldm_ckpt_path=logs/train_ldm/runs/<run> \
+        --config.data.data_dir=<folder with train.csv, val.csv and test.csv>
+
+The reward is the number of atoms in a cubic angstrom. A collapsed cell has a splendid density:
+crystals with atoms closer than bonds are get nothing.
+"""
+
+from ml_collections import ConfigDict
+
+TASK = "train_rl"
+
+
+def update(config: ConfigDict) -> None:
+    """Change the base config."""
+    small_rollouts(config)
+    config.rl_module.reward_fn.components = "atomic_density"
+    config.rl_module.reward_fn.require = "covalent"
+    config.logger.wandb.name = "tiny_rl_density"
+    config.logger.wandb.tags = "rl,density,tiny"
+
+
+def small_rollouts(config: ConfigDict) -> None:
+    """Rollouts of a small model that a CPU does in seconds; other tiny experiments share them."""
+    config.data.name = "prototypes"
+    config.data.batch_size = 16
+    config.packing.max_shapes = 3
+    config.trainer.max_steps = 60
+    config.trainer.check_val_every_n_steps = 20
+
+    config.rl_module.ldm_ckpt_path = ""
+    config.rl_module.rl_configs.num_group_samples = 16
+    config.rl_module.rl_configs.group_reward_norm = True
+    config.rl_module.sampling_configs.sampling_steps = 20
+    # A small model, trained at 2e-3, takes larger steps than the published one.
+    config.rl_module.optimizer.lr = 1e-4
