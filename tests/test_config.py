@@ -21,7 +21,7 @@ from configs import common
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 VAE, LDM = f"{CONFIGS}/train_vae.py", f"{CONFIGS}/train_ldm.py"
-PREDICTOR = f"{CONFIGS}/train_predictor.py"
+PREDICTOR, RL = f"{CONFIGS}/train_predictor.py", f"{CONFIGS}/train_rl.py"
 EXPERIMENTS = {
     VAE: [f"{s}/{n}" for s in ("alex_mp_20", "mp_20", "tiny") for n in ("vae_csp", "vae_dng")],
     LDM: [
@@ -31,6 +31,13 @@ EXPERIMENTS = {
         "tiny/ldm_null",
     ],
     PREDICTOR: ["alex_mp_20_bandgap/predictor_dft_band_gap", "tiny/predictor_density"],
+    RL: [
+        "alex_mp_20/rl_dng",
+        "alex_mp_20_bandgap/rl_bandgap",
+        *(f"mp_20/{n}" for n in ("rl_bandgap", "rl_dng", "rl_dng_po")),
+        "rl_custom_reward",
+        *(f"tiny/{n}" for n in ("rl_density", "rl_elements", "rl_predictor")),
+    ],
 }
 SPECS = [
     *(path for path in EXPERIMENTS),
