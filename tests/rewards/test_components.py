@@ -1,0 +1,154 @@
+"""A user's function in workers: what goes wrong costs one crystal, and says why."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from chemeleon2_jax.data.structures import arrays_from_structure
+from chemeleon2_jax.errors import RewardError
+from chemeleon2_jax.rewards.components import (
+    NOT_JUDGED,
+    Diversity,
+    FunctionOfStructures,
+    PerChunk,
+    load_function,
+    read_options,
+)
+from chemeleon2_jax.rewards.scores import Scores
+from chemeleon2_jax.workers import WorkerPool
+from tests.tiny import caesium_chloride, perovskite, rocksalt
+
+MODULE = "tests.rewards.user_rewards"
+CRYSTALS = [
+    arrays_from_structure(structure)
+    for structure in (
+        rocksalt("Na", "Cl", 5.64),
+        caesium_chloride("Cs", "Cl", 4.12),
+        perovskite("Sr", "Ti", 3.905),
+        rocksalt("Mg", "O", 4.21),
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with WorkerPool(2) as pool:
+        yield pool
+
+
+def scores_of(pool, name, crystals=CRYSTALS, **changes):
+    component = FunctionOfStructures(f"{MODULE}:{name}", **changes)
+    return component.score(component.prepare(crystals, pool), pool)
+
+
+def test_values_in_order_with_options(pool):
+    assert scores_of(pool, "number_of_sites").values.tolist() == [2, 2, 5, 2]
+    scaled = scores_of(pool, "number_of_sites", options={"scale": 0.5})
+    assert scaled.values.tolist() == [1, 1, 2.5, 1]
+    assert scores_of(pool, "counter").values.tolist() == [2, 2, 5, 2]
+
+
+def test_it_runs_elsewhere(pool, tmp_path):
+    scores_of(pool, "notes_its_process", options={"folder": str(tmp_path)})
+    ids = {int(path.name) for path in tmp_path.iterdir()}
+    assert ids
+    assert os.getpid() not in ids
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 0])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("fails_for_caesium", "RuntimeError: no caesium, please"),
+        ("nan_for_caesium", "not finite: nan"),
+        ("dies_for_caesium", "worker died (exit status 3)"),
+    ],
+)
+def test_what_goes_wrong_costs_one_crystal(pool, name, reason, batch_size):
+    scores = scores_of(pool, name, batch_size=batch_size)
+    assert scores.reasons == (None, reason, None, None)
+    assert np.isnan(scores.values[1])
+    assert np.isfinite(scores.values[[0, 2, 3]]).all()
+
+
+def test_hanging_costs_one_crystal(pool):
+    scores = scores_of(pool, "sleeps_for_caesium", timeout_s=0.5)
+    assert scores.reasons == (None, "timeout after 0.5 s", None, None)
+    assert scores.values[[0, 2, 3]].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("too_few", "ValueError: it returned 0 values for 1 structures"),
+        ("not_numbers", "ValueError: it returned ['good'], not one number a structure"),
+    ],
+)
+def test_wrong_answers(pool, name, reason):
+    assert scores_of(pool, name).reasons == (reason,) * 4
+
+
+def test_all_at_once(pool):
+    shares = scores_of(pool, "share_of_its_list", batch_size=0).values
+    np.testing.assert_allclose(shares, np.array([2, 2, 5, 2]) / 11)
+    pairs = scores_of(pool, "share_of_its_list", batch_size=2).values
+    np.testing.assert_allclose(pairs, [1 / 2, 1 / 2, 5 / 7, 2 / 7])
+
+
+def test_what_is_not_there_is_not_judged(pool):
+    scores = scores_of(pool, "number_of_sites", [None, *CRYSTALS, None])
+    assert scores.reasons == (NOT_JUDGED, None, None, None, None, NOT_JUDGED)
+    assert scores.values[1:5].tolist() == [2, 2, 5, 2]
+    assert scores_of(pool, "number_of_sites", [None]).reasons == (NOT_JUDGED,)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_colon", "write module:function"),
+        ("no_such_module_at_all:reward", "ModuleNotFoundError"),
+        (f"{MODULE}:no_such_function", "no_such_function"),
+        (f"{MODULE}:not_callable", "is no function"),
+    ],
+)
+def test_functions_that_are_none(name, message):
+    with pytest.raises(RewardError, match=message):
+        load_function(name)
+
+
+def test_options_are_json():
+    assert read_options("") == {}
+    assert read_options('{"target": 3, "soft": true}') == {"target": 3, "soft": True}
+    for text in ("target=3", "[3]", "3"):
+        with pytest.raises(RewardError, match="JSON"):
+            read_options(text)
+
+
+def test_models_judge_chunk_by_chunk(pool):
+    seen = []
+
+    def judge(crystals, given):
+        assert given is pool
+        seen.append(len(crystals))
+        return Scores.of([float(len(c[0])) for c in crystals], [None] * len(crystals))
+
+    component = PerChunk(judge)
+    prepared = [*component.prepare(CRYSTALS[:3], pool), *component.prepare(CRYSTALS[3:], pool)]
+    assert component.score(prepared, pool).values.tolist() == [2, 2, 5, 2]
+    assert seen == [3, 1]
+
+
+def test_diversity_compares_all_chunks(pool):
+    def features(crystals):
+        return np.array([[len(c[0]), c[2][0, 0]] if c else [np.nan] * 2 for c in crystals])
+
+    component = Diversity(features, np.array([[2.0, 1.0], [5.0, 3.0]]))
+    crystals = [*CRYSTALS, None]
+    together = component.score(component.prepare(crystals, pool), pool)
+    parts = [*component.prepare(crystals[:2], pool), *component.prepare(crystals[2:], pool)]
+    np.testing.assert_array_equal(component.score(parts, pool).values, together.values)
+    assert together.reasons[:4] == (None,) * 4
+    assert together.reasons[4] is not None
