@@ -182,9 +182,7 @@ def _write(output_dir: Path, model: LDMModel, structures: list[Structure], secon
     _remove_earlier_run(output_dir)
     # The structures before the CIFs, which are not known to be ours without them; the report last.
     dicts = [structure.as_dict() for structure in structures]
-    cli.write_file(
-        output_dir / STRUCTURES_FILE, gzip.compress(json.dumps(dicts).encode(), mtime=0)
-    )
+    cli.write_file(output_dir / STRUCTURES_FILE, gzip.compress(json.dumps(dicts).encode(), mtime=0))
     if flags.FLAGS.cif:
         _write_cifs(output_dir / CIF_FOLDER, report.indices, structures)
     summary = _summary(report, len(structures), seconds)

@@ -110,9 +110,7 @@ def _from_list(structures: Any) -> Reference:
     return Reference(f"a list of {len(arrays)}", Crystals.from_list(arrays))
 
 
-def _from_splits(
-    name: str, splits: Sequence[str], *, data_dir: str, pool: WorkerPool
-) -> Reference:
+def _from_splits(name: str, splits: Sequence[str], *, data_dir: str, pool: WorkerPool) -> Reference:
     if not splits:
         raise DatasetError(f"no split of {name}; give one or more of {', '.join(SPLITS)}")
     loaded = [

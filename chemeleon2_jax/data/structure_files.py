@@ -99,8 +99,8 @@ def _read_samples(folder: Path, pool: WorkerPool) -> list[Entry]:
     report = folder / REPORT_FILE
     if not report.is_file():
         raise DatasetError(
-            f"{folder} has no {REPORT_FILE}, which names what could not be built: sampling was "
-            f"interrupted. Sample again, or give {folder / STRUCTURES_FILE} itself for what there is"
+            f"{folder} has no {REPORT_FILE}, which tells what could not be built: sampling was "
+            f"interrupted. Sample again, or give {folder / STRUCTURES_FILE} for what is there"
         )
     built = _read_json(folder / STRUCTURES_FILE, pool)
     try:
@@ -109,7 +109,9 @@ def _read_samples(folder: Path, pool: WorkerPool) -> list[Entry]:
         reasons = {int(item["index"]): str(item["reason"]) for item in content["failures"]}
         num_samples = int(content["num_samples"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"{report} is not what sample writes: {error!r}; sample again") from error
+        raise DatasetError(
+            f"{report} is not what sample writes: {error!r}; sample again"
+        ) from error
     if len(built) != len(indices) or sorted([*indices, *reasons]) != list(range(num_samples)):
         raise DatasetError(
             f"{report} does not belong to {STRUCTURES_FILE} beside it: {len(built)} structures, "
@@ -136,7 +138,9 @@ def _read_cifs(paths: Sequence[Path], pool: WorkerPool) -> list[Entry]:
     return _collect(_from_cif_file, paths, [path.name for path in paths], pool)
 
 
-def _collect(function: Any, items: Sequence[Any], names: list[str], pool: WorkerPool) -> list[Entry]:
+def _collect(
+    function: Any, items: Sequence[Any], names: list[str], pool: WorkerPool
+) -> list[Entry]:
     outcomes = pool.map(function, items, timeout_s=ROW_TIMEOUT_S, chunk_size=CHUNK_SIZE)
     return [_entry(name, outcome) for name, outcome in zip(names, outcomes, strict=True)]
 
