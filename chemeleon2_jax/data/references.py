@@ -72,22 +72,22 @@ def load_reference(
     if not isinstance(source, str | Path):
         return _from_list(source)
     name = str(source)
+    if not name:  # the path would be the working directory
+        raise DatasetError("the reference has no name; give a data set, a file or a folder")
+    if _is_named(name):
+        return _from_splits(canonical_name(name), splits, data_dir="", pool=pool)
     folder = Path(name).expanduser()
-    if is_named(name):
-        name = canonical_name(name)
-        return _from_splits(name, splits, data_dir="", pool=pool)
     if not folder.exists():
         known = [PROTOTYPES, *NAMED_SETS]
         raise DatasetError(f"no data set, file or folder {name!r}: {suggest(name, known)}")
-    if folder.is_dir() and any((folder / f"{s}.csv{z}").is_file() for s in SPLITS for z in _ENDS):
+    if folder.is_dir() and any(
+        (folder / f"{s}.csv{z}").is_file() for s in SPLITS for z in ("", ".gz")
+    ):
         return _from_splits(name, splits, data_dir=name, pool=pool)
     return _from_files(name, pool)
 
 
-_ENDS = ("", ".gz")
-
-
-def is_named(name: str) -> bool:
+def _is_named(name: str) -> bool:
     """Tell whether a text is the name of a data set. A folder of that name is `./<name>`."""
     try:
         canonical_name(name)

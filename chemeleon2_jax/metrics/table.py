@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from absl import logging
-from pymatgen.core import Composition, Element
+from pymatgen.core import Composition, Element, Structure
 
 from chemeleon2_jax import __version__
 from chemeleon2_jax.crystals import CrystalArrays
@@ -82,13 +82,12 @@ def evaluate(
         ValueError: no structure, an unknown metric, or one that needs a reference.
     """
     names = choose_metrics(metrics, has_reference=reference is not None)
-    if reference is None and not metrics:
-        left_out = [name for name, metric in METRICS.items() if metric.needs_reference]
-        logging.info("No reference is given: without %s.", ", ".join(left_out))
     seconds = _Stopwatch()
     with WorkerPool(num_workers) as pool:
         entries = [_check(entry) for entry in _entries(structures, pool)]
         seconds.stop("structures")
+        if not metrics and (left_out := sorted(METRICS.keys() - names)):
+            logging.info("No reference is given: without %s.", ", ".join(left_out))
         known = None
         if any(METRICS[name].needs_reference for name in names):
             known = load_reference(reference, pool, splits=reference_splits)
@@ -132,6 +131,8 @@ class _Stopwatch:
 def _entries(structures: Any, pool: WorkerPool) -> list[Entry]:
     if isinstance(structures, str | Path):
         return read_entries(structures, pool)
+    if isinstance(structures, Structure):  # which would go through its sites
+        raise ValueError("structures is one structure; give a list of structures")
     entries = []
     for index, structure in enumerate(structures):
         if structure is None:
