@@ -36,6 +36,11 @@ class Reference:
     splits: tuple[str, ...] = ()
     num_skipped: int = 0
 
+    @property
+    def names(self) -> list[str]:
+        """Of the crystals: material ids, names of files, or positions in a list."""
+        return [name.decode() for name in self.crystals.material_ids.tolist()]
+
     @cached_property
     def sha256(self) -> str:
         """Checksum of the crystals, whatever file they are from: sizes, atomic numbers,

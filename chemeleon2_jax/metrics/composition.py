@@ -21,11 +21,11 @@ from chemeleon2_jax.metrics.structure import Check, as_arrays
 OXIDATION_STATES = "icsd24"
 """SMACT's set of oxidation states, as the original takes it; SMACT's own default is another."""
 
-MAX_COMBINATIONS = 300_000
-"""Combinations of oxidation states that are gone through; microseconds each, seconds for more."""
+MAX_COMBINATIONS = 100_000
+"""Combinations of oxidation states that are gone through; they take microseconds each."""
 
 NO_STATES = "no oxidation states"
-NOT_NEUTRAL = "no neutral combination of oxidation states"
+NOT_BALANCED = "oxidation states do not balance"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _find_fault(formula: Formula) -> str | None:
     if smact_validity(Composition(counts), oxidation_states_set=OXIDATION_STATES):
         return None
     unknown = [symbol for symbol in counts if not _oxidation_states(symbol)]
-    return f"{NO_STATES}: {', '.join(unknown)}" if unknown else NOT_NEUTRAL
+    return f"{NO_STATES}: {', '.join(unknown)}" if unknown else NOT_BALANCED
 
 
 @cache

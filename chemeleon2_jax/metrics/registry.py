@@ -44,6 +44,7 @@ class Subject:
     Attributes:
         crystals: G crystals; None where there is none.
         references: what is known already, where it is given.
+        reference_names: their names, in their order.
         pool: processes to work in.
         tolerances: of StructureMatcher.
         timeout_s: limit for one comparison, in seconds.
@@ -51,6 +52,7 @@ class Subject:
 
     crystals: Sequence[CrystalArrays | None]
     references: References | None
+    reference_names: Sequence[str]
     pool: WorkerPool
     tolerances: Tolerances
     timeout_s: float
@@ -134,7 +136,12 @@ def _unique(subject: Subject) -> Column:
 
 
 def _novel(subject: Subject) -> Column:
-    return _column(subject.novel, subject.novel.errors)
+    found = subject.novel
+    reasons = [
+        reason if match is None else f"same as reference: {subject.reference_names[match]}"
+        for match, reason in zip(found.matches, found.reasons, strict=True)
+    ]
+    return Column(_column(found, found.errors).values, reasons)
 
 
 def _unique_novel(subject: Subject) -> Column:

@@ -95,6 +95,7 @@ def evaluate(
         subject = Subject(
             crystals=[entry.arrays for entry in entries],
             references=None if known is None else References(known.crystals),
+            reference_names=[] if known is None else known.names,
             pool=pool,
             tolerances=tolerances or Tolerances(),
             timeout_s=timeout_s,
@@ -236,7 +237,7 @@ def _summarise(name: str, column: Column, entries: Sequence[Entry]) -> dict[str,
         }
     statistics = {
         key: float(function(values)) if len(values) else None
-        for key, function in (("mean", np.mean), ("std", np.std), ("min", np.min), ("max", np.max))
+        for key, function in _STATISTICS.items()
     }
     return {
         "unit": unit,
@@ -246,6 +247,13 @@ def _summarise(name: str, column: Column, entries: Sequence[Entry]) -> dict[str,
     }
 
 
+_STATISTICS = {
+    "mean": np.mean,
+    "std": np.std,
+    "min": np.min,
+    "median": np.median,
+    "max": np.max,
+}
 _NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 _COMPARISON = re.compile(r"comparison with [^:]*: ")
 

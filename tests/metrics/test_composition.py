@@ -10,7 +10,7 @@ from pymatgen.core import Composition, Lattice, Structure
 from chemeleon2_jax.metrics import composition
 from chemeleon2_jax.metrics.composition import (
     MAX_COMBINATIONS,
-    NOT_NEUTRAL,
+    NOT_BALANCED,
     composition_validity,
 )
 
@@ -28,8 +28,8 @@ def crystal(formula):
         ("NaCl", None),
         ("Na4Cl4", None),
         ("CaTiO3", None),
-        ("NaCl2", NOT_NEUTRAL),
-        ("Na2O9", NOT_NEUTRAL),
+        ("NaCl2", NOT_BALANCED),
+        ("Na2O9", NOT_BALANCED),
         ("Fe", None),  # one element
         ("He", None),  # whichever it is
         ("CuZn", None),  # alloys

@@ -65,12 +65,12 @@ def test_reasons(report):
     reasons = [None if r != r else r for r in report.table["reason"]]
     assert reasons[0] is None
     assert reasons[1] == "not built"
-    assert reasons[2] == "novel, unique_novel: same as reference 0"
+    assert reasons[2] == "novel, unique_novel: same as reference: 0"
     assert reasons[3] == "unique, unique_novel: same as structure 0"
     assert reasons[4].startswith("not a crystal: partial occupancy")
     assert reasons[5] == "cell has no volume"
     assert reasons[6].startswith("valid: atoms 0.1 angstrom apart; covalent: atoms 0.037 of")
-    assert reasons[7] == "composition_valid: no neutral combination of oxidation states"
+    assert reasons[7] == "composition_valid: oxidation states do not balance"
 
 
 def test_densities_are_those_of_pymatgen(report):
@@ -97,6 +97,7 @@ def test_shares_are_of_all_that_were_asked_for(report):
         "failed": {"same as structure #": 1},
         "no_value": structures["without_crystal"],
     }
+    assert metrics["novel"]["failed"] == {"same as reference": 1}
     assert metrics["unique_novel"]["share"] == 3 / 8
     assert metrics["valid"]["failed"] == {"atoms # angstrom apart": 1}
     for name, result in metrics.items():
@@ -107,6 +108,7 @@ def test_shares_are_of_all_that_were_asked_for(report):
             assert result["count"] + without == 8
     values = report.table["density"].dropna()
     assert metrics["density"]["mean"] == pytest.approx(values.mean())
+    assert metrics["density"]["median"] == values.median()
     assert metrics["density"]["std"] == pytest.approx(values.std(ddof=0))
     assert (metrics["density"]["min"], metrics["density"]["max"]) == (values.min(), values.max())
 
@@ -184,7 +186,7 @@ def test_nothing_but_failures():
         if METRICS[name].unit is None:
             assert result["share"] == 0.0
         else:
-            assert [result[key] for key in ("mean", "std", "min", "max")] == [None] * 4
+            assert [result[key] for key in ("mean", "std", "min", "median", "max")] == [None] * 5
     json.dumps(found.summary, allow_nan=False)
 
 
@@ -212,7 +214,7 @@ def test_a_comparison_that_fails_has_no_value(monkeypatch):
 
 def test_one_no_decides(monkeypatch):
     """Not unique is not unique and novel, whatever it is compared with in vain."""
-    subject = registry.Subject([None, None], None, None, Tolerances(), 1.0)
+    subject = registry.Subject([None, None], None, [], None, Tolerances(), 1.0)
     columns = {
         "unique": registry.Column([False, True], ["same as structure 0", None]),
         "novel": registry.Column([None, None], ["timeout", "timeout"]),
