@@ -7,7 +7,7 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -247,7 +247,7 @@ def _summarise(name: str, column: Column, entries: Sequence[Entry]) -> dict[str,
     }
 
 
-_STATISTICS = {
+_STATISTICS: dict[str, Callable[[np.ndarray], Any]] = {
     "mean": np.mean,
     "std": np.std,
     "min": np.min,
