@@ -44,9 +44,13 @@ flags.DEFINE_string(
 flags.DEFINE_list("reference_splits", ["train"], "Splits of the data set that count.")
 flags.DEFINE_list("metrics", [], "Metrics in the order of the table; default: all.")
 flags.DEFINE_string("output_dir", "", "Folder to write to.")
-flags.DEFINE_float("ltol", 0.2, "Relative difference of cell lengths of the same crystal.")
-flags.DEFINE_float("stol", 0.3, "Displacement of its sites over the cube root of volume per atom.")
-flags.DEFINE_float("angle_tol", 5.0, "Difference of its cell angles in degrees.")
+flags.DEFINE_float(
+    "ltol", 0.2, "Relative difference of cell lengths of the same crystal.", lower_bound=0.0
+)
+flags.DEFINE_float(
+    "stol", 0.3, "Displacement of its sites over the cube root of volume per atom.", lower_bound=0.0
+)
+flags.DEFINE_float("angle_tol", 5.0, "Difference of its cell angles in degrees.", lower_bound=0.0)
 flags.DEFINE_float("timeout_s", 3.0, "Limit for one comparison, in seconds.", lower_bound=0.01)
 flags.DEFINE_integer("num_workers", 0, "Processes; 0 is one a CPU core, up to 16.", lower_bound=0)
 

@@ -86,10 +86,8 @@ def evaluate(
     with WorkerPool(num_workers) as pool:
         entries = [_check(entry) for entry in _entries(structures, pool)]
         seconds.stop("structures")
-        if not metrics and (left_out := sorted(METRICS.keys() - names)):
-            logging.info("No reference is given: without %s.", ", ".join(left_out))
         known = None
-        if any(METRICS[name].needs_reference for name in names):
+        if _is_needed(reference, names):
             known = load_reference(reference, pool, splits=reference_splits)
             seconds.stop("reference")
         subject = Subject(
@@ -114,6 +112,17 @@ def evaluate(
         "seconds": seconds.laps,
     }
     return Report(table, summary)
+
+
+def _is_needed(reference: Any, names: Sequence[str]) -> bool:
+    """Tell whether to load the reference, and the user where it decides what is computed."""
+    needing = [name for name, metric in METRICS.items() if metric.needs_reference]
+    is_needed = not set(names).isdisjoint(needing)
+    if reference is None and METRICS.keys() - names == set(needing):
+        logging.info("No reference is given: without %s.", ", ".join(needing))
+    elif reference is not None and not is_needed:
+        logging.info("None of the metrics needs the reference; it is not loaded.")
+    return is_needed
 
 
 class _Stopwatch:
