@@ -1,6 +1,7 @@
-"""What the command lines share: readable logs, one-line errors, exit codes."""
+"""What the command lines share: readable logs, one-line errors, exit codes, files they write."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from chemeleon2_jax.config import ConfigError
 from chemeleon2_jax.data.errors import DatasetError
 from chemeleon2_jax.errors import CheckpointError, RewardError
+from chemeleon2_jax.files import replacing
 from chemeleon2_jax.training.config import SettingsError
 
 PACKAGE = "chemeleon2_jax"
@@ -140,3 +142,44 @@ def log_file(path: Path) -> Iterator[None]:
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+def check_output_dir(path: Path) -> None:
+    """Find out before the work whether --output_dir can be made, without making it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    except OSError as error:
+        raise ConfigError(f"--output_dir: {error}") from error
+    if not nearest.is_dir():
+        raise ConfigError(f"--output_dir: {nearest} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output_dir: {nearest} cannot be written to")
+
+
+def make_output_dir(path: Path) -> None:
+    """Make --output_dir if it is missing.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output_dir: {error}") from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file, so that a reader finds the old one or the new one, whole.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error}") from error

@@ -18,7 +18,6 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from tqdm import tqdm
 
 from chemeleon2_jax import __version__, cli
 from chemeleon2_jax.config import ConfigError
-from chemeleon2_jax.files import REPORT_FILE, STRUCTURES_FILE, replacing
+from chemeleon2_jax.files import REPORT_FILE, STRUCTURES_FILE
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -85,7 +84,7 @@ def main() -> int:
     if not values.num_samples and not num_atoms and not asked:
         raise ConfigError("give --num_samples, --num_atoms or both")
     output_dir = Path(values.output_dir)
-    _check_folder(output_dir)
+    cli.check_output_dir(output_dir)
 
     # After the flags are checked: loading JAX and pymatgen takes seconds.
     from chemeleon2_jax.api import LDMModel, VAEModel, load_model
@@ -102,10 +101,7 @@ def main() -> int:
             "run folder (logs/train_ldm/runs/...)"
         )
     conditions = _convert_conditions(model, asked)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output_dir: {error}") from error
+    cli.make_output_dir(output_dir)
     start = time.perf_counter()
     structures = _sample(model, num_atoms, conditions)
     _write(output_dir, model, structures, time.perf_counter() - start)
@@ -114,18 +110,6 @@ def main() -> int:
             f"none of the crystals could be built; {output_dir / REPORT_FILE} says why"
         )
     return 0
-
-
-def _check_folder(path: Path) -> None:
-    """Find out before the work whether a folder can be made, without making it."""
-    try:
-        nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    except OSError as error:
-        raise ConfigError(f"--output_dir: {error}") from error
-    if not nearest.is_dir():
-        raise ConfigError(f"--output_dir: {nearest} is not a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output_dir: {nearest} cannot be written to")
 
 
 def _read_sizes(texts: list[str]) -> list[int]:
@@ -198,13 +182,11 @@ def _write(output_dir: Path, model: LDMModel, structures: list[Structure], secon
     _remove_earlier_run(output_dir)
     # The structures before the CIFs, which are not known to be ours without them; the report last.
     dicts = [structure.as_dict() for structure in structures]
-    _write_atomically(
-        output_dir / STRUCTURES_FILE, gzip.compress(json.dumps(dicts).encode(), mtime=0)
-    )
+    cli.write_file(output_dir / STRUCTURES_FILE, gzip.compress(json.dumps(dicts).encode(), mtime=0))
     if flags.FLAGS.cif:
         _write_cifs(output_dir / CIF_FOLDER, report.indices, structures)
     summary = _summary(report, len(structures), seconds)
-    _write_atomically(output_dir / REPORT_FILE, json.dumps(summary, indent=2).encode())
+    cli.write_file(output_dir / REPORT_FILE, json.dumps(summary, indent=2).encode())
     log.info(
         "%d of %d crystals in %.1f s -> %s",
         *(len(structures), len(report.num_atoms), seconds, output_dir / STRUCTURES_FILE),
@@ -273,14 +255,6 @@ def _write_cifs(folder: Path, indices: Sequence[int], structures: Sequence[Struc
             structure.to(filename=str(folder / f"{index:06d}_{formula}.cif"))
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error}") from error
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error}") from error
 
 
 if __name__ == "__main__":

@@ -1,0 +1,148 @@
+"""Crystals that are known already, to compare others with, under a name and a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from chemeleon2_jax.crystals import Crystals
+from chemeleon2_jax.data.datasets import NAMED_SETS, PROTOTYPES, SPLITS, canonical_name, load_split
+from chemeleon2_jax.data.errors import DatasetError, suggest
+from chemeleon2_jax.data.structure_files import read_entries
+from chemeleon2_jax.data.structures import arrays_from_structure
+from chemeleon2_jax.workers import WorkerPool
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Crystals to compare with, and where they are from.
+
+    Attributes:
+        name: of the data set, or the path.
+        crystals: all of them.
+        splits: of the data set; none where it has none.
+        num_skipped: rows or files that gave no crystal.
+    """
+
+    name: str
+    crystals: Crystals
+    splits: tuple[str, ...] = ()
+    num_skipped: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """Of the crystals: material ids, names of files, or positions in a list."""
+        return [name.decode() for name in self.crystals.material_ids.tolist()]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Checksum of the crystals, whatever file they are from: sizes, atomic numbers,
+        fractional coordinates and cells, as they were loaded, in that order.
+        """
+        digest = hashlib.sha256()
+        crystals = self.crystals
+        for array, dtype in (
+            (crystals.num_atoms, "<i4"),
+            (crystals.atom_types, "i1"),
+            (crystals.frac_coords, "<f4"),
+            (crystals.lattices, "<f4"),
+        ):
+            digest.update(np.ascontiguousarray(array, dtype).tobytes())
+        return digest.hexdigest()
+
+
+def load_reference(
+    source: Any, pool: WorkerPool, *, splits: Sequence[str] = ("train",)
+) -> Reference:
+    """Load crystals to compare with.
+
+    Args:
+        source: the name of a data set; a folder with `train.csv` or the like; what
+            :func:`~chemeleon2_jax.data.structure_files.read_entries` reads; or a list of structures
+            or (atom_types, frac_coords, lattice).
+        pool: processes to read in.
+        splits: which splits of a data set count.
+
+    Raises:
+        DatasetError: it is none of these, or no crystal is in it.
+        ValueError: naming the element of a list that is no crystal.
+    """
+    if not isinstance(source, str | Path):
+        return _from_list(source)
+    name = str(source)
+    if not name:  # the path would be the working directory
+        raise DatasetError("the reference has no name; give a data set, a file or a folder")
+    if _is_named(name):
+        return _from_splits(canonical_name(name), splits, data_dir="", pool=pool)
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        known = [PROTOTYPES, *NAMED_SETS]
+        raise DatasetError(f"no data set, file or folder {name!r}: {suggest(name, known)}")
+    if folder.is_dir() and any(
+        (folder / f"{s}.csv{z}").is_file() for s in SPLITS for z in ("", ".gz")
+    ):
+        return _from_splits(name, splits, data_dir=name, pool=pool)
+    return _from_files(name, pool)
+
+
+def _is_named(name: str) -> bool:
+    """Tell whether a text is the name of a data set. A folder of that name is `./<name>`."""
+    try:
+        canonical_name(name)
+    except DatasetError:
+        return False
+    return True
+
+
+def _from_list(structures: Any) -> Reference:
+    arrays = []
+    for index, structure in enumerate(structures):
+        try:
+            arrays.append(
+                structure if isinstance(structure, tuple) else arrays_from_structure(structure)
+            )
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"reference {index} is not a crystal: {error}") from error
+    if not arrays:
+        raise ValueError("the reference holds no structure")
+    return Reference(f"a list of {len(arrays)}", Crystals.from_list(arrays))
+
+
+def _from_splits(name: str, splits: Sequence[str], *, data_dir: str, pool: WorkerPool) -> Reference:
+    if not splits:
+        raise DatasetError(f"no split of {name}; give one or more of {', '.join(SPLITS)}")
+    loaded = [
+        load_split("" if data_dir else name, split, data_dir=data_dir, num_workers=pool.num_workers)
+        for split in dict.fromkeys(splits)
+    ]
+    return Reference(
+        name=name,
+        crystals=Crystals.concatenate([part.crystals for part in loaded]),
+        splits=tuple(dict.fromkeys(splits)),
+        num_skipped=sum(len(part.skipped) for part in loaded),
+    )
+
+
+def _from_files(path: str, pool: WorkerPool) -> Reference:
+    entries = read_entries(path, pool)
+    good = [entry for entry in entries if entry.arrays is not None]
+    bad = [entry for entry in entries if entry.arrays is None]
+    if bad:
+        logging.warning(
+            "reference %s: %d of %d entries give no crystal and are left out, first %s: %s",
+            *(path, len(bad), len(entries), bad[0].name, bad[0].reason),
+        )
+    if not good:
+        raise DatasetError(f"no crystal in the reference {path}; {bad[0].name}: {bad[0].reason}")
+    crystals = Crystals.from_list(
+        [entry.arrays for entry in good if entry.arrays is not None],
+        material_ids=[entry.name for entry in good],
+    )
+    return Reference(path, crystals, num_skipped=len(bad))

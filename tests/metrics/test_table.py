@@ -1,0 +1,284 @@
+"""The table and the summary: every crystal that was asked for has its row and its part."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from pymatgen.core import Lattice, Structure
+
+import chemeleon2_jax as c2
+from chemeleon2_jax.data.errors import DatasetError
+from chemeleon2_jax.metrics import matching, registry
+from chemeleon2_jax.metrics.reconstruction import Tolerances
+from chemeleon2_jax.metrics.registry import METRICS, Metric, choose_metrics
+from chemeleon2_jax.metrics.structure import covalent_share
+from chemeleon2_jax.metrics.table import Report, evaluate
+from tests.tiny import caesium_chloride, perovskite, rocksalt
+
+SALT, OXIDE = rocksalt("Na", "Cl", 5.64), perovskite("Sr", "Ti", 3.905)
+OTHER_SALT = caesium_chloride("Na", "Cl", 3.4)
+UNBALANCED = perovskite("Na", "Li", 3.9)
+DISORDERED = Structure(Lattice.cubic(4.0), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])
+FLAT = Structure(np.diag([4.0, 4.0, 0.0]), ["Na"], [[0, 0, 0]])
+CRUSHED = Structure(Lattice.cubic(5.0), ["Na", "Cl"], [[0, 0, 0], [0.02, 0, 0]])
+
+MIXED = [SALT, None, OTHER_SALT, SALT.copy(), DISORDERED, FLAT, CRUSHED, UNBALANCED]
+REFERENCE = [OTHER_SALT, OXIDE]
+
+
+@pytest.fixture(scope="module")
+def report():
+    return evaluate(MIXED, REFERENCE, num_workers=0)
+
+
+def column(report, name):
+    """Values of a column, None where there is none."""
+    return [None if v is None or v != v else v for v in report.table[name].astype(object)]
+
+
+def test_rows(report):
+    table = report.table
+    assert list(table.columns) == ["name", "formula", "num_atoms", "status", *METRICS, "reason"]
+    assert table.index.tolist() == list(range(8))
+    assert table.index.name == "index"
+    expected = ["ok", "not built", "ok", "ok", "failed", "failed", "ok", "ok"]
+    assert table["status"].tolist() == expected
+    assert table["formula"].dropna().tolist() == ["NaCl"] * 4 + ["NaLiO3"]
+    assert table["num_atoms"].dropna().tolist() == [2, 2, 2, 2, 5]
+
+
+def test_values(report):
+    for name, expected in {
+        "unique": [True, None, True, False, None, None, True, True],
+        "novel": [True, None, False, True, None, None, True, True],
+        "unique_novel": [True, None, False, False, None, None, True, True],
+        "valid": [True, None, True, True, None, None, False, True],
+        "covalent": [True, None, True, True, None, None, False, True],
+        "composition_valid": [True, None, True, True, None, None, True, False],
+    }.items():
+        found = report.table[name].astype(object).where(report.table[name].notna(), None)
+        assert found.tolist() == expected, name
+
+
+def test_reasons(report):
+    reasons = [None if r != r else r for r in report.table["reason"]]
+    assert reasons[0] is None
+    assert reasons[1] == "not built"
+    assert reasons[2] == "novel, unique_novel: same as reference: 0"
+    assert reasons[3] == "unique, unique_novel: same as structure 0"
+    assert reasons[4].startswith("not a crystal: partial occupancy")
+    assert reasons[5] == "cell has no volume"
+    assert reasons[6].startswith("valid: atoms 0.1 angstrom apart; covalent: atoms 0.037 of")
+    assert reasons[7] == "composition_valid: oxidation states do not balance"
+
+
+def test_densities_are_those_of_pymatgen(report):
+    table = report.table
+    for row, structure in ((0, SALT), (2, OTHER_SALT), (7, UNBALANCED)):
+        assert table["density"][row] == pytest.approx(float(structure.density), rel=1e-6)
+        per_volume = len(structure) / structure.volume
+        assert table["atomic_density"][row] == pytest.approx(per_volume)
+    assert table["density"].isna().tolist() == table["formula"].isna().tolist()
+
+
+def test_shares_are_of_all_that_were_asked_for(report):
+    structures, metrics = report.summary["structures"], report.summary["metrics"]
+    assert structures == {
+        "source": "a list of 8",
+        "asked": 8,
+        "built": 5,
+        "status": {"ok": 5, "not built": 1, "failed": 2},
+        "without_crystal": {"not built": 1, "not a crystal": 1, "cell has no volume": 1},
+    }
+    assert metrics["unique"] == {
+        "share": 4 / 8,
+        "passed": 4,
+        "failed": {"same as structure #": 1},
+        "no_value": structures["without_crystal"],
+    }
+    assert metrics["novel"]["failed"] == {"same as reference": 1}
+    assert metrics["unique_novel"]["share"] == 3 / 8
+    assert metrics["valid"]["failed"] == {"atoms # angstrom apart": 1}
+    for name, result in metrics.items():
+        without = sum(result["no_value"].values())
+        if METRICS[name].unit is None:
+            assert result["passed"] + sum(result["failed"].values()) + without == 8
+        else:
+            assert result["count"] + without == 8
+    values = report.table["density"].dropna()
+    assert metrics["density"]["mean"] == pytest.approx(values.mean())
+    assert metrics["density"]["median"] == values.median()
+    assert metrics["density"]["std"] == pytest.approx(values.std(ddof=0))
+    assert (metrics["density"]["min"], metrics["density"]["max"]) == (values.min(), values.max())
+
+
+def test_summary_says_with_what_and_how(report):
+    summary = report.summary
+    assert list(summary) == [
+        "structures",
+        "metrics",
+        "reference",
+        "settings",
+        "versions",
+        "seconds",
+    ]
+    reference = summary["reference"]
+    assert (reference["name"], reference["count"]) == ("a list of 2", 2)
+    assert len(reference["sha256"]) == 64
+    assert summary["settings"]["tolerances"] == {"ltol": 0.2, "stol": 0.3, "angle_tol": 5.0}
+    assert summary["settings"]["oxidation_states"] == "icsd24"
+    assert summary["versions"]["chemeleon2_jax"] == c2.__version__
+    assert list(summary["seconds"]) == ["structures", "reference", *METRICS]
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_the_same_again_in_worker_processes(report):
+    again = evaluate(MIXED, REFERENCE, num_workers=2)
+    assert again.table.equals(report.table)
+    same, other = dict(again.summary), dict(report.summary)
+    del same["seconds"], other["seconds"]
+    assert json.dumps(same) == json.dumps(other)
+
+
+def test_triples_are_structures(report):
+    triples = [
+        None if s is None else ([site.specie.Z for site in s], s.frac_coords, s.lattice.matrix)
+        for s in [SALT, None, OTHER_SALT]
+    ]
+    found = evaluate(triples, REFERENCE, num_workers=0)
+    assert found.table.equals(evaluate(MIXED[:3], REFERENCE, num_workers=0).table)
+
+
+def test_metrics_are_chosen_in_order():
+    found = evaluate([SALT, CRUSHED], metrics=["valid", "density", "valid"], num_workers=0)
+    assert list(found.table.columns[4:]) == ["valid", "density", "reason"]
+    assert list(found.summary["metrics"]) == ["valid", "density"]
+    # What is not asked for is not a reason either.
+    assert [r != r or r is None for r in found.table["reason"]] == [True, False]
+
+
+def test_without_a_reference():
+    found = evaluate([SALT], num_workers=0)
+    assert "novel" not in found.table.columns
+    assert "unique" in found.table.columns
+    assert found.summary["reference"] is None
+
+
+def test_a_reference_that_no_metric_needs_is_not_loaded():
+    found = evaluate([SALT], "no such set", ["valid"], num_workers=0)
+    assert found.summary["reference"] is None
+
+
+def test_a_path_will_do(tmp_path):
+    SALT.to(filename=str(tmp_path / "a.cif"))
+    (tmp_path / "b.cif").write_text("not a CIF")
+    found = evaluate(tmp_path, metrics=["valid"], num_workers=0)
+    assert found.table["name"].tolist() == ["a.cif", "b.cif"]
+    assert found.table["status"].tolist() == ["ok", "failed"]
+    assert found.summary["structures"]["source"] == str(tmp_path)
+    assert found.summary["structures"]["without_crystal"] == {"unparsable CIF": 1}
+
+
+def test_nothing_but_failures():
+    found = evaluate([None, FLAT], REFERENCE, num_workers=0)
+    for name, result in found.summary["metrics"].items():
+        if METRICS[name].unit is None:
+            assert result["share"] == 0.0
+        else:
+            assert [result[key] for key in ("mean", "std", "min", "median", "max")] == [None] * 5
+    json.dumps(found.summary, allow_nan=False)
+
+
+def test_a_comparison_that_fails_has_no_value(monkeypatch):
+    """And the row says so; what else is known of it stays."""
+
+    def fail(work, *, tolerances):
+        raise RuntimeError("no lattice")
+
+    monkeypatch.setattr(matching, "_fit_batch", fail)
+    found = evaluate([SALT, OTHER_SALT, OXIDE], [SALT], num_workers=0)
+    assert found.table["unique"].isna().tolist() == [False, True, False]
+    assert found.table["novel"].isna().tolist() == [True, True, False]
+    assert found.table["unique_novel"].isna().tolist() == [True, True, False]
+    assert found.table["status"].tolist() == ["failed", "failed", "ok"]
+    assert found.table["valid"].tolist() == [True] * 3
+    assert (
+        "unique, unique_novel: comparison with structure 0: RuntimeError"
+        in found.table["reason"][1]
+    )
+    result = found.summary["metrics"]["novel"]
+    assert result["share"] == pytest.approx(1 / 3)
+    assert result["no_value"] == {"RuntimeError": 2}
+
+
+def test_one_no_decides(monkeypatch):
+    """Not unique is not unique and novel, whatever it is compared with in vain."""
+    subject = registry.Subject([None, None], None, [], None, Tolerances(), 1.0)
+    columns = {
+        "unique": registry.Column([False, True], ["same as structure 0", None]),
+        "novel": registry.Column([None, None], ["timeout", "timeout"]),
+    }
+    monkeypatch.setattr(registry, "_unique", lambda _: columns["unique"])
+    monkeypatch.setattr(registry, "_novel", lambda _: columns["novel"])
+    found = METRICS["unique_novel"].compute(subject)
+    assert found.values == [False, None]
+    assert found.reasons == ["same as structure 0", "timeout"]
+
+
+def test_tolerances_are_used():
+    moved = SALT.copy().translate_sites([1], [0.05, 0.0, 0.0])
+    for tolerances, is_unique in ((None, False), (Tolerances(stol=0.01), True)):
+        found = evaluate([SALT, moved], metrics=["unique"], tolerances=tolerances, num_workers=0)
+        assert found.table["unique"].tolist() == [True, is_unique]
+
+
+def test_another_metric_is_one_line(monkeypatch):
+    sizes = Metric("atoms", lambda subject: registry.Column([2.0], [None]), unit="atoms")
+    metrics = {**METRICS, "size": sizes}
+    for module in (registry, __import__("chemeleon2_jax.metrics.table", fromlist=["x"])):
+        monkeypatch.setattr(module, "METRICS", metrics)
+    found = evaluate([SALT], metrics=["size"], num_workers=0)
+    assert found.table["size"].tolist() == [2.0]
+    assert found.summary["metrics"]["size"]["unit"] == "atoms"
+
+
+@pytest.mark.parametrize(
+    ("names", "has_reference", "message"),
+    [
+        (["uniqe"], True, "no metric 'uniqe': did you mean 'unique'"),
+        (["novel"], False, "metric 'novel' needs a reference"),
+        (["valid", "unique_novel"], False, "metric 'unique_novel' needs a reference"),
+    ],
+)
+def test_metrics_that_cannot_be(names, has_reference, message):
+    with pytest.raises(ValueError, match=message):
+        choose_metrics(names, has_reference=has_reference)
+
+
+@pytest.mark.parametrize(
+    ("structures", "reference", "error", "message"),
+    [
+        ([], None, ValueError, "there are no structures"),
+        (SALT, None, ValueError, "structures is one structure; give a list"),
+        ("nowhere", None, DatasetError, "there is no file or folder nowhere"),
+        ([SALT], "mp-21", DatasetError, "no data set, file or folder 'mp-21'"),
+        ([SALT], [None], ValueError, "reference 0 is not a crystal"),
+    ],
+)
+def test_what_cannot_be_evaluated(structures, reference, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(structures, reference, num_workers=0)
+
+
+def test_what_is_no_structure_is_a_row():
+    found = evaluate([SALT, 3, "NaCl", {}], metrics=["valid"], num_workers=0)
+    assert found.table["status"].tolist() == ["ok", *["failed"] * 3]
+    assert all(reason.startswith("not a crystal") for reason in found.table["reason"][1:])
+
+
+def test_public_name():
+    report = c2.evaluate([SALT], metrics=["covalent", "atomic_density"], num_workers=0)
+    assert isinstance(report, Report)
+    assert report.table["covalent"].tolist() == covalent_share([SALT]).passed.tolist()
+    assert math.isclose(report.table["atomic_density"][0], 8 / 5.64**3)
