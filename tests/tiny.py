@@ -54,8 +54,18 @@ TINY_LDM = {
     "trainer.check_val_every_n_epoch": 25,
     "trainer.log_every_n_steps": 50,
 }
+TINY_RL = {
+    **TINY_DATA,
+    "data.batch_size": 4,
+    "rl_module.rl_configs.num_group_samples": 6,
+    "rl_module.rl_configs.group_reward_norm": False,
+    "rl_module.sampling_configs.sampling_steps": 6,
+    "rl_module.validation.num_samples": 12,
+    "trainer.check_val_every_n_steps": 2,
+}
 VAE_SPEC = f"{ROOT}/configs/train_vae.py:tiny/vae_dng"
 LDM_SPEC = f"{ROOT}/configs/train_ldm.py:tiny/ldm_null"
+RL_SPEC = f"{ROOT}/configs/train_rl.py:tiny/rl_density"
 
 
 # --- crystals -------------------------------------------------------------------------------------
