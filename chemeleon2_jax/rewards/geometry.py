@@ -1,0 +1,121 @@
+"""Rewards for how densely and how plausibly a crystal's atoms lie: functions of one crystal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pymatgen.core import Structure
+
+from chemeleon2_jax.metrics.structure import (
+    MIN_VOLUME_PER_ATOM,
+    Geometry,
+    covalent_share,
+    measure,
+    validity,
+)
+from chemeleon2_jax.rewards.options import check_flag, check_positive
+
+ATOMIC_MASS = 1.66053906892
+"""Of one unit, in 1e-24 g (CODATA 2022); so g/cm3 for a unit in a cubic angstrom."""
+
+
+def atomic_density(structures: Sequence[Structure], *, target: float = 0.0) -> list[float]:
+    """Score the number of atoms in a cubic angstrom, or minus its distance from a target.
+
+    Without a target the densest crystals win, those with overlapping atoms among them: combine it
+    with :func:`structural_validity`.
+
+    Args:
+        structures: the crystals.
+        target: atoms per cubic angstrom; 0 is none.
+
+    Raises:
+        ValueError: a target that cannot be; a crystal that cannot be measured, or with no more than
+            0.1 cubic angstrom an atom (the score would grow without bounds).
+    """
+    target = check_positive(target, "target", or_zero=True)
+    return [_score(1.0 / _measure(crystal).volume_per_atom, target) for crystal in structures]
+
+
+def mass_density(structures: Sequence[Structure], *, target: float = 0.0) -> list[float]:
+    """Score the mass density in g/cm3, or minus its distance from a target.
+
+    Without a target the same holds as for :func:`atomic_density`.
+
+    Args:
+        structures: the crystals.
+        target: g/cm3; 0 is none.
+
+    Raises:
+        ValueError: as :func:`atomic_density`.
+    """
+    target = check_positive(target, "target", or_zero=True)
+    scores = []
+    for crystal in structures:
+        volume_per_atom = _measure(crystal).volume_per_atom
+        mass_per_atom = float(crystal.composition.weight) / len(crystal)
+        scores.append(_score(ATOMIC_MASS * mass_per_atom / volume_per_atom, target))
+    return scores
+
+
+def volume(structures: Sequence[Structure], *, target: float, per_atom: bool = True) -> list[float]:
+    """Score minus the distance of the volume from a target.
+
+    Args:
+        structures: the crystals.
+        target: cubic angstrom.
+        per_atom: the volume of an atom; else that of the cell as it is, which is twice as large for
+            a doubled cell.
+
+    Raises:
+        ValueError: a target that cannot be; a crystal that cannot be measured, or with no more than
+            0.1 cubic angstrom an atom.
+    """
+    target = check_positive(target, "target")
+    per_atom = check_flag(per_atom, "per_atom")
+    return [
+        -abs(_measure(crystal).volume_per_atom * (1 if per_atom else len(crystal)) - target)
+        for crystal in structures
+    ]
+
+
+def structural_validity(structures: Sequence[Structure], *, covalent: bool = True) -> list[float]:
+    """Score 1 for crystals with possible distances and volumes, else 0.
+
+    Atoms are more than 0.5 angstrom apart and have more than 0.1 cubic angstrom each
+    (:func:`chemeleon2_jax.metrics.structure.validity`). What cannot be measured, such as a flat
+    cell, scores 0.
+
+    Args:
+        structures: the crystals.
+        covalent: all pairs of atoms must also be farther apart than 0.7 of the sum of their
+            covalent radii (:func:`chemeleon2_jax.metrics.structure.covalent_share`); without that
+            many a crystal with random coordinates passes.
+
+    Raises:
+        ValueError: `covalent` is neither true nor false.
+    """
+    covalent = check_flag(covalent, "covalent")
+    geometries = [measure(crystal) for crystal in structures]
+    passed = validity(geometries).passed
+    if covalent:
+        passed = passed & covalent_share(geometries).passed
+    return [float(one) for one in passed]
+
+
+def _score(value: float, target: float) -> float:
+    return -abs(value - target) if target else value
+
+
+def _measure(crystal: Structure) -> Geometry:
+    """Measure a crystal.
+
+    Raises:
+        ValueError: it cannot be measured, or has next to no volume.
+    """
+    geometry = measure(crystal)
+    if geometry.error is not None:
+        raise ValueError(geometry.error)
+    if geometry.volume_per_atom <= MIN_VOLUME_PER_ATOM:
+        raise ValueError(f"volume: {geometry.volume_per_atom:.3g} cubic angstrom an atom")
+    return geometry

@@ -1,0 +1,132 @@
+"""Rewards for a crystal's symmetry: functions of one crystal, as a user writes them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Sequence
+from functools import cache
+
+import moyopy
+import numpy as np
+from pymatgen.core import Structure
+
+from chemeleon2_jax.metrics.structure import MIN_DISTANCE, as_arrays, measure, reduce_lattice
+from chemeleon2_jax.rewards.options import check_positive, check_text
+
+NUM_SPACE_GROUPS = 230
+LARGEST_ORDER = 48
+"""Operations of the point group m-3m; no crystal has more."""
+
+# moyo writes notes on odd cells, such as that an atom was moved far. It asks for the level of its
+# logger once, so that is set before it is first used.
+logging.getLogger("moyo").setLevel(logging.ERROR)
+
+
+def space_group(
+    structures: Sequence[Structure], *, targets: str | int, symprec: float = 0.1
+) -> list[float]:
+    """Score 1 for crystals whose space group is one of the targets, else 0.
+
+    Args:
+        structures: the crystals.
+        targets: numbers and ranges of numbers, 1..230, between commas, as in "166,195-230".
+        symprec: angstrom; how far an atom may be from where the symmetry has it.
+
+    Raises:
+        ValueError: wrong targets or tolerance; a crystal whose space group is not found
+            (:func:`find_space_group`).
+    """
+    numbers = parse_space_groups(targets)
+    _check_symprec(symprec)
+    return [float(find_space_group(one, symprec=symprec) in numbers) for one in structures]
+
+
+def symmetry(structures: Sequence[Structure], *, symprec: float = 0.1) -> list[float]:
+    """Score how many operations the point group has, from 0 for P1 to 1 for cubic m-3m.
+
+    That is log2(operations) / log2(48): a mirror alone is 0.18, mmm 0.54, 4/mmm 0.72, and each
+    further generator of order two adds 0.18.
+
+    Args:
+        structures: the crystals.
+        symprec: angstrom; how far an atom may be from where the symmetry has it.
+
+    Raises:
+        ValueError: a wrong tolerance; a crystal whose space group is not found
+            (:func:`find_space_group`).
+    """
+    _check_symprec(symprec)
+    orders = [_point_group_order(find_space_group(one, symprec=symprec)) for one in structures]
+    return [math.log2(order) / math.log2(LARGEST_ORDER) for order in orders]
+
+
+def find_space_group(structure: Structure, *, symprec: float) -> int:
+    """Return the number, 1..230, of a crystal's space group.
+
+    Args:
+        structure: the crystal, in any cell.
+        symprec: angstrom. Less where the cell has a very short or, for its shortest vector a, a
+            very long vector c: at most a / 10 and a^2 / 2c.
+
+    Raises:
+        ValueError: it cannot be measured, has atoms closer than 0.5 angstrom (which may well look
+            highly symmetric), or the search fails.
+    """
+    geometry = measure(structure)
+    if geometry.error is not None:
+        raise ValueError(geometry.error)
+    if geometry.min_distance <= MIN_DISTANCE:
+        raise ValueError(f"too close: atoms {geometry.min_distance:.3g} angstrom apart")
+    atom_types, frac_coords, lattice = as_arrays(structure)
+    # Where the tolerance takes c + 2a for c, moyo can search for ever, in a loop that no signal
+    # interrupts.
+    reduced = reduce_lattice(lattice)
+    lengths = np.linalg.norm(reduced, axis=1)
+    shortest, longest = float(lengths.min()), float(lengths.max())
+    tolerance = min(symprec, shortest / 10.0, shortest**2 / (2.0 * longest))
+    coordinates = frac_coords @ lattice @ np.linalg.inv(reduced)
+    cell = moyopy.Cell(reduced.tolist(), coordinates.tolist(), atom_types.tolist())
+    try:
+        return moyopy.MoyoDataset(cell, symprec=tolerance).number
+    except BaseException as error:  # a panic in Rust is no Exception, and would end a worker
+        if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"no space group found: {error}") from error
+
+
+def parse_space_groups(targets: str | int) -> frozenset[int]:
+    """Return the numbers of a text such as "166,195-230".
+
+    Raises:
+        ValueError: no numbers of space groups, or none at all.
+    """
+    # A command line makes a number of a single one.
+    is_number = isinstance(targets, int) and not isinstance(targets, bool)
+    text = str(targets) if is_number else check_text(targets, "targets")
+    numbers: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", part.strip(), re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= first <= last <= NUM_SPACE_GROUPS:
+            raise ValueError(
+                f"targets has {part.strip()!r}; give numbers of space groups, 1..230, or ranges of "
+                'them, as in "166,195-230"'
+            )
+        numbers.update(range(first, last + 1))
+    return frozenset(numbers)
+
+
+def _check_symprec(symprec: float) -> None:
+    if check_positive(symprec, "symprec") >= MIN_DISTANCE:
+        raise ValueError(
+            f"symprec is {symprec!r}; it must be below {MIN_DISTANCE} angstrom, as close as atoms "
+            "may be"
+        )
+
+
+@cache
+def _point_group_order(number: int) -> int:
+    """Number of operations of a space group's point group: of a primitive cell, in any setting."""
+    return len(moyopy.operations_from_number(number, primitive=True))
