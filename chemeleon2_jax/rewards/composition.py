@@ -9,6 +9,7 @@ import numpy as np
 from pymatgen.core import Element, Structure
 
 from chemeleon2_jax.crystals import MAX_ATOMIC_NUMBER
+from chemeleon2_jax.metrics import composition as metrics_composition
 from chemeleon2_jax.metrics.structure import as_arrays
 from chemeleon2_jax.rewards.options import check_flag, check_positive, check_text
 
@@ -63,6 +64,22 @@ def number_of_elements(structures: Sequence[Structure], *, target: int) -> list[
             f"target is {target!r}; it must be a number of elements, 1..{MAX_ATOMIC_NUMBER}"
         )
     return [-abs(len(np.unique(as_arrays(structure)[0])) - wanted) for structure in structures]
+
+
+def composition_validity(structures: Sequence[Structure]) -> list[float]:
+    """Score 1 for crystals whose elements can balance their charges, else 0: SMACT's test.
+
+    Args:
+        structures: the crystals.
+
+    Raises:
+        ValueError: a composition that cannot be checked, of too many elements for instance.
+    """
+    check = metrics_composition.composition_validity(structures)
+    for error in check.errors:
+        if error is not None:
+            raise ValueError(error)
+    return [float(one) for one in check.passed]
 
 
 def parse_elements(text: str) -> frozenset[int]:

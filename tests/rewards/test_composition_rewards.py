@@ -4,9 +4,11 @@ import pickle
 from functools import partial
 
 import pytest
+from pymatgen.core import Lattice, Structure
 
 from chemeleon2_jax.rewards.composition import (
     allowed_elements,
+    composition_validity,
     number_of_elements,
     parse_elements,
 )
@@ -81,3 +83,15 @@ def test_they_travel_to_workers():
     assert pickle.loads(pickle.dumps(function))([DIAMOND]) == [1.0]
     function = partial(number_of_elements, target=1)
     assert pickle.loads(pickle.dumps(function))([DIAMOND]) == [0.0]
+
+
+def test_composition_validity():
+    salt = Structure(Lattice.cubic(5.64), ["Na", "Cl"], [[0] * 3, [0.5] * 3])
+    assert composition_validity([salt]) == [1.0]
+    odd = Structure(Lattice.cubic(5.64), ["Na", "Na", "Cl"], [[0] * 3, [0.5] * 3, [0.25] * 3])
+    assert composition_validity([odd, salt]) == [0.0, 1.0]
+    assert composition_validity([]) == []
+    many = ["Fe", "Mn", "Cr", "V", "Re", "Os", "Ru", "S", "Se", "N", "P", "O"]
+    places = [[i / len(many)] * 3 for i in range(len(many))]
+    with pytest.raises(ValueError, match="not checked"):
+        composition_validity([Structure(Lattice.cubic(12.0), many, places)])
