@@ -29,12 +29,12 @@ def small_rollouts(config: ConfigDict) -> None:
     config.data.name = "prototypes"
     config.data.batch_size = 16
     config.packing.max_shapes = 3
-    config.trainer.max_steps = 60
-    config.trainer.check_val_every_n_steps = 20
+    config.trainer.max_steps = 40
+    config.trainer.check_val_every_n_steps = 10
 
     config.rl_module.ldm_ckpt_path = ""
     config.rl_module.rl_configs.num_group_samples = 16
     config.rl_module.rl_configs.group_reward_norm = True
     config.rl_module.sampling_configs.sampling_steps = 20
     # A small model, trained at 2e-3, takes larger steps than the published one.
-    config.rl_module.optimizer.lr = 1e-4
+    config.rl_module.optimizer.lr = 3e-4
