@@ -39,6 +39,8 @@ NUM_REFERENCES = 500  # enough for a share to a few percent, and done in seconds
 flags.DEFINE_string("vae_run", None, "Run folder of the VAE.", required=True)
 flags.DEFINE_string("ldm_run", None, "Run folder of the latent diffusion model.", required=True)
 flags.DEFINE_string("samples", None, "Folder that sample wrote into.", required=True)
+flags.DEFINE_string("rl_run", "", "Run folder of the model that was fine-tuned with rewards.")
+flags.DEFINE_string("rl_samples", "", "Folder that sample wrote into for that model.")
 flags.DEFINE_list("seconds", [], "Times to print: name=seconds, comma-separated.")
 
 
@@ -71,6 +73,15 @@ def read_samples(folder: Path) -> tuple[list[Structure], int]:
         raise ConfigError(f"--samples: there are no samples in {folder}: {error}") from error
 
 
+def mean_density(structures: list[Structure], *, num_samples: int) -> float:
+    """Return the mean number of atoms in a cubic angstrom, as the fine-tuning counts it: crystals
+    with atoms closer than bonds, and those that could not be built, count 0.
+    """
+    passed = covalent_share(structures).passed
+    found = [len(s) / s.volume for s, good in zip(structures, passed, strict=True) if good]
+    return sum(found) / num_samples
+
+
 def reference_crystals(run_dir: Path) -> list[Any]:
     """Return (atom_types, frac_coords, lattice) of crystals of the run's own test set."""
     data = read_config(run_dir)["data"]
@@ -101,6 +112,22 @@ def best_values(run_dir: Path) -> dict[str, float]:
     return open_checkpoint(run_dir).progress["values"]
 
 
+def rewarded(run_dir: Path, samples: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Return numbers and files of the fine-tuned model."""
+    structures, asked = read_samples(samples)
+    crystals = [*structures, *[None] * (asked - len(structures))]
+    summary = {
+        "values": best_values(run_dir),
+        "asked": asked,
+        "built": len(structures),
+        "density": mean_density(structures, num_samples=asked),
+        "valid": {"generated": validity(crystals).share},
+        "covalent": {"generated": covalent_share(crystals).share},
+    }
+    picture = save_grid(structures[:NUM_DRAWN] or [None], samples / PICTURE_FILE)
+    return summary, {"rewarded": picture, "fine-tuned model": run_dir}
+
+
 def print_report(summary: dict[str, Any], *, files: dict[str, Path]) -> None:
     """Print a summary as a table, and where the files are."""
     table = Table(title="What came out", show_header=False, title_justify="left")
@@ -127,6 +154,16 @@ def print_report(summary: dict[str, Any], *, files: dict[str, Path]) -> None:
     ):
         table.add_row(f"  {label}", f"{summary['covalent'][key]:.0%}")
     table.add_section()
+    if "rewarded" in summary:
+        rewarded = summary["rewarded"]
+        table.add_row("Fine-tuned with rewards for dense crystals of possible distances", "")
+        before, after = summary["density"], rewarded["density"]
+        table.add_row(
+            "  the reward of sampled crystals, atoms / Å³", f"{before:.4f} -> {after:.4f}"
+        )
+        shares = [f"{part['covalent']['generated']:.0%}" for part in (summary, rewarded)]
+        table.add_row("  crystals of possible distances", " -> ".join(shares))
+        table.add_section()
     for name, seconds in summary["seconds"].items():
         table.add_row(f"time: {name}", f"{seconds:.0f} s")
     console = Console()
@@ -147,12 +184,18 @@ def main() -> int:
         "latent diffusion": best_values(ldm_run),
         "asked": asked,
         "built": len(structures),
+        "density": mean_density(structures, num_samples=asked),
         **{name: dataclasses.asdict(share) for name, share in shares.items()},
         "seconds": {
             name: float(value)
             for name, _, value in (item.partition("=") for item in flag_values.seconds)
         },
     }
+    files_after: dict[str, Path] = {}
+    if flag_values.rl_run:
+        summary["rewarded"], files_after = rewarded(
+            Path(flag_values.rl_run), Path(flag_values.rl_samples)
+        )
     (samples / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
     # Where nothing could be built, the picture says so.
     picture = save_grid(structures[:NUM_DRAWN] or [None], samples / PICTURE_FILE)
@@ -162,6 +205,7 @@ def main() -> int:
         "these numbers": samples / SUMMARY_FILE,
         "VAE": vae_run,
         "latent diffusion": ldm_run,
+        **files_after,
     }
     print_report(summary, files=files)
     return 0

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole pipeline on small models and embedded crystals: set up, train a VAE, train a diffusion
-# model on its latents, sample crystals, and say what came out. Minutes on a CPU.
+# model on its latents, sample crystals, fine-tune the model towards dense ones, sample again, and
+# say what came out. Minutes on a CPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -36,6 +37,14 @@ ldm_run=$(run_of train_ldm)
 step 'sample' chemeleon2_jax.sample --model="$ldm_run" --num_samples=64 --seed=0 \
     --output_dir="$output" --cif
 
+step 'fine-tune with rewards' chemeleon2_jax.train --config=configs/train_rl.py:tiny/rl_density \
+    --config.rl_module.ldm_ckpt_path="$ldm_run" --config.paths.log_dir="$logs"
+rl_run=$(run_of train_rl)
+
+step 'sample again' chemeleon2_jax.sample --model="$rl_run" --num_samples=64 --seed=0 \
+    --output_dir="$output/rewarded" --cif
+
 printf '\n'
 .venv/bin/python -m chemeleon2_jax.quickstart --vae_run="$vae_run" --ldm_run="$ldm_run" \
-    --samples="$output" --seconds="$(IFS=,; echo "${seconds[*]}")"
+    --samples="$output" --rl_run="$rl_run" --rl_samples="$output/rewarded" \
+    --seconds="$(IFS=,; echo "${seconds[*]}")"

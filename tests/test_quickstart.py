@@ -30,6 +30,13 @@ def test_crystals_that_could_not_be_built_have_failed(salt):
     assert shares["covalent"].random < 0.5
 
 
+def test_density_counts_what_has_possible_distances(salt):
+    crowded = salt.copy()
+    crowded.scale_lattice(salt.volume / 8)
+    found = quickstart.mean_density([salt, crowded], num_samples=4)
+    assert found == pytest.approx(len(salt) / salt.volume / 4)
+
+
 def test_samples_are_read_back(salt, tmp_path):
     with pytest.raises(ConfigError, match="no samples in"):
         quickstart.read_samples(tmp_path)
@@ -50,7 +57,9 @@ def test_nothing_built(salt, tmp_path, monkeypatch, capsys):
         json.dump([], file)
     monkeypatch.setattr(quickstart, "reference_crystals", lambda _: [as_arrays(salt)] * 3)
     monkeypatch.setattr(quickstart, "best_values", lambda _: {"val/total_loss": 0.5})
-    given = SimpleNamespace(vae_run="vae", ldm_run="ldm", samples=str(tmp_path), seconds=[])
+    given = SimpleNamespace(
+        vae_run="vae", ldm_run="ldm", samples=str(tmp_path), rl_run="", seconds=[]
+    )
     monkeypatch.setattr(quickstart.flags, "FLAGS", given)
     assert quickstart.main() == 0
     summary = json.loads((tmp_path / quickstart.SUMMARY_FILE).read_text())
@@ -67,10 +76,24 @@ def test_report_says_what_is(capsys, tmp_path):
         "built": 61,
         "valid": {"generated": 0.9, "reference": 1.0, "random": 0.8},
         "covalent": {"generated": 0.55, "reference": 1.0, "random": 0.03},
+        "density": 0.0123,
+        "rewarded": {"density": 0.0456, "covalent": {"generated": 0.8}},
         "seconds": {"train VAE": 93.4},
     }
     quickstart.print_report(summary, files={"pictures": tmp_path / "crystals.png"})
     printed = capsys.readouterr().out
-    for text in ("0.1234", "71%", "64", "61", "90%", "55%", "100%", "3%", "93 s"):
+    for text in (
+        "0.1234",
+        "71%",
+        "64",
+        "61",
+        "90%",
+        "55%",
+        "100%",
+        "3%",
+        "93 s",
+        "0.0123 -> 0.0456",
+        "80%",
+    ):
         assert text in printed
     assert str(tmp_path / "crystals.png") in printed.replace("\n", "")
