@@ -45,9 +45,12 @@ class VAEModel:
         Raises:
             ValueError: a structure is disordered or holds no element up to Z = 99.
         """
+        return self.encode_crystals(structures_to_crystals(structures))
+
+    def encode_crystals(self, crystals: Crystals) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return means and logvars as `encode` does, of crystals as arrays."""
         means: list[np.ndarray] = []
         logvars: list[np.ndarray] = []
-        crystals = structures_to_crystals(structures)
         for rows, where in batches(crystals, edges=self.parts.sizes.encoder.name == "cspnet"):
             mean, logvar = self._encode(self.parts.params, rows)
             means += where.split_atoms(mean)
@@ -138,10 +141,13 @@ class PredictorModel:
         Raises:
             ValueError: a structure is disordered or holds no element up to Z = 99.
         """
+        return self.predict_crystals(structures_to_crystals(structures))
+
+    def predict_crystals(self, crystals: Crystals) -> dict[str, np.ndarray]:
+        """Return {target: (G,) float64 in its unit} of crystals as arrays, as they are."""
         sizes, vae = self.parts.sizes, self.parts.vae
         found = [np.zeros((0, len(sizes.targets)))]
         fn = _jitted_predict(vae.graphdef, self.parts.graphdef)
-        crystals = structures_to_crystals(structures)
         for rows, where in batches(crystals, edges=vae.sizes.encoder.name == "cspnet"):
             found.append(where.take_slots(fn(vae.params, self.parts.params, rows)))
         values = to_units(np.concatenate(found).astype(np.float64), sizes)

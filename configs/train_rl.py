@@ -96,9 +96,12 @@ def _reward_fn() -> ConfigDict:
                 normalize_fn="norm",
                 floor="-1",
                 model="nequix",  # nequix, chgnet, mace, ase:<module>:<class>
-                model_path="",
-                hull="",  # file of entries
-                relax_steps=0,
+                model_path="",  # weights of nequix; '' fetches the published ones once
+                model_kwargs="",  # of the others, as JSON
+                hull="",  # file of entries: known compounds and their energies
+                hull_corrected="",  # true or false, its scale, where the file does not say
+                quantity="e_above_hull",  # or "energy", minus the energy itself
+                relax_steps=0,  # 0 judges crystals as they are
             ),
             "structure_diversity": _component(weight=0.1, normalize_fn="norm"),
             "composition_diversity": _component(normalize_fn="norm"),

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from chemeleon2_jax.crystals import Crystals
+from chemeleon2_jax.energy.errors import EnergyError
 from chemeleon2_jax.errors import RewardError
 from chemeleon2_jax.metrics.uniqueness import References
 from chemeleon2_jax.rewards.components import (
@@ -111,7 +112,7 @@ def build_component(name: str, options: Options, context: Context) -> Component:
             return _BUILDERS[name](options, context)
         if name in FUNCTIONS:
             return _function(FUNCTIONS[name], options, context.timeout_s)
-    except RewardError as error:
+    except (EnergyError, RewardError) as error:
         raise RewardError(f"reward {name}: {error}") from error
     near = difflib.get_close_matches(name, names(), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -195,6 +196,36 @@ def _predictor(options: Options, context: Context) -> Component:
     return PerChunk(judge)
 
 
+def _energy(options: Options, context: Context) -> Component:
+    """Minus the energy above the hull, as the crystals are or relaxed."""
+    from chemeleon2_jax.energy.hull import read_hull
+    from chemeleon2_jax.energy.model import energy_model
+    from chemeleon2_jax.rewards.energy import check_energy_reward, energy_reward
+
+    name = options["model"]
+    settings: dict[str, Any] = read_options(options["model_kwargs"])
+    if name == "nequix":
+        settings |= {"model_path": options["model_path"]}
+    else:
+        settings |= {"pool": context.pool, "timeout_s": context.timeout_s}
+    scale = {"": None, "true": True, "false": False}
+    if options["hull_corrected"] not in scale:
+        raise RewardError(
+            f"hull_corrected is {options['hull_corrected']!r}; it is true, false or ''"
+        )
+    model = energy_model(name, **settings)
+    hull = None
+    if options["hull"]:
+        hull = read_hull(options["hull"], corrected=scale[options["hull_corrected"]])
+    quantity, steps = options["quantity"], options["relax_steps"]
+    check_energy_reward(model, hull, quantity=quantity)
+
+    def judge(crystals: Sequence[Crystal], pool: WorkerPool) -> Scores:
+        return energy_reward(crystals, model, hull, pool=pool, quantity=quantity, relax_steps=steps)
+
+    return PerChunk(judge)
+
+
 def read_number(text: str, key: str) -> float | None:
     """Read a number that may be absent ('').
 
@@ -214,6 +245,7 @@ def read_number(text: str, key: str) -> float | None:
 
 _BUILDERS: dict[str, Callable[[Options, Context], Component]] = {
     "creativity": _creativity,
+    "energy": _energy,
     "structure_diversity": _structure_diversity,
     "composition_diversity": _composition_diversity,
     "predictor": _predictor,

@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from pymatgen.core import Structure
 
 from chemeleon2_jax.api_vae import PredictorModel, VAEModel
 from chemeleon2_jax.config import ConfigError, split_names
-from chemeleon2_jax.crystals import Crystals
+from chemeleon2_jax.crystals import Crystals, wrap
 from chemeleon2_jax.data.datasets import load_split
-from chemeleon2_jax.data.structures import structure_from_arrays
 from chemeleon2_jax.loading import VAEParts, load_predictor
 from chemeleon2_jax.rewards.combine import RewardFunction, Weighted
 from chemeleon2_jax.rewards.components import Crystal
@@ -89,7 +87,7 @@ def _models(vae: VAEParts) -> Models:
     encoder: Any = vae.module(vae.params).encoder
 
     def encode(crystals: Sequence[Crystal]) -> list[np.ndarray | None]:
-        return _where_built(crystals, lambda structures: model.encode(structures)[0])
+        return _where_there(crystals, lambda found: model.encode_crystals(found)[0])
 
     return Models(
         encode, np.asarray(encoder.atom_types[...]), vae.sizes.latent_dim, _open_predictor
@@ -104,11 +102,11 @@ def _open_predictor(
     targets = tuple(target.name for target in parts.sizes.targets)
 
     def predict(crystals: Sequence[Crystal]) -> dict[str, np.ndarray]:
-        def rows(structures: list[Structure]) -> list[Any]:
-            found = model.predict(structures)
+        def rows(known: Crystals) -> list[Any]:
+            found = model.predict_crystals(known)
             return list(np.stack([found[name] for name in targets], -1))
 
-        values = _where_built(crystals, rows)
+        values = _where_there(crystals, rows)
         nothing = np.full(len(targets), np.nan)
         table = np.stack([nothing if row is None else row for row in values])
         return {name: table[:, i] for i, name in enumerate(targets)}
@@ -116,16 +114,17 @@ def _open_predictor(
     return targets, predict
 
 
-def _where_built(
-    crystals: Sequence[Crystal], function: Callable[[list[Structure]], Sequence[Any]]
+def _where_there(
+    crystals: Sequence[Crystal], function: Callable[[Crystals], Sequence[Any]]
 ) -> list[Any]:
     """Call a function with the crystals that are there; None for the others."""
     out: list[Any] = [None] * len(crystals)
     index = [i for i, crystal in enumerate(crystals) if crystal is not None]
     if index:
-        structures = [
-            structure_from_arrays(*crystal) for crystal in crystals if crystal is not None
-        ]
-        for place, value in zip(index, function(structures), strict=True):
+        # The decoder's coordinates may lie beyond the cell, those that encoders know do not.
+        known = Crystals.from_list(
+            (types, wrap(frac), cell) for types, frac, cell in filter(None, crystals)
+        )
+        for place, value in zip(index, function(known), strict=True):
             out[place] = value
     return out

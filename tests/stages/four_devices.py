@@ -19,7 +19,7 @@ from chemeleon2_jax.stages import build
 from chemeleon2_jax.training.parallel import make_mesh, replicate, shard_batch
 from chemeleon2_jax.training.state import init_state
 from chemeleon2_jax.training.step import Updater, make_train_step
-from tests.tiny import ldm_config, numbers, vae_config
+from tests.tiny import RL_SPEC, TINY_RL, ldm_config, make_config, numbers, vae_config
 
 STEPS = 3
 SIZES = [2, 5, 8, 3, 20, 11, 1] * 4  # 200 atoms: rows for all devices
@@ -32,13 +32,18 @@ def train(config: ConfigDict, num_devices: int) -> dict[str, Any]:
     updater = Updater.from_config(settings, total_steps=STEPS)
     init = stage.init_params
     state = init_state(init, updater.tx, seed=0, ema=settings.ema_decay > 0, mesh=mesh)
-    step = make_train_step(stage.loss_fn, updater, mesh=mesh)
+    if stage.make_step is None:
+        step = make_train_step(stage.loss_fn, updater, mesh=mesh)
+    else:
+        step = stage.make_step(updater, mesh)
     frozen, metrics = replicate(stage.frozen, mesh), []
     for index in range(STEPS):
         arrays = shard_batch(stage.batches.batch(index).arrays, mesh)
-        assert len(arrays.atom_types.sharding.device_set) == num_devices
+        for array in jax.tree.leaves(arrays):
+            assert len(array.sharding.device_set) == num_devices
         state, values = step(state, frozen, arrays)
-        metrics.append([float(values[name]) for name in sorted(values)])
+        names = [name for name in sorted(values) if not name.endswith("seconds")]
+        metrics.append([float(values[name]) for name in names])
     params = state.params if state.ema_params is None else state.ema_params
     assert stage.validate is not None
     found = stage.validate(params, STEPS)
@@ -48,6 +53,23 @@ def train(config: ConfigDict, num_devices: int) -> dict[str, Any]:
         "start": numbers(init),
         "validation": [found[name] for name in sorted(found)],
     }
+
+
+def rl_config(data: Path, ldm: Path) -> ConfigDict:
+    """Fine-tuning with rewards, in two chunks a mini-batch."""
+    given = {
+        **TINY_RL,
+        "data.data_dir": str(data),
+        "data.batch_size": 8,
+        "rl_module.ldm_ckpt_path": str(ldm),
+        "rl_module.reward_fn.components": "custom",
+        "rl_module.reward_fn.require": "",
+        "rl_module.reward_fn.custom.function": "tests.rewards.user_rewards:number_of_sites",
+        "rl_module.reward_fn.custom.floor": "0",
+        "rl_module.sampling_configs.chunk_size": 16,
+        "rl_module.optimizer.eps": 1e-3,
+    }
+    return make_config(RL_SPEC, given)
 
 
 def generate(run: Path, num_devices: int) -> dict[str, Any]:
@@ -79,6 +101,7 @@ def main(output: Path, data: Path, vae: Path, ldm: Path) -> None:
         "conditional": lambda n: train(
             ldm_config(data, vae, data=batch, ldm_module=smooth | composition), n
         ),
+        "rl": lambda n: train(rl_config(data, ldm), n),
         "generate": lambda n: generate(ldm, n),
     }
     for name, do in work.items():

@@ -333,3 +333,13 @@ def test_rewards_with_references_need_data(tiny_ldm):
     config.rl_module.reward_fn.components = "creativity"
     with pytest.raises(ConfigError, match="compares with known crystals"):
         build(config)
+
+
+def test_four_devices_are_one(four_devices):
+    one, four = (np.load(four_devices / f"rl_{n}.npz") for n in (1, 4))
+    moved = one["params"] - one["start"]
+    assert np.abs(moved).max() > 1e-5
+    np.testing.assert_allclose(four["params"], one["params"], atol=0.05 * np.abs(moved).max())
+    np.testing.assert_allclose(four["validation"], one["validation"], rtol=1e-4, atol=1e-4)
+    # Ratios hang on the last digits of log p: the last step's standard deviation is small.
+    np.testing.assert_allclose(four["metrics"], one["metrics"], rtol=1e-2, atol=1e-3)
