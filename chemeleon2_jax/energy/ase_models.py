@@ -34,7 +34,7 @@ _OWN_OPTIONS = ("elements", "pool", "timeout_s", "relax_timeout_s")
 
 
 class AseModel:
-    """An ASE calculator as an energy model (see :class:`~chemeleon2_jax.energy.model.EnergyModel`)."""
+    """An ASE calculator as a :class:`~chemeleon2_jax.energy.model.EnergyModel`."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class AseModel:
             if not self._pool.num_workers:
                 load_calculator(self._spec)  # its failure is nothing of the first crystal
             outcomes = self._pool.map(
-                calculation,  # type: ignore[arg-type]
+                calculation,
                 [prepared[index] for index in todo],
                 timeout_s=timeout_s,
                 chunk_size=_CHUNK_SIZE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import functools
 import importlib
@@ -47,7 +48,7 @@ class CalculatorSpec:
             ) from error
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=4)
 def load_calculator(spec: CalculatorSpec) -> Any:
     """Return the calculator, made once in each process.
 
@@ -71,7 +72,7 @@ def load_calculator(spec: CalculatorSpec) -> Any:
     return calculator
 
 
-class Calculation:
+class Calculation(abc.ABC):
     """What is done with each crystal, with a calculator that is there before the clock starts."""
 
     def __init__(self, spec: CalculatorSpec) -> None:
@@ -80,6 +81,10 @@ class Calculation:
     def __reduce__(self) -> Any:
         # A worker makes the calculator when it loads its function, not while it is timed.
         return _loaded, (type(self), tuple(vars(self).values()))
+
+    @abc.abstractmethod
+    def __call__(self, crystal: Prepared) -> Any:
+        """Return what becomes of a crystal."""
 
     def _atoms(self, crystal: Prepared) -> Any:
         from ase import Atoms
@@ -126,7 +131,8 @@ class Relaxation(Calculation):
         atoms = self._atoms(crystal)
         optimizer = FIRE(FrechetCellFilter(atoms), logfile=None)
         converged = False
-        for converged in optimizer.irun(fmax=self.fmax, steps=self.steps):
+        for state in optimizer.irun(fmax=self.fmax, steps=self.steps):
+            converged = bool(state)
             # Before the next neighbour list, which may take all memory.
             problem = volume_problem(atoms.get_volume() / len(atoms))
             if problem is not None or not np.isfinite(atoms.get_positions()).all():
@@ -134,4 +140,4 @@ class Relaxation(Calculation):
                 return f"diverged: {problem.removeprefix('implausible: ')}"
         energy = float(atoms.get_potential_energy()) / len(atoms)
         lattice = np.asarray(atoms.get_cell())
-        return Motion(atoms.get_positions(), lattice, energy, bool(converged), optimizer.nsteps)
+        return Motion(atoms.get_positions(), lattice, energy, converged, optimizer.nsteps)

@@ -42,6 +42,9 @@ class _Standin:
     """Stands for an object of any class: it keeps what it is given, and does nothing."""
 
     __slots__ = ("args", "items", "state")
+    args: tuple[Any, ...]
+    items: list[Any]
+    state: Any
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _Standin:
         made = super().__new__(cls)
@@ -175,5 +178,6 @@ def _failure(path: Path, problem: str) -> EnergyError:
         f"cannot read entries from {path}: {problem}. Where you trust the file, make JSON of it in "
         "an environment with the pymatgen that wrote it:\n"
         "  import pandas; from monty.serialization import dumpfn\n"
-        f"  dumpfn(pandas.read_pickle({str(path)!r}).all_entries, 'entries.json.gz')"
+        f"  dumpfn(pandas.read_pickle({str(path)!r}).all_entries, 'entries.json.gz')\n"
+        "(without .all_entries where it is a list of entries)"
     )

@@ -94,7 +94,7 @@ class MovingCrystal:
             self._dt, self._alpha, self._num_downhill = 0.5 * self._dt, _START_ALPHA, 0
         self._velocity = self._velocity + self._dt * force
         move = self._dt * self._velocity
-        return move * min(1.0, MAX_MOVE / np.linalg.norm(move))
+        return move * min(1.0, MAX_MOVE / float(np.linalg.norm(move)))
 
     def _move(self, displacement: np.ndarray) -> None:
         num_atoms = len(self.positions)

@@ -53,7 +53,8 @@ class Hull:
                 raise EnergyError(f"entry {index}: {error}") from error
         if not known:
             raise EnergyError("a hull needs entries, and there are none")
-        self.has_both_scales = any(entry.correction for entry in known)
+        added = [entry.correction for entry in known]
+        self.has_both_scales = None not in added and any(added)
         if corrected is None and not self.has_both_scales:
             raise EnergyError(
                 "the scale of the hull's energies has to be said: corrected=True for Materials "

@@ -85,7 +85,11 @@ def require(package: str, hint: str) -> None:
     Raises:
         EnergyError: it is not, with the hint.
     """
-    if importlib.util.find_spec(package) is None:
+    try:
+        found = importlib.util.find_spec(package) is not None
+    except ValueError:  # __main__, which no other process can import
+        found = False
+    if not found:
         raise EnergyError(f"the package {package} is not installed; {hint}")
 
 

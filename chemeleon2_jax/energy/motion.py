@@ -46,7 +46,7 @@ def collect_relaxed(
         reasons: for each crystal, None, or why it ended nowhere.
         corrected: scale of the energies.
     """
-    energies, whys = check_values([end and end.energy for end in ends], reasons)
+    energies, whys = check_values([end.energy if end else None for end in ends], reasons)
     structures: list[Structure | None] = []
     why = list(whys)
     for index, (start, end) in enumerate(zip(prepared, ends, strict=True)):

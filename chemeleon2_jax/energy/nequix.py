@@ -37,7 +37,7 @@ _HINT = 'install it with pip install --no-deps nequix and pip install "chemeleon
 
 
 class NequixModel:
-    """Nequix as an energy model (see :class:`~chemeleon2_jax.energy.model.EnergyModel`)."""
+    """Nequix as an :class:`~chemeleon2_jax.energy.model.EnergyModel`."""
 
     def __init__(
         self,
