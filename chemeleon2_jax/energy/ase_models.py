@@ -139,10 +139,10 @@ def ase_model(path: str, *, corrected: bool = False, **options: Any) -> AseModel
         EnergyError: the path is none, or its package is not installed.
     """
     module, _, name = path.partition(":")
-    if not (module and name):
+    if not (module and name) or module == "__main__":  # which no worker can import
         raise EnergyError(
-            f"'ase:{path}' names no calculator; write ase:<module>:<class or function>, for "
-            "instance ase:ase.calculators.lj:LennardJones"
+            f"'ase:{path}' names no calculator; write ase:<module>:<class or function> with a "
+            "module that can be imported, for instance ase:ase.calculators.lj:LennardJones"
         )
     require(module.partition(".")[0], f"the energy model 'ase:{path}' needs it")
     own = _take_own(options)

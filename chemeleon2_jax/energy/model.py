@@ -85,11 +85,7 @@ def require(package: str, hint: str) -> None:
     Raises:
         EnergyError: it is not, with the hint.
     """
-    try:
-        found = importlib.util.find_spec(package) is not None
-    except ValueError:  # __main__, which no other process can import
-        found = False
-    if not found:
+    if importlib.util.find_spec(package) is None:
         raise EnergyError(f"the package {package} is not installed; {hint}")
 
 

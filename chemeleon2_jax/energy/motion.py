@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from pymatgen.core import Structure
 
-from chemeleon2_jax.energy.guard import Prepared
+from chemeleon2_jax.energy.guard import Prepared, find_problem
 from chemeleon2_jax.energy.results import Energies, Relaxed, check_values
 
 
@@ -52,10 +52,9 @@ def collect_relaxed(
     for index, (start, end) in enumerate(zip(prepared, ends, strict=True)):
         structure = None
         if start is not None and end is not None and why[index] is None:
-            try:
-                structure = start.to_structure(end.positions, end.lattice)
-            except ValueError as error:
-                why[index], energies[index] = f"diverged: {error}", np.nan
+            structure, problem = _built(start, end)
+            if problem is not None:
+                why[index], energies[index] = f"diverged: {problem}", np.nan
         structures.append(structure)
     alive = [end if s is not None else None for s, end in zip(structures, ends, strict=True)]
     return Relaxed(
@@ -64,3 +63,15 @@ def collect_relaxed(
         np.array([end is not None and end.converged for end in alive], bool),
         np.array([0 if end is None else end.steps for end in alive], int),
     )
+
+
+def _built(start: Prepared, end: Motion) -> tuple[Structure | None, str | None]:
+    """Return the structure of an end, or why it is none that a potential is to be believed of."""
+    try:
+        structure = start.to_structure(end.positions, end.lattice)
+    except ValueError as error:
+        return None, str(error)
+    problem = find_problem(structure)
+    if problem is None:
+        return structure, None
+    return None, problem.removeprefix("implausible: ")
