@@ -162,7 +162,7 @@ def chgnet_model(**options: Any) -> AseModel:
     # An atom without neighbours has no energy that the model has learnt.
     options = {"use_device": "cpu", "on_isolated_atoms": "error", **options}
     own = {"elements": MPTRJ_ELEMENTS} | _take_own(options)
-    path = "chgnet.model.dynamics:CHGNetCalculator"
+    path = "chemeleon2_jax.energy.chgnet:make_calculator"
     return AseModel(path, options, name="chgnet", corrected=True, **own)
 
 
