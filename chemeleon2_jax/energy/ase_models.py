@@ -169,6 +169,8 @@ def chgnet_model(**options: Any) -> AseModel:
 def mace_model(*, model: str = "medium-mpa-0", **options: Any) -> AseModel:
     """Return a MACE-MP model, whose weights its package downloads, as a model.
 
+    Written after mace-torch's documentation; no test runs it.
+
     Args:
         model: its name in mace-torch, or a path. Those that were trained on MPtrj, and MPA-0, are
             on the uncorrected scale; models of OMat24 are on neither.

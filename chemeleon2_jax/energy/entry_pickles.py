@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ _ENTRIES = {
 """Classes of entries, and whether they hold their corrections apart."""
 
 
+_NUMPY_NUMBERS = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i"}
+
+
 class _Standin:
     """Stands for an object of any class: it keeps what it is given, and does nothing."""
 
@@ -51,9 +55,6 @@ class _Standin:
         made.args, made.state, made.items = args, None, []
         return made
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take what the class would take."""
-
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
@@ -64,7 +65,10 @@ class _Standin:
         """Keep an item."""
         self.items.append(value)
 
-    extend = append
+    def extend(self, values: Any) -> None:
+        """Keep items."""
+        self.items.extend(values)
+
     add = append
 
     def get(self, *names: str) -> Any:
@@ -75,16 +79,31 @@ class _Standin:
         return next((state[name] for name in names if name in state), None)
 
 
+class _Encode(_Standin):
+    """Makes bytes, which protocol 2 writes as the encoding of a text.
+
+    A class like the others: what a function has could be set by the pickle.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: Any, encoding: Any) -> Any:
+        if not isinstance(text, str) or encoding != "latin1":
+            raise ValueError("bytes that are written in an unknown way")
+        return text.encode("latin-1")
+
+
 _PLAIN: dict[tuple[str, str], Any] = {
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
     ("__builtin__", "set"): set,
     ("__builtin__", "frozenset"): frozenset,
+    ("_codecs", "encode"): _Encode,
 }
 
 
 class _Reader(pickle.Unpickler):
-    """An unpickler that knows no class but sets."""
+    """An unpickler that knows sets and bytes, and no other class or function."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
@@ -135,8 +154,9 @@ def _entry(entry: Any) -> Entry:
     kind = type(entry).__name__
     if not isinstance(entry, _Standin) or kind not in _ENTRIES:
         raise ValueError(f"a {kind} is none of {', '.join(_ENTRIES)}")
-    composition, energy = entry.get("_composition", "composition"), entry.get("_energy", "energy")
-    if not (isinstance(composition, _Standin) and isinstance(energy, float | int)):
+    composition = entry.get("_composition", "composition")
+    energy = _number(entry.get("_energy", "energy"))
+    if not isinstance(composition, _Standin) or energy is None:
         raise ValueError(f"a {kind} without a composition and an energy")
     fractions, num_atoms = parse_composition(_amounts(composition))
     if not _ENTRIES[kind]:
@@ -155,22 +175,39 @@ def _amounts(composition: _Standin) -> dict[str, float]:
         # An Element is made of its symbol, a Species has an Element.
         species = element if element.args else element.get("_el")
         symbol = species.args[0] if isinstance(species, _Standin) and species.args else None
-        if not isinstance(symbol, str):
+        number = _number(amount)
+        if not isinstance(symbol, str) or number is None:
             raise ValueError("a composition of something that is no element")
-        amounts[symbol] = amounts.get(symbol, 0.0) + amount
+        amounts[symbol] = amounts.get(symbol, 0.0) + number
     return amounts
 
 
 def _adjustment(adjustment: Any) -> float:
     """Return an energy adjustment in eV."""
     if isinstance(adjustment, _Standin):
-        value = adjustment.get("_value")
-        if isinstance(value, float | int):
-            return float(value)
-        per_atom, num_atoms = adjustment.get("_adj_per_atom"), adjustment.get("n_atoms")
-        if isinstance(per_atom, float | int) and isinstance(num_atoms, float | int):
-            return float(per_atom * num_atoms)
+        value = _number(adjustment.get("_value"))
+        if value is not None:
+            return value
+        per_atom, num_atoms = (_number(adjustment.get(k)) for k in ("_adj_per_atom", "n_atoms"))
+        if per_atom is not None and num_atoms is not None:
+            return per_atom * num_atoms
     raise ValueError(f"an energy adjustment of class {type(adjustment).__name__} is not known")
+
+
+def _number(value: Any) -> float | None:
+    """Return a number of Python's or numpy's, or None where it is none."""
+    if isinstance(value, float | int):
+        return float(value)
+    # numpy pickles a scalar as scalar(dtype("f8", ...), its bytes), the dtype's state being
+    # (version, byte order, ...).
+    if not (isinstance(value, _Standin) and type(value).__name__ == "scalar"):
+        return None
+    match value.args:
+        case (_Standin(args=(str(code), *_), state=(_, "<", *_)), bytes(content)):
+            kind = _NUMPY_NUMBERS.get(code)
+            if kind is not None and len(content) == struct.calcsize(kind):
+                return float(struct.unpack(kind, content)[0])
+    return None
 
 
 def _failure(path: Path, problem: str) -> EnergyError:

@@ -20,6 +20,7 @@ from chemeleon2_jax.energy.errors import EnergyError
 from chemeleon2_jax.energy.results import Energies, PerCrystal, check_values
 from chemeleon2_jax.metrics.structure import as_arrays
 
+_MAX_SYSTEMS = 10_000  # chemical systems to be kept in memory, some 10 kB each
 _SCALE = {True: "Materials Project's corrected (MP2020) scale", False: "the uncorrected scale"}
 
 
@@ -136,6 +137,8 @@ class Hull:
         """Return compositions (k, m) and energies (m,) of the compounds in a chemical system."""
         key = (elements, corrected)
         if key not in self._systems:
+            if len(self._systems) >= _MAX_SYSTEMS:
+                self._systems.clear()
             order = sorted(elements)
             lowest: dict[tuple[float, ...], float] = {}
             for entry in self._within(elements):

@@ -4,6 +4,7 @@ import gzip
 import os
 import pickle
 
+import numpy as np
 import pytest
 from pymatgen.analysis.phase_diagram import PatchedPhaseDiagram, PDEntry, PhaseDiagram
 from pymatgen.core import Composition, Lattice, Structure
@@ -32,6 +33,8 @@ ENTRIES = [
     PDEntry(Composition("O2"), -9.8),
     PDEntry(Composition({"Li+": 2, "O2-": 2}), -16.0),
     PDEntry(Composition("Li"), -1.5),
+    PDEntry(Composition("Li"), np.float64(-1.25)),
+    PDEntry(Composition({"O": np.int64(2)}), np.float32(-9.5)),
 ]
 
 
@@ -89,6 +92,15 @@ def test_nothing_is_imported(tmp_path):
     import sys
 
     assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize("target", [b"c_codecs\nencode\n", b"cbuiltins\nset\n", b"cany\nthing\n"])
+def test_what_pickles_are_made_of_cannot_be_changed(tmp_path, target):
+    """An attribute set on a class or function, which would be there for the next file."""
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"\x80\x02" + target + b"N}U\x01aU\x01bs\x86b.")
+    with pytest.raises(EnergyError, match="the pickle is damaged"):
+        read_entries(path)
 
 
 @pytest.mark.parametrize(
