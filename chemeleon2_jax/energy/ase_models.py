@@ -30,6 +30,7 @@ RELAX_TIMEOUT_S = 600.0
 """Seconds for the relaxation of a crystal."""
 
 _CHUNK_SIZE = 4
+_MACE_OF_OTHER_SCALES = ("omat", "matpes")
 _OWN_OPTIONS = ("elements", "pool", "timeout_s", "relax_timeout_s")
 
 
@@ -173,13 +174,20 @@ def mace_model(*, model: str = "medium-mpa-0", **options: Any) -> AseModel:
 
     Args:
         model: its name in mace-torch, or a path. Those that were trained on MPtrj, and MPA-0, are
-            on the uncorrected scale; models of OMat24 are on neither.
+            on the uncorrected scale.
         options: as for :func:`ase_model`, without ``corrected``: its energies are not. A ``pool``
-            with processes is needed: importing mace lets PyTorch run what a pickle names.
+            with processes is needed: importing mace lets PyTorch run what a pickle names. All of
+            them fetch weights that are not there, so let a pool of one be the first.
 
     Raises:
-        EnergyError: it is not installed, or there are no processes to work in.
+        EnergyError: it is not installed, the model is on another scale, or there are no processes
+            to work in.
     """
+    if any(name in model for name in _MACE_OF_OTHER_SCALES):
+        raise EnergyError(
+            f"{model} predicts energies of other pseudopotentials or of another functional than "
+            "Materials Project's, which none of its hulls can be compared with; take medium-mpa-0"
+        )
     require("mace", 'install it with pip install "chemeleon2_jax[mace]"')
     options = {"device": "cpu", "default_dtype": "float64", **options, "model": model}
     own = {"elements": MPTRJ_ELEMENTS} | _take_own(options)

@@ -136,11 +136,12 @@ def relax_together(
     waiting, active = deque(everyone), list[MovingCrystal]()
     while waiting or active:
         graphs = [build(mover) for mover in active]
-        num_edges = sum(len(graph.senders) for graph in graphs)
-        while waiting and num_edges < shape.edges and len(active) + 1 < shape.graphs:
+        while waiting:
+            graph = build(waiting[0])
+            if graphs and len(plan_batches([*graphs, graph], shape)) > 1:
+                break
             active.append(waiting.popleft())
-            graphs.append(build(active[-1]))
-            num_edges += len(graphs[-1].senders)
+            graphs.append(graph)
         able = []
         for index, graph in enumerate(graphs):
             if len(graph.senders) > MAX_EDGES:

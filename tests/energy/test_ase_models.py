@@ -84,11 +84,16 @@ def test_what_goes_wrong_costs_its_crystal(pool):
     np.testing.assert_allclose(energies.values[[0, -1]], energy_alone(fcc(), Pairs()))
 
 
-def test_relaxation_finds_the_minimum():
+def test_what_a_stopped_calculation_left_is_no_result():
+    energies = energy_model(PAIRS, timeout_s=0.2).energies([fcc("Kr"), fcc("Kr")])
+    assert energies.reasons == ("timeout after 0.2 s",) * 2
+
+
+def test_relaxation_finds_the_minimum(pool):
     """The bottom of a Lennard-Jones fcc crystal, from a cell that is too large."""
     start = Structure(Lattice.cubic(4.2), ["Ar"] * 2, [[0, 0, 0], [0.5, 0.45, 0.55]])
     cubic = fcc(length=5.8)
-    model = energy_model(PAIRS)
+    model = energy_model(PAIRS, pool=pool)
     relaxed = model.relax([cubic, start], steps=300, fmax=2e-3)
     assert relaxed.converged.all()
     assert (relaxed.steps > 0).all()

@@ -51,6 +51,12 @@ def test_plans_hold_everything_once():
     assert len(batches) < len(sizes)
 
 
+def test_a_node_is_left_for_padding():
+    half = SHAPES[0].nodes // 2
+    assert len(plan_batches([graph_of(half, 1)] * 2, SHAPES[0])) == 2
+    assert len(plan_batches([graph_of(half, 1), graph_of(half - 1, 1)], SHAPES[0])) == 1
+
+
 def test_many_small_graphs_are_spread():
     batches = plan_batches([graph_of(1, 1)] * 50, SHAPES[0])
     assert max(map(len, batches)) == SHAPES[0].graphs - 1

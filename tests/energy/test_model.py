@@ -52,6 +52,11 @@ def test_mace_wants_processes(monkeypatch):
         energy_model("mace")
 
 
+def test_mace_of_another_scale():
+    with pytest.raises(EnergyError, match="medium-omat-0 predicts energies of other"):
+        energy_model("mace", model="medium-omat-0")
+
+
 def test_modules_are_light():
     """No module imports a potential, or what it is made with."""
     names = [path.stem for path in (ROOT / "chemeleon2_jax" / "energy").glob("[!_]*.py")]

@@ -53,6 +53,14 @@ def test_uncorrected_energies_are_corrected_for_a_corrected_hull():
     np.testing.assert_allclose(scores.values[[0, 2]], [-0.393, -0.193], atol=1e-3)
 
 
+def test_a_hull_of_both_scales_needs_no_correction():
+    entries = [Entry({11: 1.0}, -1.3, 0.0), Entry({17: 1.0}, -1.8, 0.0)]
+    hull = Hull([*entries, Entry({11: 0.5, 17: 0.5}, -3.4, -0.307)])
+    for corrected, expected in ((False, [-0.1, 0.0]), (True, [-0.407, -0.207])):
+        scores = energy_reward(STRUCTURES, Given(corrected), hull)
+        np.testing.assert_allclose(scores.values[[0, 2]], expected, atol=1e-9)
+
+
 def test_minus_the_energy_where_it_is_asked_for():
     scores = energy_reward(STRUCTURES, Given(True), quantity="energy")
     np.testing.assert_allclose(scores.values, [3.3, np.nan, 3.5, -7.0, 4.0])
