@@ -65,7 +65,7 @@ class AseModel:
         Raises:
             EnergyError: ASE is not installed, or an option cannot be sent to a worker.
         """
-        require("ase", 'install it with pip install "chemeleon2_jax[energy]"')
+        require("ase", "install the extra energy: pip install -e '.[energy]'")
         self.name = name
         self.corrected = corrected
         self.elements = elements
@@ -159,7 +159,7 @@ def chgnet_model(**options: Any) -> AseModel:
     Raises:
         EnergyError: it is not installed.
     """
-    require("chgnet", 'install it with pip install "chemeleon2_jax[chgnet]"')
+    require("chgnet", "install the extra chgnet: pip install -e '.[chgnet]'")
     # An atom without neighbours has no energy that the model has learnt.
     options = {"use_device": "cpu", "on_isolated_atoms": "error", **options}
     own = {"elements": MPTRJ_ELEMENTS} | _take_own(options)
@@ -188,7 +188,7 @@ def mace_model(*, model: str = "medium-mpa-0", **options: Any) -> AseModel:
             f"{model} predicts energies of other pseudopotentials or of another functional than "
             "Materials Project's, which none of its hulls can be compared with; take medium-mpa-0"
         )
-    require("mace", 'install it with pip install "chemeleon2_jax[mace]"')
+    require("mace", "install the extra mace: pip install -e '.[mace]'")
     options = {"device": "cpu", "default_dtype": "float64", **options, "model": model}
     own = {"elements": MPTRJ_ELEMENTS} | _take_own(options)
     pool = own.get("pool")

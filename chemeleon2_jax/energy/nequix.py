@@ -33,7 +33,7 @@ from chemeleon2_jax.energy.weights import fetch_weights, read_header
 EDGES_AT_ONCE = 1 << 14
 """Pairs of neighbours in a batch: some 300 atoms. More keep a large GPU busier."""
 
-_HINT = 'install it with pip install --no-deps nequix and pip install "chemeleon2_jax[energy]"'
+_HINT = "install it: pip install --no-deps nequix, and the extra energy: pip install -e '.[energy]'"
 
 
 class NequixModel:

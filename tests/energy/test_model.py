@@ -23,8 +23,8 @@ def nothing_installed(monkeypatch):
     ("name", "hint"),
     [
         ("nequix", "pip install --no-deps nequix"),
-        ("chgnet", r"chemeleon2_jax\[chgnet\]"),
-        ("mace", r"chemeleon2_jax\[mace\]"),
+        ("chgnet", "the extra chgnet"),
+        ("mace", "the extra mace"),
         ("ase:elsewhere.code:Calculator", "package elsewhere is not installed"),
     ],
 )
