@@ -1,0 +1,115 @@
+"""What is fit to be handed to a potential, and in which cell.
+
+Neighbour lists of collapsed, exploded or very skewed cells can take all memory, so that one broken
+crystal would cost all others. Such crystals get a reason here and go no further. The others go on
+in their Minkowski-reduced cell, whose neighbour lists are the shortest; energies do not depend on
+the choice of cell, and what is relaxed comes back in the one that was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pymatgen.core import Element, Structure
+
+from chemeleon2_jax.crystals import wrap
+from chemeleon2_jax.data.structures import structure_from_arrays
+from chemeleon2_jax.metrics.structure import MIN_DISTANCE, as_arrays, measure, reduce_lattice
+
+MIN_VOLUME_PER_ATOM = 1.0
+"""Cubic angstrom; diamond has 5.7, and solid hydrogen at 500 GPa about 1.3."""
+
+MAX_VOLUME_PER_ATOM = 1000.0
+"""Cubic angstrom; solid helium has 35, and the emptiest crystals some 200."""
+
+MAX_NUM_ATOMS = 2000
+"""Most atoms in a cell."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A crystal in the cell that potentials see.
+
+    Attributes:
+        atom_types: (n,) atomic numbers.
+        positions: (n, 3) angstrom.
+        lattice: (3, 3) angstrom, right-handed and Minkowski-reduced.
+        transform: (3, 3) integers; the lattice is this times the one that was given.
+    """
+
+    atom_types: np.ndarray
+    positions: np.ndarray
+    lattice: np.ndarray
+    transform: np.ndarray
+
+    def to_structure(self, positions: np.ndarray, lattice: np.ndarray) -> Structure:
+        """Return a structure in the cell that was given, from one that potentials saw.
+
+        Args:
+            positions: (n, 3) angstrom.
+            lattice: (3, 3) angstrom.
+
+        Raises:
+            ValueError: it is no crystal any more.
+        """
+        given = np.linalg.solve(self.transform, lattice)
+        frac_coords = np.linalg.solve(given.T, positions.T).T
+        return structure_from_arrays(self.atom_types, frac_coords, given)
+
+
+def prepare(
+    structures: Iterable[Any], elements: Collection[int] | None = None
+) -> tuple[list[Prepared | None], list[str | None]]:
+    """Return crystals as potentials see them, and why some are not fit for that.
+
+    Args:
+        structures: structures, (atom_types, frac_coords, lattice) triples, or None (not built).
+        elements: atomic numbers that the potential knows; None are all.
+
+    Returns:
+        for each crystal, itself or None; and None or a reason.
+    """
+    prepared: list[Prepared | None] = []
+    reasons: list[str | None] = []
+    for structure in structures:
+        reason = find_problem(structure, elements)
+        reasons.append(reason)
+        prepared.append(None if reason else _prepare(structure))
+    return prepared, reasons
+
+
+def find_problem(structure: Any, elements: Collection[int] | None = None) -> str | None:
+    """Return why a crystal is not to be handed to a potential, or None."""
+    geometry = measure(structure)
+    if geometry.error is not None:
+        return geometry.error
+    atom_types = as_arrays(structure)[0]
+    unknown = sorted({z for z in atom_types.tolist() if elements is not None and z not in elements})
+    if unknown:
+        return f"unknown element: {', '.join(Element.from_Z(z).symbol for z in unknown)}"
+    if len(atom_types) > MAX_NUM_ATOMS:
+        return f"too large: {len(atom_types)} atoms, more than {MAX_NUM_ATOMS}"
+    if geometry.min_distance < MIN_DISTANCE:
+        return f"implausible: atoms {geometry.min_distance:.3g} angstrom apart"
+    return volume_problem(geometry.volume_per_atom)
+
+
+def volume_problem(volume_per_atom: float) -> str | None:
+    """Return what is wrong with a volume in cubic angstrom an atom, or None."""
+    if MIN_VOLUME_PER_ATOM <= volume_per_atom <= MAX_VOLUME_PER_ATOM:
+        return None
+    return f"implausible: {volume_per_atom:.3g} cubic angstrom an atom"
+
+
+def _prepare(structure: Any) -> Prepared:
+    atom_types, frac_coords, lattice = as_arrays(structure)
+    reduced = reduce_lattice(lattice)
+    if np.linalg.det(reduced) < 0:
+        reduced = -reduced
+    transform = np.round(np.linalg.solve(lattice.T, reduced.T).T)
+    frac_coords = wrap(np.linalg.solve(transform.T, frac_coords.T).T)
+    reduced = transform @ lattice  # without the rounding errors of the reduction
+    return Prepared(atom_types, frac_coords @ reduced, reduced, transform)

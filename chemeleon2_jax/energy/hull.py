@@ -1,0 +1,202 @@
+"""How far crystals are above the convex hull of known compounds.
+
+The energy of the hull at a composition is the lowest that a mixture of known compounds of that
+composition has: a linear programme over the compounds whose elements are all in it. That is
+pymatgen's ``PhaseDiagram``, without a hull to be built for each chemical system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pymatgen.core import Element
+
+from chemeleon2_jax.energy.entries import Entry, entry_of, read_entries
+from chemeleon2_jax.energy.errors import EnergyError
+from chemeleon2_jax.energy.results import Energies, PerCrystal, check_values
+from chemeleon2_jax.metrics.structure import as_arrays
+
+_MAX_SYSTEMS = 10_000  # chemical systems to be kept in memory, some 10 kB each
+_SCALE = {True: "Materials Project's corrected (MP2020) scale", False: "the uncorrected scale"}
+
+
+class Hull:
+    """The convex hull of known compounds.
+
+    Attributes:
+        corrected: scale of its energies; where ``has_both_scales``, that of the two which is meant
+            when nothing else is said.
+        has_both_scales: its entries hold their corrections apart, so that energies of either scale
+            can be compared with it.
+        elements: atomic numbers of the elements that it has an energy of.
+    """
+
+    def __init__(self, entries: Iterable[Any], *, corrected: bool | None = None) -> None:
+        """Take pymatgen's entries, or :class:`~chemeleon2_jax.energy.entries.Entry`.
+
+        Args:
+            entries: in one file or phase diagram.
+            corrected: their scale. It has to be said, but for entries with corrections of their
+                own, which are then on both.
+
+        Raises:
+            EnergyError: there are none, one cannot be read, or the scale is not said.
+        """
+        known = []
+        for index, entry in enumerate(entries):
+            try:
+                known.append(entry_of(entry))
+            except ValueError as error:
+                raise EnergyError(f"entry {index}: {error}") from error
+        if not known:
+            raise EnergyError("a hull needs entries, and there are none")
+        added = [entry.correction for entry in known]
+        self.has_both_scales = None not in added and any(added)
+        if corrected is None and not self.has_both_scales:
+            raise EnergyError(
+                "the scale of the hull's energies has to be said: corrected=True for Materials "
+                "Project's corrected energies (MP2020), corrected=False for uncorrected ones"
+            )
+        self.corrected = True if corrected is None else corrected
+        self._entries: dict[frozenset[int], list[Entry]] = {}
+        for entry in known:
+            self._entries.setdefault(frozenset(entry.fractions), []).append(entry)
+        self.elements = frozenset(z for key in self._entries if len(key) == 1 for z in key)
+        self._systems: dict[tuple[frozenset[int], bool], tuple[np.ndarray, np.ndarray]] = {}
+
+    def e_above_hull(self, structures: Sequence[Any], energies: Energies) -> PerCrystal:
+        """Return energies above the hull in eV/atom; below it they are negative.
+
+        Args:
+            structures: structures, (atom_types, frac_coords, lattice) triples, or None.
+            energies: of them.
+
+        Raises:
+            EnergyError: the energies are on another scale than the hull.
+        """
+        self.check_scale(energies.corrected)
+        values: list[float | None] = []
+        reasons = list(energies.reasons)
+        for index, structure in enumerate(structures):
+            value = None
+            if reasons[index] is None:
+                counts = np.bincount(as_arrays(structure)[0])
+                fractions = {int(z): counts[z] / counts.sum() for z in np.flatnonzero(counts)}
+                try:
+                    hull = self.energy(fractions, corrected=energies.corrected)
+                    value = float(energies.values[index]) - hull
+                except EnergyError as error:
+                    reasons[index] = str(error)
+            values.append(value)
+        return PerCrystal(*check_values(values, reasons))
+
+    def check_scale(self, corrected: bool) -> None:
+        """Check that energies of a scale can be compared with the hull.
+
+        Raises:
+            EnergyError: they cannot, with what to do.
+        """
+        if corrected == self.corrected or self.has_both_scales:
+            return
+        advice = (
+            "Correct the energies (chemeleon2_jax.energy.correction.correct_energies), take a model"
+            if self.corrected
+            else "Take a model"
+        )
+        raise EnergyError(
+            f"the energies are on {_SCALE[corrected]}, but the hull is on "
+            f"{_SCALE[self.corrected]}: their difference would be off by up to an eV/atom. "
+            f"{advice} of the hull's scale, or a hull of the model's"
+        )
+
+    def energy(self, fractions: dict[int, float], *, corrected: bool | None = None) -> float:
+        """Return the energy of the hull in eV/atom.
+
+        Args:
+            fractions: share of each atomic number; they sum to 1.
+            corrected: scale; None is the hull's own.
+
+        Raises:
+            EnergyError: "missing elements: Xx, Yy", those that it has no energy of.
+        """
+        missing = sorted(set(fractions) - self.elements)
+        if missing:
+            symbols = ", ".join(Element.from_Z(z).symbol for z in missing)
+            raise EnergyError(f"missing elements: {symbols}")
+        order = sorted(fractions)
+        scale = self.corrected if corrected is None else corrected
+        compositions, energies = self._system(frozenset(order), scale)
+        target = np.array([fractions[z] for z in order])
+        return _lowest_mixture(compositions, energies, target)
+
+    def _system(self, elements: frozenset[int], corrected: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return compositions (k, m) and energies (m,) of the compounds in a chemical system."""
+        key = (elements, corrected)
+        if key not in self._systems:
+            if len(self._systems) >= _MAX_SYSTEMS:
+                self._systems.clear()
+            order = sorted(elements)
+            lowest: dict[tuple[float, ...], float] = {}
+            for entry in self._within(elements):
+                point = tuple(round(entry.fractions.get(z, 0.0), 10) for z in order)
+                energy = self._energy_of(entry, corrected)
+                lowest[point] = min(energy, lowest.get(point, np.inf))
+            self._systems[key] = np.array(list(lowest)).T, np.array(list(lowest.values()))
+        return self._systems[key]
+
+    def _within(self, elements: frozenset[int]) -> Iterable[Entry]:
+        if 2 ** len(elements) > len(self._entries):
+            keys = [key for key in self._entries if key <= elements]
+        else:
+            sizes = range(1, len(elements) + 1)
+            subsets = (c for n in sizes for c in combinations(sorted(elements), n))
+            keys = [key for key in map(frozenset, subsets) if key in self._entries]
+        return (entry for key in keys for entry in self._entries[key])
+
+    def _energy_of(self, entry: Entry, corrected: bool) -> float:
+        """Energy of an entry: with its own correction where it has one and that scale is meant."""
+        return entry.energy + (entry.correction or 0.0 if corrected else 0.0)
+
+
+def _lowest_mixture(compositions: np.ndarray, energies: np.ndarray, target: np.ndarray) -> float:
+    """Return the lowest energy of non-negative amounts of compounds that add up to a composition.
+
+    Args:
+        compositions: (k, m) fractions, each element among them.
+        energies: (m,) eV/atom.
+        target: (k,) fractions.
+    """
+    from scipy.optimize import linprog
+
+    if len(target) == 1:
+        return float(energies.min())
+    result = linprog(energies, A_eq=compositions, b_eq=target, bounds=(0, None), method="highs")
+    if result.fun is None:
+        raise EnergyError(f"no hull energy: {result.message}")
+    return float(result.fun)
+
+
+def read_hull(path: str | Path, *, corrected: bool | None = None) -> Hull:
+    """Read a hull from a file of entries (see :func:`~chemeleon2_jax.energy.entries.read_entries`).
+
+    Args:
+        path: of the file.
+        corrected: scale of its energies; None where the file says it, or holds corrections.
+
+    Raises:
+        EnergyError: it cannot be read, or its scale is not said or another than said.
+    """
+    content = read_entries(path)
+    if None not in (corrected, content.corrected) and corrected != content.corrected:
+        raise EnergyError(
+            f"{path} says corrected = {content.corrected}, but corrected={corrected} is asked for"
+        )
+    try:
+        stated = content.corrected if corrected is None else corrected
+        return Hull(content.entries, corrected=stated)
+    except EnergyError as error:
+        raise EnergyError(f"{path}: {error}") from error
