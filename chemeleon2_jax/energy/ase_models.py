@@ -20,7 +20,8 @@ from chemeleon2_jax.energy.errors import EnergyError
 from chemeleon2_jax.energy.guard import Prepared, prepare
 from chemeleon2_jax.energy.model import FMAX, MPTRJ_ELEMENTS, STEPS, require
 from chemeleon2_jax.energy.motion import Motion, collect_relaxed
-from chemeleon2_jax.energy.results import Energies, Relaxed, check_values
+from chemeleon2_jax.energy.results import Energies, Relaxed
+from chemeleon2_jax.metrics.scores import check_values
 from chemeleon2_jax.workers import Outcome, WorkerError, WorkerPool
 
 TIMEOUT_S = 60.0

@@ -12,7 +12,8 @@ import numpy as np
 from chemeleon2_jax.data.structures import structure_from_arrays
 from chemeleon2_jax.energy.errors import EnergyError
 from chemeleon2_jax.energy.guard import find_problem
-from chemeleon2_jax.energy.results import Energies, PerCrystal, check_values
+from chemeleon2_jax.energy.results import Energies
+from chemeleon2_jax.metrics.scores import Scores, check_values
 from chemeleon2_jax.metrics.structure import as_arrays
 from chemeleon2_jax.workers import WorkerPool
 
@@ -22,7 +23,7 @@ TIMEOUT_S = 10.0
 
 def corrections(
     structures: Sequence[Any], pool: WorkerPool | None = None, *, timeout_s: float = TIMEOUT_S
-) -> PerCrystal:
+) -> Scores:
     """Return what MP2020 adds to the uncorrected energies of crystals, in eV/atom.
 
     Wang et al., Sci. Rep. 11, 15496, 2021, as pymatgen's ``MaterialsProject2020Compatibility``
@@ -40,7 +41,7 @@ def corrections(
     values: list[float | None] = [None] * len(reasons)
     for index, outcome in zip(todo, outcomes, strict=True):
         values[index], reasons[index] = outcome.value, outcome.error
-    return PerCrystal(*check_values(values, reasons))
+    return Scores(*check_values(values, reasons))
 
 
 def correct_energies(

@@ -17,7 +17,8 @@ from pymatgen.core import Element
 
 from chemeleon2_jax.energy.entries import Entry, entry_of, read_entries
 from chemeleon2_jax.energy.errors import EnergyError
-from chemeleon2_jax.energy.results import Energies, PerCrystal, check_values
+from chemeleon2_jax.energy.results import Energies
+from chemeleon2_jax.metrics.scores import Scores, check_values
 from chemeleon2_jax.metrics.structure import as_arrays
 
 _MAX_SYSTEMS = 10_000  # chemical systems to be kept in memory, some 10 kB each
@@ -68,7 +69,7 @@ class Hull:
         self.elements = frozenset(z for key in self._entries if len(key) == 1 for z in key)
         self._systems: dict[tuple[frozenset[int], bool], tuple[np.ndarray, np.ndarray]] = {}
 
-    def e_above_hull(self, structures: Sequence[Any], energies: Energies) -> PerCrystal:
+    def e_above_hull(self, structures: Sequence[Any], energies: Energies) -> Scores:
         """Return energies above the hull in eV/atom; below it they are negative.
 
         Args:
@@ -92,7 +93,7 @@ class Hull:
                 except EnergyError as error:
                     reasons[index] = str(error)
             values.append(value)
-        return PerCrystal(*check_values(values, reasons))
+        return Scores(*check_values(values, reasons))
 
     def check_scale(self, corrected: bool) -> None:
         """Check that energies of a scale can be compared with the hull.

@@ -9,7 +9,8 @@ import numpy as np
 from pymatgen.core import Structure
 
 from chemeleon2_jax.energy.guard import Prepared, find_problem
-from chemeleon2_jax.energy.results import Energies, Relaxed, check_values
+from chemeleon2_jax.energy.results import Energies, Relaxed
+from chemeleon2_jax.metrics.scores import check_values
 
 
 @dataclass(frozen=True)

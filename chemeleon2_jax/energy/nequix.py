@@ -27,8 +27,9 @@ from chemeleon2_jax.energy.graphs import (
 from chemeleon2_jax.energy.guard import prepare
 from chemeleon2_jax.energy.model import FMAX, STEPS, require
 from chemeleon2_jax.energy.motion import Motion, collect_relaxed
-from chemeleon2_jax.energy.results import Energies, Relaxed, check_values
+from chemeleon2_jax.energy.results import Energies, Relaxed
 from chemeleon2_jax.energy.weights import fetch_weights, read_header
+from chemeleon2_jax.metrics.scores import check_values
 
 EDGES_AT_ONCE = 1 << 14
 """Pairs of neighbours in a batch: some 300 atoms. More keep a large GPU busier."""

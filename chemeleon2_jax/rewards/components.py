@@ -21,10 +21,10 @@ from chemeleon2_jax.crystals import CrystalArrays
 from chemeleon2_jax.data.structures import structure_from_arrays
 from chemeleon2_jax.errors import RewardError
 from chemeleon2_jax.metrics.matching import reduce_cells
+from chemeleon2_jax.metrics.scores import Scores
 from chemeleon2_jax.metrics.uniqueness import References
 from chemeleon2_jax.rewards.creativity import creativity
 from chemeleon2_jax.rewards.diversity import diversity
-from chemeleon2_jax.rewards.scores import Scores
 from chemeleon2_jax.workers import WorkerError, WorkerPool
 
 NOT_JUDGED = "not judged"

@@ -15,8 +15,8 @@ from chemeleon2_jax.metrics.distribution import (
 )
 from chemeleon2_jax.metrics.matching import TIMEOUT_S, Cell, reduce_cells
 from chemeleon2_jax.metrics.reconstruction import Tolerances
+from chemeleon2_jax.metrics.scores import Scores
 from chemeleon2_jax.metrics.uniqueness import References, novel, unique
-from chemeleon2_jax.rewards.scores import Scores
 from chemeleon2_jax.workers import WorkerPool
 
 SAME_DISTANCE = 1e-6

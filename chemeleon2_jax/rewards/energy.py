@@ -11,7 +11,7 @@ from chemeleon2_jax.energy.correction import correct_energies
 from chemeleon2_jax.energy.errors import EnergyError
 from chemeleon2_jax.energy.hull import Hull
 from chemeleon2_jax.energy.model import EnergyModel
-from chemeleon2_jax.rewards.scores import Scores
+from chemeleon2_jax.metrics.scores import Scores
 from chemeleon2_jax.workers import WorkerPool
 
 Quantity = Literal["e_above_hull", "energy"]
@@ -30,8 +30,9 @@ def energy_reward(
     *,
     pool: WorkerPool | None = None,
     quantity: Quantity = "e_above_hull",
+    relax_steps: int = 0,
 ) -> Scores:
-    """Score crystals by their energies as they are, unrelaxed.
+    """Score crystals by their energies: as they are, or relaxed.
 
     Args:
         structures: structures, (atom_types, frac_coords, lattice) triples, or None (not built).
@@ -41,12 +42,17 @@ def energy_reward(
         pool: processes for those corrections; None works in this one.
         quantity: ``e_above_hull`` scores minus that, clipped to 0..1 eV/atom; ``energy`` minus the
             energy in eV/atom, which says more of the elements than of the crystal.
+        relax_steps: most steps of a relaxation before; what does not converge in them counts with
+            the energy that it has come to. 0 takes the crystals as they are.
 
     Raises:
         EnergyError: see :func:`check_energy_reward`.
     """
     check_energy_reward(model, hull, quantity=quantity)
-    energies = model.energies(structures)
+    if relax_steps:
+        energies = model.relax(structures, steps=relax_steps).energies
+    else:
+        energies = model.energies(structures)
     if quantity == "energy" or hull is None:
         return Scores.of(-energies.values, energies.reasons)
     if needs_correction(model, hull):

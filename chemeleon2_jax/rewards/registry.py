@@ -18,6 +18,7 @@ import numpy as np
 from chemeleon2_jax.crystals import Crystals
 from chemeleon2_jax.energy.errors import EnergyError
 from chemeleon2_jax.errors import RewardError
+from chemeleon2_jax.metrics.scores import Scores
 from chemeleon2_jax.metrics.uniqueness import References
 from chemeleon2_jax.rewards.components import (
     NOT_JUDGED,
@@ -31,7 +32,6 @@ from chemeleon2_jax.rewards.components import (
     read_options,
 )
 from chemeleon2_jax.rewards.diversity import composition_features, structure_features
-from chemeleon2_jax.rewards.scores import Scores
 from chemeleon2_jax.workers import WorkerPool
 
 Options = Mapping[str, Any]
@@ -221,7 +221,12 @@ def _energy(options: Options, context: Context) -> Component:
     check_energy_reward(model, hull, quantity=quantity)
 
     def judge(crystals: Sequence[Crystal], pool: WorkerPool) -> Scores:
-        return energy_reward(crystals, model, hull, pool=pool, quantity=quantity, relax_steps=steps)
+        try:
+            return energy_reward(
+                crystals, model, hull, pool=pool, quantity=quantity, relax_steps=steps
+            )
+        except EnergyError as error:  # a calculator that cannot be made, say
+            raise RewardError(f"reward energy: {error}") from error
 
     return PerChunk(judge)
 

@@ -11,7 +11,8 @@ from pymatgen.entries.computed_entries import ComputedEntry
 from chemeleon2_jax.energy.entries import Entry
 from chemeleon2_jax.energy.errors import EnergyError
 from chemeleon2_jax.energy.hull import Hull, read_hull
-from chemeleon2_jax.energy.results import Energies, check_values
+from chemeleon2_jax.energy.results import Energies
+from chemeleon2_jax.metrics.scores import check_values
 from tests.energy.cells import fcc, rocksalt
 
 # eV/atom

@@ -7,9 +7,9 @@ import pytest
 
 from chemeleon2_jax.data.structures import arrays_from_structure
 from chemeleon2_jax.errors import RewardError
+from chemeleon2_jax.metrics.scores import Scores
 from chemeleon2_jax.rewards.combine import RewardFunction, Weighted
 from chemeleon2_jax.rewards.components import NOT_JUDGED, FunctionOfStructures, PerChunk
-from chemeleon2_jax.rewards.scores import Scores
 from chemeleon2_jax.workers import WorkerPool
 from tests.tiny import caesium_chloride, perovskite, rocksalt
 

@@ -9,6 +9,7 @@ import pytest
 
 from chemeleon2_jax.data.structures import arrays_from_structure
 from chemeleon2_jax.errors import RewardError
+from chemeleon2_jax.metrics.scores import Scores
 from chemeleon2_jax.rewards.components import (
     NOT_JUDGED,
     Diversity,
@@ -17,7 +18,6 @@ from chemeleon2_jax.rewards.components import (
     load_function,
     read_options,
 )
-from chemeleon2_jax.rewards.scores import Scores
 from chemeleon2_jax.workers import WorkerPool
 from tests.tiny import caesium_chloride, perovskite, rocksalt
 

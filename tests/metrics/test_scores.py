@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from chemeleon2_jax.rewards.scores import Scores
+from chemeleon2_jax.metrics.scores import Scores
 
 
 def test_values_and_reasons():
