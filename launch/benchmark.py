@@ -4,6 +4,7 @@ r"""Measure training steps and sampling at the real model sizes, packed against 
     python launch/benchmark.py --data_dir=<folder with train.csv and val.csv> --batch_size=256 \
         --json=outputs/benchmark.json
     python launch/benchmark.py --parts=vae,ldm --precision=bf16
+    python launch/benchmark.py --parts=rl --num_samples=16     # an update of a rollout
 
 Prints a table and, with --json, writes the numbers. Useful FLOP are those of the matmuls on atoms
 and crystals that are there; their share is taken of the rate of a large matmul measured in the same
@@ -42,15 +43,17 @@ from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.dit import NAMED_SIZES, DiT, DiTSizes
 from chemeleon2_jax.models.losses import LossWeights, total_loss
 from chemeleon2_jax.models.vae import VAE, VAESizes
+from chemeleon2_jax.rl.update import Chunk, Objective
 from chemeleon2_jax.stages.common import PRECISIONS
 from chemeleon2_jax.stages.ldm import ldm_terms
+from chemeleon2_jax.stages.rl_step import Settings, make_programs
 from chemeleon2_jax.stages.vae import autoencoder_terms
 from chemeleon2_jax.training.config import FitConfig
 from chemeleon2_jax.training.parallel import make_mesh, replicate, shard_batch
 from chemeleon2_jax.training.state import init_state
 from chemeleon2_jax.training.step import Updater, make_train_step
 
-PARTS, LAYOUTS = ("vae", "ldm", "sample"), ("packed", "padded")
+PARTS, LAYOUTS = ("vae", "ldm", "sample", "rl"), ("packed", "padded")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", "", "Folder with train.csv[.gz]; default: --data_name.")
@@ -59,7 +62,7 @@ flags.DEFINE_integer("batch_size", 256, "Crystals in a training step.", lower_bo
 flags.DEFINE_integer("num_samples", 64, "Crystals to sample.", lower_bound=1)
 flags.DEFINE_integer("steps", 50, "DDIM steps of sampling.", lower_bound=1)
 flags.DEFINE_integer("repeats", 3, "Timed steps, after one that compiles.", lower_bound=1)
-flags.DEFINE_list("parts", list(PARTS), "What to measure.")
+flags.DEFINE_list("parts", ["vae", "ldm", "sample"], f"What to measure of {', '.join(PARTS)}.")
 flags.DEFINE_list("layouts", list(LAYOUTS), "Row layouts to compare.")
 flags.DEFINE_enum("size", "B", list(NAMED_SIZES), "Size of the DiT.")
 flags.DEFINE_enum("precision", "f32", list(PRECISIONS), "Precision of the models.")
@@ -224,6 +227,10 @@ def main() -> int:
             row = time_sampling(ldm, mesh, padded, rate)
             rows_out.append({**row, "part": "sample", "layout": layout_name})
             print(json.dumps(rows_out[-1]), flush=True)
+        if "rl" in FLAGS.parts:
+            row = time_update(ldm, mesh, padded, rate)
+            rows_out.append({**row, "part": "rl update", "layout": layout_name})
+            print(json.dumps(rows_out[-1]), flush=True)
     report(
         {
             "device": f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}",
@@ -263,6 +270,59 @@ def time_sampling(ldm: LDMParts, mesh: Any, padded_tokens: int, rate: float) -> 
         "crystals_per_s": len(sizes) / seconds,
         "useful_tokens": where.useful_share,
         "useful_flop_share": FLAGS.steps * denoise / seconds / rate,
+    }
+
+
+def time_update(ldm: LDMParts, mesh: Any, padded_tokens: int, rate: float) -> Row:
+    """Time one pass over the steps of --num_samples crystals' chains, in float32; and compare the
+    memory of its temporaries with that for four times the steps.
+    """
+    rng = np.random.default_rng(0)
+    table = ldm.size_table / ldm.size_table.sum()
+    sizes = rng.choice(len(table), FLAGS.num_samples, p=table).astype(np.int32)
+    updater = Updater.from_config(FitConfig(gradient_clip_val=1.0), total_steps=1000)
+
+    def prepare(steps: int) -> Any:
+        sampler = SamplerConfig("ddim", steps)
+        generator = Generator(ldm, sampler, mesh=mesh)
+        arguments, where = generator.program_arguments(sizes, seed=0, padded_tokens=padded_tokens)
+        rows = arguments[-1]
+        settings = Settings(sampler, 1.0, Objective(), 1, norm_in_groups=False, seed=0)
+        programs = make_programs(ldm, settings, updater=updater, mesh=mesh, with_reference=False)
+        slots = rows.is_crystal.shape
+        chunk = Chunk(
+            rows=rows,
+            states=jnp.zeros((steps + 1, *rows.position.shape, ldm.sizes.latent_dim)),
+            old_log_probs=jnp.zeros((steps - 1, *slots)),
+            advantages=jnp.ones(slots),
+            weights=rows.is_crystal.astype(jnp.float32),
+            share=jnp.float32(1.0),
+            is_drawn_with=jnp.bool_(True),
+        )
+        arguments = (replicate(ldm.params, mesh), {}, chunk)
+        return programs.run_pass.lower(*arguments).compile(), arguments, where
+
+    start = time.perf_counter()
+    compiled, arguments, where = prepare(FLAGS.steps)
+    compile_seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    jax.block_until_ready(compiled(*arguments))
+    seconds = time.perf_counter() - start
+    longer, _, _ = prepare(4 * FLAGS.steps)
+    temporaries = [c.memory_analysis().temp_size_in_bytes / 1e9 for c in (compiled, longer)]
+    hidden, depth = ldm.sizes.hidden_size, ldm.sizes.depth
+    denoise = linear_flop(ldm.params, int(sizes.sum()), len(sizes)) + attention_flop(
+        sizes, hidden, depth
+    )
+    return {
+        "compile_s": compile_seconds,
+        "seconds": seconds,
+        "memory_gb": program_memory(compiled),
+        "temporaries_gb": temporaries[0],
+        "temporaries_gb_of_4_times_the_steps": temporaries[1],
+        "crystals_per_s": len(sizes) / seconds,
+        "useful_tokens": where.useful_share,
+        "useful_flop_share": 3 * (FLAGS.steps - 1) * denoise / seconds / rate,
     }
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax import stages
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -20,7 +21,7 @@ from chemeleon2_jax.diffusion.sampler import SamplerConfig, Trajectory, roll_out
 from chemeleon2_jax.generation import denoiser, mark_failed
 from chemeleon2_jax.loading import LDMParts
 from chemeleon2_jax.models.lora import only_adapters
-from chemeleon2_jax.models.vae import Reconstruction, reconstruct, split_crystals
+from chemeleon2_jax.models.vae import reconstruct, split_crystals
 from chemeleon2_jax.packing import Assignment
 from chemeleon2_jax.randomness import named_key
 from chemeleon2_jax.rewards.combine import RewardFunction, Rewards
@@ -75,9 +76,9 @@ class Programs:
         apply: (state, gradient) -> (state, metrics); the state is donated.
     """
 
-    roll_out: Callable[..., tuple[Trajectory, Reconstruction]]
-    run_pass: Callable[..., Pass]
-    apply: Callable[..., tuple[TrainState, Any]]
+    roll_out: stages.Wrapped
+    run_pass: stages.Wrapped
+    apply: stages.Wrapped
 
 
 def make_programs(
