@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 from pymatgen.core.structure import Structure
 from rich.console import Console
@@ -73,13 +74,13 @@ def read_samples(folder: Path) -> tuple[list[Structure], int]:
         raise ConfigError(f"--samples: there are no samples in {folder}: {error}") from error
 
 
-def mean_density(structures: list[Structure], *, num_samples: int) -> float:
-    """Return the mean number of atoms in a cubic angstrom, as the fine-tuning counts it: crystals
-    with atoms closer than bonds, and those that could not be built, count 0.
+def density_error(structures: list[Structure], target: float) -> float:
+    """Return the mean distance of the densities of valid crystals from a target, in atoms in a
+    cubic angstrom: what the fine-tuning is rewarded for making small.
     """
-    passed = covalent_share(structures).passed
-    found = [len(s) / s.volume for s, good in zip(structures, passed, strict=True) if good]
-    return sum(found) / num_samples
+    passed = validity(structures).passed
+    valid = [s for s, good in zip(structures, passed, strict=True) if good]
+    return float(np.mean([abs(len(s) / s.volume - target) for s in valid])) if valid else np.nan
 
 
 def reference_crystals(run_dir: Path) -> list[Any]:
@@ -112,20 +113,24 @@ def best_values(run_dir: Path) -> dict[str, float]:
     return open_checkpoint(run_dir).progress["values"]
 
 
-def rewarded(run_dir: Path, samples: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+def rewarded(
+    run_dir: Path, samples: Path, *, before: list[Structure]
+) -> tuple[dict[str, Any], dict[str, Path]]:
     """Return numbers and files of the fine-tuned model."""
     structures, asked = read_samples(samples)
     crystals = [*structures, *[None] * (asked - len(structures))]
+    target = read_config(run_dir)["rl_module"]["reward_fn"]["atomic_density"]["target"]
     summary = {
         "values": best_values(run_dir),
         "asked": asked,
         "built": len(structures),
-        "density": mean_density(structures, num_samples=asked),
+        "target": target,
+        "density_error": [density_error(group, target) for group in (before, structures)],
         "valid": {"generated": validity(crystals).share},
         "covalent": {"generated": covalent_share(crystals).share},
     }
     picture = save_grid(structures[:NUM_DRAWN] or [None], samples / PICTURE_FILE)
-    return summary, {"rewarded": picture, "fine-tuned model": run_dir}
+    return summary, {"fine-tuned": picture, "fine-tuned model": run_dir}
 
 
 def print_report(summary: dict[str, Any], *, files: dict[str, Path]) -> None:
@@ -155,14 +160,12 @@ def print_report(summary: dict[str, Any], *, files: dict[str, Path]) -> None:
         table.add_row(f"  {label}", f"{summary['covalent'][key]:.0%}")
     table.add_section()
     if "rewarded" in summary:
-        rewarded = summary["rewarded"]
-        table.add_row("Fine-tuned with rewards for dense crystals of possible distances", "")
-        before, after = summary["density"], rewarded["density"]
-        table.add_row(
-            "  the reward of sampled crystals, atoms / Å³", f"{before:.4f} -> {after:.4f}"
-        )
-        shares = [f"{part['covalent']['generated']:.0%}" for part in (summary, rewarded)]
-        table.add_row("  crystals of possible distances", " -> ".join(shares))
+        after = summary["rewarded"]
+        table.add_row(f"Fine-tuned towards {after['target']} atoms in a cubic angstrom", "")
+        errors = [f"{error:.4f}" for error in after["density_error"]]
+        table.add_row("  mean distance from that, before -> after", " -> ".join(errors))
+        shares = [f"{part['valid']['generated']:.0%}" for part in (summary, after)]
+        table.add_row("  structurally valid", " -> ".join(shares))
         table.add_section()
     for name, seconds in summary["seconds"].items():
         table.add_row(f"time: {name}", f"{seconds:.0f} s")
@@ -184,7 +187,6 @@ def main() -> int:
         "latent diffusion": best_values(ldm_run),
         "asked": asked,
         "built": len(structures),
-        "density": mean_density(structures, num_samples=asked),
         **{name: dataclasses.asdict(share) for name, share in shares.items()},
         "seconds": {
             name: float(value)
@@ -194,7 +196,7 @@ def main() -> int:
     files_after: dict[str, Path] = {}
     if flag_values.rl_run:
         summary["rewarded"], files_after = rewarded(
-            Path(flag_values.rl_run), Path(flag_values.rl_samples)
+            Path(flag_values.rl_run), Path(flag_values.rl_samples), before=structures
         )
     (samples / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
     # Where nothing could be built, the picture says so.

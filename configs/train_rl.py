@@ -114,7 +114,7 @@ def _reward_fn() -> ConfigDict:
                 clip_max="",
             ),
             # Atoms / A^3; a target of 0 is as many as possible.
-            "atomic_density": _component(floor="0", target=0.0, penalise_overlap=False),
+            "atomic_density": _component(floor="0", target=0.0),
             "mass_density": _component(floor="0", target=0.0),  # g/cm3
             "volume": _component(target=0.0, per_atom=True),  # A^3
             "structural_validity": _component(floor="0", covalent=True),

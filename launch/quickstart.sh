@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole pipeline on small models and embedded crystals: set up, train a VAE, train a diffusion
-# model on its latents, sample crystals, fine-tune the model towards dense ones, sample again, and
+# model on its latents, sample crystals, fine-tune the model towards a density, sample again, and
 # say what came out. Minutes on a CPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

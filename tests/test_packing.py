@@ -99,6 +99,19 @@ def test_fewer_shapes_hold_every_batch_too(max_shapes):
     assert assign(np.sort(sizes)[-64:], shapes).shape == shapes[-1]
 
 
+@pytest.mark.parametrize("copies", [4, 16])
+def test_planned_shapes_hold_every_batch_of_groups(copies):
+    """Also where all groups are of the largest crystal; on what is usual they waste little."""
+    sizes = np.random.default_rng(0).integers(1, 21, 300)
+    shapes = plan_shapes(sizes, 64, copies=copies)
+    assert len(shapes) <= 5
+    assert assign(np.full(64, sizes.max()), shapes).shape == max(shapes)
+    rng = np.random.default_rng(1)
+    batches = [np.repeat(rng.choice(sizes, 64 // copies), copies) for _ in range(50)]
+    placed = [assign(batch, shapes) for batch in batches]
+    assert np.mean([where.useful_share for where in placed]) > 0.75
+
+
 def test_row_tokens_are_64_unless_crystals_are_larger_or_told():
     small, large = np.full(100, 8), np.full(100, 100)
     assert plan_shapes(small, 16)[0].tokens == 64

@@ -30,11 +30,12 @@ def test_crystals_that_could_not_be_built_have_failed(salt):
     assert shares["covalent"].random < 0.5
 
 
-def test_density_counts_what_has_possible_distances(salt):
+def test_density_error_is_of_valid_crystals(salt):
     crowded = salt.copy()
-    crowded.scale_lattice(salt.volume / 8)
-    found = quickstart.mean_density([salt, crowded], num_samples=4)
-    assert found == pytest.approx(len(salt) / salt.volume / 4)
+    crowded.scale_lattice(salt.volume / 1000)
+    found = quickstart.density_error([salt, crowded], 0.03)
+    assert found == pytest.approx(abs(8 / 5.64**3 - 0.03))
+    assert np.isnan(quickstart.density_error([crowded], 0.03))
 
 
 def test_samples_are_read_back(salt, tmp_path):
@@ -76,8 +77,11 @@ def test_report_says_what_is(capsys, tmp_path):
         "built": 61,
         "valid": {"generated": 0.9, "reference": 1.0, "random": 0.8},
         "covalent": {"generated": 0.55, "reference": 1.0, "random": 0.03},
-        "density": 0.0123,
-        "rewarded": {"density": 0.0456, "covalent": {"generated": 0.8}},
+        "rewarded": {
+            "target": 0.03,
+            "density_error": [0.0456, 0.0123],
+            "valid": {"generated": 0.8},
+        },
         "seconds": {"train VAE": 93.4},
     }
     quickstart.print_report(summary, files={"pictures": tmp_path / "crystals.png"})
@@ -92,8 +96,8 @@ def test_report_says_what_is(capsys, tmp_path):
         "100%",
         "3%",
         "93 s",
-        "0.0123 -> 0.0456",
-        "80%",
+        "0.0456 -> 0.0123",
+        "90% -> 80%",
     ):
         assert text in printed
     assert str(tmp_path / "crystals.png") in printed.replace("\n", "")

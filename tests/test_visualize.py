@@ -7,7 +7,7 @@ from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 
 from chemeleon2_jax import visualize
-from chemeleon2_jax.visualize import render, save_grid
+from chemeleon2_jax.visualize import draw_grid, render, save_grid
 
 CAESIUM_CHLORIDE = Structure(Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 TRIPLE = (np.array([11, 17]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), np.eye(3) * 4.0)
@@ -148,3 +148,12 @@ def test_wrong_arguments(tmp_path):
         save_grid([None], tmp_path / "a.png", columns=0)
     with pytest.raises(ValueError, match="1 titles for 2"):
         save_grid([None, None], tmp_path / "a.png", titles=["a"])
+
+
+def test_pixels_of_a_grid(tmp_path):
+    structures = [CAESIUM_CHLORIDE, None]
+    pixels = draw_grid(structures, titles=["one", "two"])
+    saved = imread(save_grid(structures, tmp_path / "grid.png", titles=["one", "two"]))
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (*saved.shape[:2], 3)
+    np.testing.assert_allclose(pixels / 255, saved[..., :3], atol=1e-2)

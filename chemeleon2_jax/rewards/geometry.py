@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pymatgen.core import Structure
 
 from chemeleon2_jax.metrics.structure import (
-    COVALENT_FACTOR,
     MIN_VOLUME_PER_ATOM,
     Geometry,
     covalent_share,
@@ -20,36 +19,22 @@ ATOMIC_MASS = 1.66053906892
 """Of one unit, in 1e-24 g (CODATA 2022); so g/cm3 for a unit in a cubic angstrom."""
 
 
-def atomic_density(
-    structures: Sequence[Structure], *, target: float = 0.0, penalise_overlap: bool = False
-) -> list[float]:
+def atomic_density(structures: Sequence[Structure], *, target: float = 0.0) -> list[float]:
     """Score the number of atoms in a cubic angstrom, or minus its distance from a target.
 
-    Without a target the densest crystals win, those with overlapping atoms among them: have overlap
-    penalised, or combine it with :func:`structural_validity`.
+    Without a target the densest crystals win, those with overlapping atoms among them: combine it
+    with :func:`structural_validity`.
 
     Args:
         structures: the crystals.
         target: atoms per cubic angstrom; 0 is none.
-        penalise_overlap: where two atoms are closer than 0.7 of the sum of their covalent radii,
-            multiply the density by the fourth power of what is left of that: a cell that shrinks
-            further then scores less, not more. Not with a target.
 
     Raises:
-        ValueError: options that cannot be; a crystal that cannot be measured, or with no more than
+        ValueError: a target that cannot be; a crystal that cannot be measured, or with no more than
             0.1 cubic angstrom an atom (the score would grow without bounds).
     """
     target = check_positive(target, "target", or_zero=True)
-    if check_flag(penalise_overlap, "penalise_overlap") and target:
-        raise ValueError("penalise_overlap is for densities without a target")
-    scores = []
-    for crystal in structures:
-        geometry = _measure(crystal)
-        density = 1.0 / geometry.volume_per_atom
-        if penalise_overlap:
-            density *= min(1.0, geometry.min_covalent_ratio / COVALENT_FACTOR) ** 4
-        scores.append(_score(density, target))
-    return scores
+    return [_score(1.0 / _measure(crystal).volume_per_atom, target) for crystal in structures]
 
 
 def mass_density(structures: Sequence[Structure], *, target: float = 0.0) -> list[float]:

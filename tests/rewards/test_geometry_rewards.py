@@ -124,22 +124,3 @@ def test_workers_need_no_jax():
     imports = "; ".join(f"import chemeleon2_jax.rewards.{name}" for name in modules)
     program = f"import sys; {imports}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
-
-
-def test_overlap_is_penalised_more_than_density_gains():
-    def salt(length):
-        return Structure.from_spacegroup(
-            "Fm-3m", Lattice.cubic(length), ["Na", "Cl"], [[0] * 3, [0.5] * 3]
-        )
-
-    def score(length):
-        return atomic_density([salt(length)], penalise_overlap=True)[0]
-
-    # The covalent radii of sodium and chlorine add up to 2.68 angstrom: 0.7 of it is 1.876.
-    assert score(5.64) == pytest.approx(8 / 5.64**3)
-    assert score(4.0) > score(5.64)
-    assert score(2.0) == pytest.approx(8 / 2.0**3 * (1.0 / 1.876) ** 4, rel=1e-3)
-    assert score(3.0) < score(3.8)
-    assert score(2.0) < score(3.0)
-    with pytest.raises(ValueError, match="without a target"):
-        atomic_density([], target=0.1, penalise_overlap=True)

@@ -3,15 +3,18 @@ import math
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_stage import (
     ToyBatches,
     arrays_of,
+    loss_fn,
     same_trees,
     step_folders,
     toy_stage,
@@ -31,6 +34,7 @@ from chemeleon2_jax.training.config import (
 from chemeleon2_jax.training.interrupts import Interrupts
 from chemeleon2_jax.training.loop import FitResult, fit
 from chemeleon2_jax.training.measure import NonFiniteError
+from chemeleon2_jax.training.step import make_train_step
 
 OPTIMIZER = OptimizerConfig(learning_rate=0.01, weight_decay=0.01)
 
@@ -140,6 +144,74 @@ def test_validates_by_epoch_and_at_the_end_and_keeps_the_best(tmp_path: Path) ->
     assert steps == [8, 16, 18]
     assert result.best_step == 16
     assert step_folders(tmp_path) == ["step_16", "step_18"]
+
+
+def test_validates_by_steps_and_before_the_first_one(tmp_path: Path) -> None:
+    steps: list[int] = []
+    values = iter([1.0, 3.0, 2.0, 4.0])
+
+    def recording(params: Any, step: int) -> dict[str, float]:
+        del params
+        steps.append(step)
+        return {"val/total_loss": next(values)}
+
+    config = settings(max_steps=7, check_val_every_n_steps=3, save_every_n_steps=0)
+    stage = toy_stage(validate=recording, validate_first=True)
+    result = fit(stage, config, run_dir=tmp_path)
+    assert steps == [0, 3, 6, 7]
+    # Training made it worse: the start is the best.
+    assert result.best_step == 0
+    assert step_folders(tmp_path) == ["step_0", "step_7"]
+    fit(stage, config, run_dir=tmp_path, resume=True)
+    assert steps == [0, 3, 6, 7]
+
+
+def two_updates(updater: Any, mesh: Any) -> Any:
+    """A step of two updates, that of `toy_stage` twice."""
+    step = make_train_step(loss_fn, updater, mesh=mesh)
+
+    def twice(state: Any, frozen: Any, batch: Any) -> Any:
+        state, _ = step(state, frozen, batch)
+        state, metrics = step(state, frozen, batch)
+        if int(state.step) % 6 == 0:  # of every third step
+            metrics = {**metrics, "sometimes": 6.0}
+        return state, metrics
+
+    return twice
+
+
+def test_a_step_may_be_several_updates(tmp_path: Path) -> None:
+    scheduler = SchedulerConfig(name="cosine")
+    config = settings(max_steps=6, log_every_n_steps=6, scheduler=scheduler)
+    drawn: list[int] = []
+
+    def pictures(step: int) -> dict[str, np.ndarray]:
+        drawn.append(step)
+        return {"toy": np.zeros((4, 4, 3), np.uint8)} if step == 4 else {}
+
+    stage = toy_stage(
+        loss_fn=None, make_step=two_updates, updates_per_step=2, step_pictures=pictures
+    )
+    whole = fit(stage, config, run_dir=tmp_path / "whole")
+    assert (whole.step, int(whole.state.step)) == (6, 12)
+    assert drawn == [1, 2, 3, 4, 5, 6]
+    events = EventAccumulator(str(tmp_path / "whole")).Reload()
+    assert [event.step for event in events.Images("toy")] == [4]
+    # The schedule counts updates; what a step does not report was 0 there.
+    expected = 0.5 * (1 + np.cos(np.pi * 11 / 12)) * config.optimizer.learning_rate
+    assert events.Scalars("train/lr")[-1].value == pytest.approx(expected, rel=1e-4)
+    assert events.Scalars("train/sometimes")[-1].value == pytest.approx(6.0 * 2 / 6)
+    parts = tmp_path / "parts"
+    fit(stage, replace(config, max_steps=3, scheduler=SchedulerConfig()), run_dir=parts)
+    found = fit(stage, replace(config, scheduler=SchedulerConfig()), run_dir=parts, resume=True)
+    again = fit(stage, replace(config, scheduler=SchedulerConfig()), run_dir=tmp_path / "again")
+    assert same_trees(arrays_of(found.state), arrays_of(again.state))
+
+
+def test_a_stage_has_one_kind_of_step() -> None:
+    for changes in ({"loss_fn": None}, {"make_step": two_updates}):
+        with pytest.raises(ValueError, match="either a loss_fn or a make_step"):
+            toy_stage(**changes)
 
 
 def test_without_validation_the_last_is_kept(tmp_path: Path) -> None:

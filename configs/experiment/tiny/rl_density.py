@@ -1,13 +1,18 @@
-r"""Fine-tune a small diffusion model towards dense crystals, minutes on a CPU.
+r"""Fine-tune a small diffusion model towards a density, minutes on a CPU.
 
     python -m chemeleon2_jax.train --config=configs/train_rl.py:tiny/rl_density \
         --config.rl_module.ldm_ckpt_path=logs/train_ldm/runs/<run of tiny/ldm_null>
+
+The reward is minus the distance from 0.03 atoms in a cubic angstrom, rather sparse. With a target
+of 0 it is the density itself. A collapsed cell has a splendid one, so that crystals with atoms
+closer than bonds are then get nothing:
+
     python -m chemeleon2_jax.train --config=configs/train_rl.py:tiny/rl_density \
         --config.rl_module.ldm_ckpt_path=logs/train_ldm/runs/<run> \
-        --config.data.data_dir=<folder with train.csv, val.csv and test.csv>
-
-The reward is the number of atoms in a cubic angstrom. A collapsed cell has a splendid density:
-where atoms are closer than bonds are, the reward falls faster than the density grows.
+        --config.data.data_dir=<folder with train.csv, val.csv and test.csv> \
+        --config.rl_module.reward_fn.atomic_density.target=0 \
+        --config.rl_module.reward_fn.atomic_density.floor=0 \
+        --config.rl_module.reward_fn.require=covalent
 """
 
 from ml_collections import ConfigDict
@@ -19,9 +24,8 @@ def update(config: ConfigDict) -> None:
     """Change the base config."""
     small_rollouts(config)
     config.rl_module.reward_fn.components = "atomic_density"
-    config.rl_module.reward_fn.atomic_density.penalise_overlap = True
-    # Cells that are no crystals must be worse than poor ones, or the model drifts towards them.
-    config.rl_module.reward_fn.atomic_density.floor = "-0.05"
+    config.rl_module.reward_fn.atomic_density.target = 0.03
+    config.rl_module.reward_fn.atomic_density.floor = "-0.1"
     config.logger.wandb.name = "tiny_rl_density"
     config.logger.wandb.tags = "rl,density,tiny"
 
