@@ -46,7 +46,7 @@ from chemeleon2_jax.models.vae import VAE, VAESizes
 from chemeleon2_jax.rl.update import Chunk, Objective
 from chemeleon2_jax.stages.common import PRECISIONS
 from chemeleon2_jax.stages.ldm import ldm_terms
-from chemeleon2_jax.stages.rl_step import Settings, make_programs
+from chemeleon2_jax.stages.rl_programs import Settings, make_programs
 from chemeleon2_jax.stages.vae import autoencoder_terms
 from chemeleon2_jax.training.config import FitConfig
 from chemeleon2_jax.training.parallel import make_mesh, replicate, shard_batch
@@ -245,11 +245,22 @@ def main() -> int:
     return 0
 
 
+def draw_sizes(ldm: LDMParts) -> np.ndarray:
+    """Sizes of --num_samples crystals as the model's training set has them."""
+    table = ldm.size_table / ldm.size_table.sum()
+    rng = np.random.default_rng(0)
+    return rng.choice(len(table), FLAGS.num_samples, p=table).astype(np.int32)
+
+
+def denoise_flop(ldm: LDMParts, sizes: np.ndarray) -> float:
+    """FLOP of one call of the denoiser."""
+    linear = linear_flop(ldm.params, int(sizes.sum()), len(sizes))
+    return linear + attention_flop(sizes, ldm.sizes.hidden_size, ldm.sizes.depth)
+
+
 def time_sampling(ldm: LDMParts, mesh: Any, padded_tokens: int, rate: float) -> Row:
     """Time the compiled chain and decoder for --num_samples crystals."""
-    rng = np.random.default_rng(0)
-    table = ldm.size_table / ldm.size_table.sum()
-    sizes = rng.choice(len(table), FLAGS.num_samples, p=table).astype(np.int32)
+    sizes = draw_sizes(ldm)
     generator = Generator(ldm, SamplerConfig("ddim", FLAGS.steps), mesh=mesh)
     arguments, where = generator.program_arguments(sizes, seed=0, padded_tokens=padded_tokens)
     start = time.perf_counter()
@@ -259,17 +270,13 @@ def time_sampling(ldm: LDMParts, mesh: Any, padded_tokens: int, rate: float) -> 
     start = time.perf_counter()
     jax.block_until_ready(compiled(*arguments))
     seconds = time.perf_counter() - start
-    hidden, depth = ldm.sizes.hidden_size, ldm.sizes.depth
-    denoise = linear_flop(ldm.params, int(sizes.sum()), len(sizes)) + attention_flop(
-        sizes, hidden, depth
-    )
     return {
         "compile_s": compile_seconds,
         "seconds": seconds,
         "memory_gb": program_memory(compiled),
         "crystals_per_s": len(sizes) / seconds,
         "useful_tokens": where.useful_share,
-        "useful_flop_share": FLAGS.steps * denoise / seconds / rate,
+        "useful_flop_share": FLAGS.steps * denoise_flop(ldm, sizes) / seconds / rate,
     }
 
 
@@ -277,9 +284,7 @@ def time_update(ldm: LDMParts, mesh: Any, padded_tokens: int, rate: float) -> Ro
     """Time one pass over the steps of --num_samples crystals' chains, in float32; and compare the
     memory of its temporaries with that for four times the steps.
     """
-    rng = np.random.default_rng(0)
-    table = ldm.size_table / ldm.size_table.sum()
-    sizes = rng.choice(len(table), FLAGS.num_samples, p=table).astype(np.int32)
+    sizes = draw_sizes(ldm)
     updater = Updater.from_config(FitConfig(gradient_clip_val=1.0), total_steps=1000)
 
     def prepare(steps: int) -> Any:
@@ -310,10 +315,6 @@ def time_update(ldm: LDMParts, mesh: Any, padded_tokens: int, rate: float) -> Ro
     seconds = time.perf_counter() - start
     longer, _, _ = prepare(4 * FLAGS.steps)
     temporaries = [c.memory_analysis().temp_size_in_bytes / 1e9 for c in (compiled, longer)]
-    hidden, depth = ldm.sizes.hidden_size, ldm.sizes.depth
-    denoise = linear_flop(ldm.params, int(sizes.sum()), len(sizes)) + attention_flop(
-        sizes, hidden, depth
-    )
     return {
         "compile_s": compile_seconds,
         "seconds": seconds,
@@ -322,7 +323,7 @@ def time_update(ldm: LDMParts, mesh: Any, padded_tokens: int, rate: float) -> Ro
         "temporaries_gb_of_4_times_the_steps": temporaries[1],
         "crystals_per_s": len(sizes) / seconds,
         "useful_tokens": where.useful_share,
-        "useful_flop_share": 3 * (FLAGS.steps - 1) * denoise / seconds / rate,
+        "useful_flop_share": 3 * (FLAGS.steps - 1) * denoise_flop(ldm, sizes) / seconds / rate,
     }
 
 

@@ -32,6 +32,7 @@ from chemeleon2_jax.rl.rollout import noisy_steps
 from chemeleon2_jax.rl.update import Objective
 from chemeleon2_jax.stages.common import from_first_process, load_splits, make_pool, resumed_from
 from chemeleon2_jax.stages.conditions import FROM_COLUMN, inputs_of
+from chemeleon2_jax.stages.rl_programs import Settings, make_programs
 from chemeleon2_jax.stages.rl_prompts import (
     FromCrystals,
     FromModel,
@@ -40,7 +41,7 @@ from chemeleon2_jax.stages.rl_prompts import (
     sizes_to_plan_for,
 )
 from chemeleon2_jax.stages.rl_rewards import make_reward
-from chemeleon2_jax.stages.rl_step import RolloutStep, Settings, make_programs
+from chemeleon2_jax.stages.rl_step import RolloutStep
 from chemeleon2_jax.training.checkpoints import Checkpoint
 from chemeleon2_jax.training.parallel import make_mesh, replicate
 from chemeleon2_jax.training.stage import Stage, params_and_ema

@@ -19,7 +19,7 @@ from chemeleon2_jax.loading import load_ldm
 from chemeleon2_jax.models.conditions import Condition
 from chemeleon2_jax.rl.update import Chunk, Objective
 from chemeleon2_jax.stages import build
-from chemeleon2_jax.stages.rl_step import Settings, make_programs
+from chemeleon2_jax.stages.rl_programs import Settings, make_programs
 from chemeleon2_jax.training.checkpoints import open_checkpoint
 from chemeleon2_jax.training.loop import fit
 from chemeleon2_jax.training.parallel import make_mesh, shard_batch
