@@ -27,9 +27,12 @@ _IDENTITY = (
     "ldm_module.diffusion",
     "ldm_module.ldm_ckpt_path",
     "ldm_module.vae_ckpt_path",
+    "rl_module.conditions",
     "rl_module.ldm_ckpt_path",
+    "rl_module.reward_fn",
     "rl_module.rl_configs.kl_reference",
     "rl_module.rl_configs.num_inner_batch",
+    "rl_module.validation.num_samples",
     "rl_module.vae_ckpt_path",
     "vae_module.atom_type_predict",
     "vae_module.decoder",
@@ -139,8 +142,8 @@ def resumed_config(
             continue
         if _is_identity(key, value, saved[key]):
             raise ConfigError(
-                f"{run_dir} has {key} = {saved[key]!r}, and a run keeps its model, data and seed: "
-                f"start a new run for {value!r}"
+                f"{run_dir} has {key} = {saved[key]!r}, and a run keeps its model, data, rewards "
+                f"and seed: start a new run for {value!r}"
             )
         changes.append(f"{key} = {value!r} (was {saved[key]!r})")
     config = given.copy_and_resolve_references()
@@ -155,6 +158,8 @@ def resumed_config(
 
 def _is_identity(key: str, value: Any, saved: Any) -> bool:
     """Whether a run with another value would be another run."""
+    if key.endswith("timeout_s"):
+        return False
     if key in _SWITCHES:
         return bool(value) != bool(saved)
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in _IDENTITY)

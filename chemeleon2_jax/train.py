@@ -29,6 +29,7 @@ from chemeleon2_jax.config import (
     unwrap_hub_keys,
 )
 from chemeleon2_jax.config_checks import check_config, check_overrides
+from chemeleon2_jax.errors import RewardError
 from chemeleon2_jax.run_folder import make_run_dir, remove_unused, resumed_config, save_config
 
 config_flags.DEFINE_config_file("config", None, "configs/train_<stage>.py[:experiment]")
@@ -162,14 +163,21 @@ def _train_in(run_dir: Path, plan: Plan, *, on_start: Callable[[], None]) -> int
             make_mesh(config.trainer.num_devices)
         except ValueError as error:
             raise ConfigError(f"trainer.num_devices: {error}") from error
-        result = fit(
-            stages.build(config, resume_dir=plan.resume_dir),
-            fit_config(config),
-            run_dir=run_dir,
-            resume=plan.resume_dir is not None,
-            config_text=to_json(config),
-            on_start=on_start,
-        )
+        stage = stages.build(config, resume_dir=plan.resume_dir)
+        try:
+            result = fit(
+                stage,
+                fit_config(config),
+                run_dir=run_dir,
+                resume=plan.resume_dir is not None,
+                config_text=to_json(config),
+                on_start=on_start,
+            )
+        except RewardError as error:
+            raise RewardError(
+                f"{error}. What was trained is in {run_dir}: mend the reward, and go on with "
+                f"--config.resume_from={run_dir}"
+            ) from error
         if result.status != "interrupted":
             best = "" if result.best_step is None else f"; the best is of step {result.best_step}"
             log.info("Done at step %d%s", result.step, best)

@@ -64,7 +64,7 @@ def _rl_module() -> ConfigDict:
                 "sampling_steps": 50,
                 "eta": 1.0,
                 "cfg_scale": 2.0,  # guidance, for models with conditions
-                "chunk_size": 0,  # crystals on the devices at once; 0 is a whole mini-batch
+                "chunk_size": 0,  # crystals that a program works on at once; 0 is a mini-batch
             },
             "validation": {
                 "num_samples": 256,  # crystals, always of the same prompts and noise

@@ -136,5 +136,5 @@ def test_another_seed_model_or_data_set_is_an_error(tiny_vae, tiny_ldm, kind, ke
     done = run_module("train", f"--config={spec}", *flags)
     assert done.code == 1
     assert done.output.startswith(f"error: {run.path} has {key} = "), done.output
-    assert "a run keeps its model, data and seed" in done.output
+    assert "a run keeps its model, data, rewards and seed" in done.output
     assert done.output.count("\n") == 1

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 
-import numpy as np
-from pymatgen.core import Element
-from scipy.constants import atomic_mass
-
-from chemeleon2_jax.crystals import MAX_ATOMIC_NUMBER, CrystalArrays
+from chemeleon2_jax.crystals import CrystalArrays
 from chemeleon2_jax.data.errors import suggest
 from chemeleon2_jax.metrics.composition import composition_validity
 from chemeleon2_jax.metrics.matching import Cell, reduce_cells
 from chemeleon2_jax.metrics.reconstruction import Tolerances
-from chemeleon2_jax.metrics.structure import Check, Geometry, covalent_share, measure, validity
+from chemeleon2_jax.metrics.structure import (
+    Check,
+    Geometry,
+    covalent_share,
+    mass_density,
+    measure,
+    validity,
+)
 from chemeleon2_jax.metrics.uniqueness import Comparison, References, novel, unique
 from chemeleon2_jax.workers import WorkerPool
 
@@ -189,14 +192,8 @@ def _density(subject: Subject) -> Column:
         if crystal is None or per_volume is None:
             values.append(None)
             continue
-        mean_mass = float(_MASSES[crystal[0]].mean())  # daltons
-        # kg in g, cubic angstrom in cubic centimetres
-        values.append(mean_mass * per_volume * atomic_mass * 1e3 / 1e-24)
+        values.append(mass_density(crystal[0], 1.0 / per_volume))
     return Column(values, atoms.reasons)
-
-
-_MASSES = np.array([0.0, *(float(Element.from_Z(z).atomic_mass) for z in range(1, 100))])
-assert len(_MASSES) == MAX_ATOMIC_NUMBER + 1
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(

@@ -30,6 +30,7 @@ MIN_VOLUME_PER_ATOM = 0.1
 COVALENT_FACTOR = 0.7
 """Share of the sum of covalent radii that two atoms keep between them."""
 
+_DALTON = 1.66053906892  # 1e-24 g (CODATA 2022), so g/cm3 for one in a cubic angstrom
 _IMAGES = np.array(list(product((-1.0, 0.0, 1.0), repeat=3)))  # (27, 3)
 _PAIRS_AT_ONCE = 50_000  # bounds the memory of large cells to 11 MB
 
@@ -179,6 +180,12 @@ def measure(structure: Any) -> Geometry:
     return Geometry(min_distance, min_ratio, volume_per_atom)
 
 
+def mass_density(atom_types: np.ndarray, volume_per_atom: float) -> float:
+    """Return the mass density in g/cm3 of atoms (n,) with that volume each, in cubic angstrom."""
+    mean_mass = float(_atomic_masses()[atom_types].mean())  # daltons
+    return mean_mass * _DALTON / volume_per_atom
+
+
 def _find_problem(
     atom_types: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray
 ) -> str | None:
@@ -238,6 +245,13 @@ def _subtract_closest(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray
     around = np.round(np.linalg.solve(plane @ plane.T, plane @ c)) + _IMAGES[::3, :2]
     candidates = c - around @ plane  # (9, 3)
     return candidates[np.argmin((candidates**2).sum(1))]
+
+
+@cache
+def _atomic_masses() -> np.ndarray:
+    """Atomic masses (100,) in daltons by atomic number; index 0 is not an element."""
+    known = (float(Element.from_Z(z).atomic_mass) for z in range(1, MAX_ATOMIC_NUMBER + 1))
+    return np.array([0.0, *known])
 
 
 @cache

@@ -6,9 +6,11 @@ For each component: raw values; the floor where a crystal has none; normalised; 
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 REQUIREMENTS = ("", "valid", "covalent")
 """What a crystal must be to be judged: anything, or what passes a check of `metrics.structure`."""
 
+_ATTEMPTS, _ATTEMPT_S = 100, 0.05  # to end what is being judged
+
 _CHUNK_SIZE = 16  # measurements take a millisecond
 
 
@@ -37,8 +41,9 @@ class Weighted:
         component: the reward.
         weight: of its normalised values.
         normalisation: see `normalise`; "" takes the values as they are.
-        floor: raw value of a crystal that has none; None is the lowest that a crystal of the
-            rollout got, less the range of what they got (less 1 where all got the same).
+        floor: raw value of a crystal that has none; None is worse than the worst that a crystal
+            of the rollout got, by the range of what they got (by 1 where all got the same). So is
+            one that would be better than the best: crystals are not to be broken for it.
     """
 
     component: Component
@@ -55,16 +60,23 @@ class Judged:
         scores: raw values and reasons.
         filled: (G,) raw values, with the floor where there is none.
         normalised: (G,) of `filled`.
+        floor: what crystals without a value got.
     """
 
     scores: Scores
     filled: np.ndarray
     normalised: np.ndarray
+    floor: float
 
     @property
     def failures(self) -> dict[str, int]:
         """Number of crystals that it failed for, by kind of reason."""
         return {k: n for k, n in self.scores.failures.items() if k != NOT_JUDGED}
+
+    @property
+    def reasons(self) -> str:
+        """The most frequent reasons in full, with their numbers."""
+        return _most_common([reason for reason in self.scores.reasons if reason != NOT_JUDGED])
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,8 @@ class Rewards:
         components: by name.
         refused: for each crystal, None, or why it was not judged at all.
         valid: (G,) bool, crystals that `metrics.structure.validity` passes.
+        problem: None, or why these rewards tell nothing: no crystal may be judged, or a component
+            failed for all that were.
     """
 
     total: np.ndarray
@@ -84,6 +98,7 @@ class Rewards:
     components: Mapping[str, Judged]
     refused: tuple[str | None, ...]
     valid: np.ndarray
+    problem: str | None = None
 
     def summary(self) -> dict[str, float]:
         """Means and extremes by name; raw ones are of the crystals that have a value."""
@@ -96,6 +111,7 @@ class Rewards:
         for name, judged in self.components.items():
             failures = judged.failures
             known = judged.scores.values[np.isfinite(judged.scores.values)]
+            known = known if len(known) else np.array([judged.floor])
             values |= {
                 f"{name}_mean": float(known.mean()),
                 f"{name}_min": float(known.min()),
@@ -133,46 +149,97 @@ class RewardFunction:
             names = ", ".join(repr(name) for name in REQUIREMENTS)
             raise RewardError(f"require is {self.require!r}; it is one of {names}")
 
-    def start(self) -> Evaluation:
-        """Begin with a rollout."""
-        return Evaluation(self)
+    def start(self, floors: Mapping[str, float] | None = None) -> Evaluation:
+        """Begin with a rollout; `floors` are given to components that have none."""
+        return Evaluation(self, floors or {})
 
-    def __call__(self, crystals: Sequence[Crystal]) -> Rewards:
+    def __call__(
+        self, crystals: Sequence[Crystal], floors: Mapping[str, float] | None = None
+    ) -> Rewards:
         """Judge crystals that are all there.
 
         Raises:
-            RewardError: see `Evaluation.result`.
+            RewardError: they tell nothing; see `Rewards.problem`.
         """
-        with self.start() as evaluation:
+        with self.start(floors) as evaluation:
             evaluation.add(crystals)
-            return evaluation.result()
+            rewards = evaluation.result()
+        if rewards.problem is not None:
+            raise RewardError(rewards.problem)
+        return rewards
 
 
 class Evaluation:
-    """The rewards of one rollout, computed in the background as its chunks come."""
+    """The rewards of one rollout, computed in the background as its chunks come.
 
-    def __init__(self, reward: RewardFunction) -> None:
-        self._reward = reward
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rewards")
+    Leaving its context by an exception, such as Ctrl-C, does not wait for what is being judged.
+    """
+
+    def __init__(self, reward: RewardFunction, floors: Mapping[str, float]) -> None:
+        self._reward, self._floors = reward, floors
+        self._thread = _Background()
         self._chunks: list[Future[_Prepared]] = []
 
     def __enter__(self) -> Evaluation:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.stop()
+        if kind is None:
+            return
+        # Again and again: the thread may be between two maps. What is no map is soon done.
+        for _ in range(_ATTEMPTS):
+            self._reward.pool.cancel()
+            if self._thread.join(_ATTEMPT_S):
+                break
 
     def add(self, crystals: Sequence[Crystal]) -> None:
         """Hand over the next crystals; returns at once."""
-        self._chunks.append(self._thread.submit(_prepare, self._reward, list(crystals)))
+        given = list(crystals)
+        self._chunks.append(self._thread.submit(lambda: _prepare(self._reward, given)))
 
     def result(self) -> Rewards:
         """Wait for all crystals and return their rewards.
 
         Raises:
-            RewardError: no crystal may be judged, or a component failed for all of those that were.
+            RewardError: a component cannot judge at all: its function cannot be run.
         """
-        return self._thread.submit(_finish, self._reward, self._chunks).result()
+        future = self._thread.submit(lambda: _finish(self._reward, self._chunks, self._floors))
+        return future.result()
+
+
+class _Background:
+    """A thread that does one thing after another, and that nobody waits for in the end."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.Queue[tuple[Future[Any], Callable[[], Any]] | None] = queue.Queue()
+        self._is_stopped = False
+        self._thread = threading.Thread(target=self._work, name="rewards", daemon=True)
+        self._thread.start()
+
+    def submit(self, task: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._tasks.put((future, task))
+        return future
+
+    def stop(self) -> None:
+        """End after what is being done; what was not begun is not done."""
+        self._is_stopped = True
+        self._tasks.put(None)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for its end; return whether it came."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while (entry := self._tasks.get()) is not None and not self._is_stopped:
+            future, task = entry
+            try:
+                future.set_result(task())
+            # Whatever it is, it belongs to the one who waits for the result.
+            except BaseException as error:
+                future.set_exception(error)
 
 
 @dataclass(frozen=True)
@@ -200,11 +267,14 @@ def _prepare(reward: RewardFunction, crystals: list[Crystal]) -> _Prepared:
     return _Prepared(reasons, valid.passed.tolist(), entries)
 
 
-def _finish(reward: RewardFunction, chunks: Sequence[Future[_Prepared]]) -> Rewards:
+def _finish(
+    reward: RewardFunction, chunks: Sequence[Future[_Prepared]], floors: Mapping[str, float]
+) -> Rewards:
     parts = [chunk.result() for chunk in chunks]
     refused = tuple(reason for part in parts for reason in part.refused)
+    problem = None
     if all(reason is not None for reason in refused):
-        raise RewardError(
+        problem = (
             f"none of {len(refused)} crystals may be judged: {_most_common(refused)}. Train the "
             "model that is to be fine-tuned for longer, or change rl_module.reward_fn.require"
         )
@@ -212,14 +282,21 @@ def _finish(reward: RewardFunction, chunks: Sequence[Future[_Prepared]]) -> Rewa
     for name, weighted in reward.components.items():
         entries = [entry for part in parts for entry in part.entries[name]]
         scores = _without_refused(weighted.component.score(entries, reward.pool), refused)
-        components[name] = _judge(name, weighted, scores, refused, reward.eps)
+        judged = _judge(name, weighted, scores, floors.get(name), reward.eps)
+        if problem is None and not np.isfinite(scores.values).any():
+            count = sum(why is None for why in refused)
+            problem = (
+                f"the reward {name!r} failed for all {count} crystals that it was to judge: "
+                f"{judged.reasons}"
+            )
+        components[name] = judged
     raw = np.sum([w.weight * components[n].filled for n, w in reward.components.items()], axis=0)
     total = np.sum(
         [w.weight * components[n].normalised for n, w in reward.components.items()], axis=0
     )
     valid = np.array([passed for part in parts for passed in part.valid], bool)
     total = normalise(total, reward.normalisation, eps=reward.eps)
-    return Rewards(total, raw, components, refused, valid)
+    return Rewards(total, raw, components, refused, valid, problem)
 
 
 def _without_refused(scores: Scores, refused: Sequence[str | None]) -> Scores:
@@ -232,20 +309,26 @@ def _without_refused(scores: Scores, refused: Sequence[str | None]) -> Scores:
 
 
 def _judge(
-    name: str, weighted: Weighted, scores: Scores, refused: Sequence[str | None], eps: float
+    name: str, weighted: Weighted, scores: Scores, frozen: float | None, eps: float
 ) -> Judged:
+    """Put the floor in; `frozen` is one that an earlier rollout found."""
     known = scores.values[np.isfinite(scores.values)]
-    if not len(known):
-        reasons = [r for r, why in zip(scores.reasons, refused, strict=True) if why is None]
-        raise RewardError(
-            f"the reward {name!r} failed for all {len(reasons)} crystals that it was to judge: "
-            f"{_most_common(reasons)}"
-        )
-    floor = weighted.floor
-    if floor is None:
-        floor = float(known.min() - (np.ptp(known) or 1.0))
+    floor = weighted.floor if weighted.floor is not None else frozen
+    if len(known):
+        sign = -1.0 if weighted.weight < 0 else 1.0
+        automatic = sign * float((sign * known).min() - (np.ptp(known) or 1.0))
+        if floor is None:
+            floor = automatic
+        elif sign * floor > (sign * known).max():
+            log.warning(
+                "rl_module.reward_fn.%s.floor is %g, which is better than the best of %d crystals "
+                "(%g): those without a value get %g instead. Give a lower floor",
+                *(name, floor, len(known), sign * (sign * known).max(), automatic),
+            )
+            floor = automatic
+    floor = 0.0 if floor is None else floor
     filled = np.where(np.isfinite(scores.values), scores.values, floor)
-    return Judged(scores, filled, normalise(filled, weighted.normalisation, eps=eps))
+    return Judged(scores, filled, normalise(filled, weighted.normalisation, eps=eps), floor)
 
 
 def _most_common(reasons: Sequence[str | None]) -> str:

@@ -57,7 +57,7 @@ def load_function(name: str) -> Callable[..., Any]:
     if not (module_name and colon and attribute):
         raise RewardError(f"{name!r} names no function: write module:function")
     try:
-        found = importlib.import_module(module_name)
+        found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
     # Whatever the top level of a user's module raises.
@@ -66,8 +66,10 @@ def load_function(name: str) -> Callable[..., Any]:
             f"{name!r} cannot be imported ({type(error).__name__}: {error}); modules are looked "
             "for in the working directory, on PYTHONPATH and among the installed packages"
         ) from error
+    if isinstance(found, type):
+        raise RewardError(f"{name!r} is a class: name a function, or an object made from it")
     if not callable(found):
-        raise RewardError(f"{name!r} is no function, but {found!r}")
+        raise RewardError(f"{name!r} is no function, but {found!r:.80}")
     return found
 
 
@@ -98,6 +100,8 @@ def call_function(
     """
     structures = [structure_from_arrays(*arrays) for arrays in crystals]
     values = load_function(name)(structures, **options)
+    if np.ndim(values) > 1:
+        raise ValueError(f"it returned shape {np.shape(values)}, not one number a structure")
     try:
         found = [float(value) for value in values]
     except (TypeError, ValueError) as error:
@@ -114,7 +118,8 @@ class FunctionOfStructures:
     Attributes:
         name: "module:function", imported by the workers.
         options: keyword arguments.
-        batch_size: structures in a call; the default keeps what goes wrong to one crystal.
+        batch_size: structures in a call; the default keeps what goes wrong to one crystal. 0 is all
+            of a rollout.
         timeout_s: limit for one structure, in seconds; a call of several has as many times more.
     """
 
@@ -124,6 +129,10 @@ class FunctionOfStructures:
     timeout_s: float = 30.0
 
     def prepare(self, crystals: Sequence[Crystal], pool: WorkerPool) -> list[Any]:
+        """Return (value, reason) of each crystal; the crystals where all are wanted at once."""
+        return self._call(crystals, pool) if self.batch_size else list(crystals)
+
+    def _call(self, crystals: Sequence[Crystal], pool: WorkerPool) -> list[Any]:
         """Return (value, reason) of each crystal."""
         out: list[Any] = [(None, NOT_JUDGED)] * len(crystals)
         todo = [index for index, crystal in enumerate(crystals) if crystal is not None]
@@ -160,8 +169,7 @@ class FunctionOfStructures:
 
     def score(self, prepared: Sequence[Any], pool: WorkerPool) -> Scores:
         """Put values and reasons together."""
-        del pool
-        return _scores_of(prepared)
+        return _scores_of(prepared if self.batch_size else self._call(prepared, pool))
 
 
 def _scores_of(prepared: Sequence[Any]) -> Scores:

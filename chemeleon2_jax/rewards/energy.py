@@ -19,9 +19,6 @@ Quantity = Literal["e_above_hull", "energy"]
 MAX_E_ABOVE_HULL = 1.0
 """eV/atom; what is higher scores no worse."""
 
-FAILED = -1.0
-"""What the original gives a crystal without an energy; to be put there by the caller."""
-
 
 def energy_reward(
     structures: Sequence[Any],

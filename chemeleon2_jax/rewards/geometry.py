@@ -6,17 +6,16 @@ from collections.abc import Sequence
 
 from pymatgen.core import Structure
 
+from chemeleon2_jax.metrics import structure
 from chemeleon2_jax.metrics.structure import (
     MIN_VOLUME_PER_ATOM,
     Geometry,
+    as_arrays,
     covalent_share,
     measure,
     validity,
 )
 from chemeleon2_jax.rewards.options import check_flag, check_positive
-
-ATOMIC_MASS = 1.66053906892
-"""Of one unit, in 1e-24 g (CODATA 2022); so g/cm3 for a unit in a cubic angstrom."""
 
 
 def atomic_density(structures: Sequence[Structure], *, target: float = 0.0) -> list[float]:
@@ -53,8 +52,8 @@ def mass_density(structures: Sequence[Structure], *, target: float = 0.0) -> lis
     scores = []
     for crystal in structures:
         volume_per_atom = _measure(crystal).volume_per_atom
-        mass_per_atom = float(crystal.composition.weight) / len(crystal)
-        scores.append(_score(ATOMIC_MASS * mass_per_atom / volume_per_atom, target))
+        found = structure.mass_density(as_arrays(crystal)[0], volume_per_atom)
+        scores.append(_score(found, target))
     return scores
 
 

@@ -203,11 +203,16 @@ def _energy(options: Options, context: Context) -> Component:
     from chemeleon2_jax.rewards.energy import check_energy_reward, energy_reward
 
     name = options["model"]
-    settings: dict[str, Any] = read_options(options["model_kwargs"])
-    if name == "nequix":
-        settings |= {"model_path": options["model_path"]}
-    else:
-        settings |= {"pool": context.pool, "timeout_s": context.timeout_s}
+    if options["quantity"] == "e_above_hull" and not options["hull"]:
+        raise RewardError(
+            "hull is empty: it names a file of entries of known compounds (see Energies in the "
+            "README); quantity=energy does without"
+        )
+    limit = context.timeout_s
+    settings: dict[str, Any] = {"model_path": options["model_path"]}
+    if name != "nequix":
+        settings = {"pool": context.pool, "timeout_s": limit, "relax_timeout_s": limit}
+    settings |= read_options(options["model_kwargs"])
     scale = {"": None, "true": True, "false": False}
     if options["hull_corrected"] not in scale:
         raise RewardError(

@@ -15,6 +15,9 @@ import jax.numpy as jnp
 
 SCOPES = ("group", "batch")
 
+LARGEST_LOG_RATIO = 20.0
+"""Where log-probabilities differ by more, a policy is lost anyway, but exp would overflow."""
+
 EPSILON = 1e-4
 """Rewards with a smaller standard deviation give no advantages; added to it elsewhere."""
 
@@ -29,7 +32,6 @@ class StepTerms(NamedTuple):
             one, else from the policy that the chain was drawn with.
         kl_rollout: estimate of the divergence from the policy that the chain was drawn with.
         entropy: minus the log-probability.
-        log_ratio: of the probabilities now and when drawn.
         ratio: of the probabilities now and when drawn.
         clip_share: share of crystals whose ratio is outside the clipping range.
     """
@@ -39,7 +41,6 @@ class StepTerms(NamedTuple):
     kl: jax.Array
     kl_rollout: jax.Array
     entropy: jax.Array
-    log_ratio: jax.Array
     ratio: jax.Array
     clip_share: jax.Array
 
@@ -113,11 +114,14 @@ def step_terms(
     def mean(values: jax.Array) -> jax.Array:
         return jnp.sum(values * weights) / total
 
+    def bounded(difference: jax.Array) -> jax.Array:
+        return jnp.clip(difference, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+
     def divergence(difference: jax.Array) -> jax.Array:
         return mean(jnp.expm1(-difference) + difference)
 
     log_prob = jnp.where(is_used, log_prob, 0.0)
-    log_ratio = jnp.where(is_used, log_prob - old_log_prob, 0.0)
+    log_ratio = bounded(jnp.where(is_used, log_prob - old_log_prob, 0.0))
     advantage = jnp.where(is_used, advantage, 0.0)
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1.0 - clip_ratio, 1.0 + clip_ratio)
@@ -125,7 +129,7 @@ def step_terms(
     kl_rollout = divergence(log_ratio)
     kl = kl_rollout
     if reference_log_prob is not None:
-        kl = divergence(jnp.where(is_used, log_prob - reference_log_prob, 0.0))
+        kl = divergence(bounded(jnp.where(is_used, log_prob - reference_log_prob, 0.0)))
     entropy = mean(-log_prob)
     return StepTerms(
         loss=-surrogate + kl_weight * kl - entropy_weight * entropy,
@@ -133,7 +137,6 @@ def step_terms(
         kl=kl,
         kl_rollout=kl_rollout,
         entropy=entropy,
-        log_ratio=mean(log_ratio),
         ratio=mean(ratio),
         clip_share=mean((ratio != clipped).astype(log_prob.dtype)),
     )

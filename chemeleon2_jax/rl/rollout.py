@@ -72,24 +72,6 @@ def score_step(
     return log_probability(gaussian, end, rows)
 
 
-def score(
-    denoise: DenoiseFn,
-    states: jax.Array,
-    steps: Steps,
-    *,
-    rows: Rows,
-    sampler: str,
-    target: str = "eps",
-) -> jax.Array:
-    """Log-probabilities (K', R, S) of all steps under a policy, as one scan."""
-
-    def body(_: None, step: Steps) -> tuple[None, jax.Array]:
-        found = score_step(denoise, states, step, rows=rows, sampler=sampler, target=target)
-        return None, found
-
-    return jax.lax.scan(body, None, steps)[1]
-
-
 def accumulate(
     objective: Callable[[Any, Any], tuple[jax.Array, Any]], params: Any, inputs: Any
 ) -> tuple[Any, Any]:

@@ -252,6 +252,14 @@ def from_first_process(values: dict[str, float]) -> dict[str, float]:
     return dict(zip(values, map(float, numbers), strict=True))
 
 
+def from_all_processes(values: dict[str, float]) -> dict[str, float]:
+    """The largest value that a process has, on all of them."""
+    if jax.process_count() == 1:
+        return values
+    numbers = multihost_utils.process_allgather(np.array(list(values.values()), np.float64))
+    return dict(zip(values, map(float, np.max(numbers, axis=0)), strict=True))
+
+
 def sum_terms(parts: Iterable[Terms]) -> dict[str, tuple[float, float]]:
     """Add up (sum, weight) terms of batches, in float64 on the host."""
     totals: dict[str, np.ndarray] = {}

@@ -6,7 +6,7 @@ The step itself is in `rl_step`, what is asked for in `rl_prompts`, what it is w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,15 @@ from chemeleon2_jax.data.loader import Layout, Loader
 from chemeleon2_jax.diffusion.sampler import SamplerConfig, step_constants
 from chemeleon2_jax.generation import Generator
 from chemeleon2_jax.loading import LDMParts, ldm_of, open_model
-from chemeleon2_jax.metrics.matching import reduce_cells
-from chemeleon2_jax.metrics.uniqueness import unique
 from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.prompts import Prompts
-from chemeleon2_jax.rewards.combine import RewardFunction
 from chemeleon2_jax.rl.rollout import noisy_steps
 from chemeleon2_jax.rl.update import Objective
-from chemeleon2_jax.stages.common import from_first_process, load_splits, make_pool, resumed_from
+from chemeleon2_jax.stages.common import (
+    load_splits,
+    make_pool,
+    resumed_from,
+)
 from chemeleon2_jax.stages.conditions import FROM_COLUMN, inputs_of
 from chemeleon2_jax.stages.rl_programs import Settings, make_programs
 from chemeleon2_jax.stages.rl_prompts import (
@@ -42,11 +43,10 @@ from chemeleon2_jax.stages.rl_prompts import (
 )
 from chemeleon2_jax.stages.rl_rewards import make_reward
 from chemeleon2_jax.stages.rl_step import RolloutStep
+from chemeleon2_jax.stages.rl_validation import SEED, make_validate, value_names
 from chemeleon2_jax.training.checkpoints import Checkpoint
 from chemeleon2_jax.training.parallel import make_mesh, replicate
 from chemeleon2_jax.training.stage import Stage, params_and_ema
-
-_VALIDATION_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
             "trainer.precision must be f32 here: the log-probabilities of the last steps hang on "
             "the digits that bf16 does not have"
         )
-    start = _load_start(module, resumed_from(resume_dir))
+    resumed = resumed_from(resume_dir)
+    start = _load_start(module, resumed)
     parts = start.parts
     sampler, settings = _settings(config, parts)
     mesh = make_mesh(config.trainer.num_devices)
@@ -101,6 +102,14 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         steps.append(step)
         return step
 
+    meta = {
+        **start.meta,
+        "stage": "train_rl",
+        "sample_weights": "ema" if module.ema.decay > 0 else "raw",
+        "config": config.to_dict(),
+        # Of components without a floor: those of the first validation, so that all can be compared.
+        "validation_floors": dict(start.meta.get("validation_floors", {}) if resumed else {}),
+    }
     extra = {"vae": parts.vae.params} | ({"reference": start.reference} if start.reference else {})
     generator = Generator(
         replace(parts, params=None), sampler, cfg_scale=settings.cfg_scale, mesh=mesh
@@ -110,14 +119,9 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         init_params=jax.device_get(parts.params),
         loss_fn=None,
         batches=batches,
-        meta={
-            **start.meta,
-            "stage": "train_rl",
-            "sample_weights": "ema" if module.ema.decay > 0 else "raw",
-            "config": config.to_dict(),
-        },
+        meta=meta,
         frozen={"vae": parts.vae.params, "reference": start.reference},
-        validate=_make_validate(generator, val_prompts, reward),
+        validate=make_validate(generator, val_prompts, reward, meta["validation_floors"]),
         monitor=config.callbacks.model_checkpoint.monitor,
         mode=config.callbacks.model_checkpoint.mode,
         value_names=value_names(split_names(module.reward_fn.components)),
@@ -127,13 +131,6 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         validate_first=True,
         step_pictures=lambda step: steps[-1].pictures(step),
     )
-
-
-def value_names(components: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the values of a validation, for a check before training."""
-    own = ("reward", "reward_se", "valid_share", "unique_share")
-    of_components = (f"{name}{end}" for name in components for end in ("", "_failures"))
-    return tuple(f"val/{name}" for name in (*own, *of_components))
 
 
 def _load_start(module: ConfigDict, resumed: Checkpoint | None) -> Start:
@@ -201,15 +198,15 @@ def _prompts(
         own = FromModel(parts, asked, config.data.batch_size, config.seed)
         try:
             own(0)
-            return own, own.draw(count, _VALIDATION_SEED)
+            return own, own.draw(count, SEED)
         except ValueError as error:
             raise ConfigError(f"rl_module.conditions: {error}") from error
     train, val = crystals
     describe = inputs_of(parts.sizes.conditions) if parts.sizes.conditions else None
-    layout = Layout.plan(train.num_atoms, config.data.batch_size)  # of no use here
-    loader = Loader(train, config.data.batch_size, layout, config.seed)
+    # It only chooses crystals: a rollout has rows of its own.
+    loader = Loader(train, config.data.batch_size, Layout(()), config.seed)
     source = FromCrystals(loader, describe, gives_types)
-    order = np.random.default_rng(_VALIDATION_SEED).permutation(len(val))
+    order = np.random.default_rng(SEED).permutation(len(val))
     return source, source.of(val.take(np.resize(order, count)))
 
 
@@ -268,34 +265,3 @@ def _batches(
     except ValueError as error:
         raise ConfigError(f"packing: {error}") from error
     return PromptBatches(source, group_size, pieces, layout)
-
-
-def _make_validate(
-    generator: Generator, prompts: Prompts, reward: RewardFunction
-) -> Callable[[Any, int], Mapping[str, float]]:
-    """Raw rewards of crystals of the same prompts and noise every time, and what they must not
-    cost: validity and uniqueness.
-    """
-
-    def validate(params: Any, step: int) -> dict[str, float]:
-        found = generator.generate(
-            prompts.num_atoms,
-            seed=_VALIDATION_SEED,
-            params=params,
-            conditions=prompts.conditions,
-            atom_types=prompts.atom_types,
-        ).crystals
-        rewards = reward(found)
-        raw = rewards.raw
-        values = {
-            "reward": float(raw.mean()),
-            "reward_se": float(raw.std(ddof=1) / np.sqrt(len(raw))) if len(raw) > 1 else 0.0,
-            "valid_share": float(rewards.valid.mean()),
-            "unique_share": unique(reduce_cells(found, reward.pool), reward.pool).share,
-        }
-        for name, judged in rewards.components.items():
-            values[name] = float(judged.filled.mean())
-            values[f"{name}_failures"] = float(sum(judged.failures.values()))
-        return from_first_process({f"val/{name}": value for name, value in values.items()})
-
-    return validate

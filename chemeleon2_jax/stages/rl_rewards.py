@@ -15,12 +15,12 @@ from chemeleon2_jax.data.datasets import load_split
 from chemeleon2_jax.loading import VAEParts, load_predictor
 from chemeleon2_jax.rewards.combine import RewardFunction, Weighted
 from chemeleon2_jax.rewards.components import Crystal
-from chemeleon2_jax.rewards.normalise import check_normalisation
 from chemeleon2_jax.rewards.registry import Context, Models, build_component, names, read_number
 from chemeleon2_jax.workers import WorkerPool
 
 _KEY = "rl_module.reward_fn"
 _OF_ALL = ("weight", "normalize_fn", "floor")
+NORMALISATIONS = ("", "norm", "std", "subtract_mean")  # "clip" needs bounds, which no block has
 
 
 def make_reward(
@@ -48,11 +48,14 @@ def make_reward(
     components = {}
     for name in chosen:
         block = dict(options.get(name) or {})
-        kind = str(block.pop("kind", name))
         own = {key: value for key, value in block.items() if key not in _OF_ALL}
-        component = build_component(kind, own, context)
+        component = build_component(name, own, context)
+        if block["normalize_fn"] not in NORMALISATIONS:
+            raise ConfigError(
+                f"{_KEY}.{name}.normalize_fn is {block['normalize_fn']!r}; it is one of "
+                f"{', '.join(map(repr, NORMALISATIONS))}"
+            )
         try:
-            check_normalisation(block["normalize_fn"], low=None, high=None)
             floor = read_number(block["floor"], "floor")
         except ValueError as error:
             raise ConfigError(f"{_KEY}.{name}: {error}") from error

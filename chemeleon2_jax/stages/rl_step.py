@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from chemeleon2_jax.crystals import CrystalArrays
+from chemeleon2_jax.errors import RewardError
 from chemeleon2_jax.generation import mark_failed
 from chemeleon2_jax.models.vae import split_crystals
 from chemeleon2_jax.packing import Assignment
@@ -29,6 +30,8 @@ from chemeleon2_jax.stages.rl_prompts import PromptBatches, to_slots
 from chemeleon2_jax.training.parallel import DATA_AXIS, shard_batch
 from chemeleon2_jax.training.state import TrainState
 from chemeleon2_jax.visualize import draw_grid
+
+_MOST_USELESS = 3
 
 
 @dataclass
@@ -67,6 +70,7 @@ class RolloutStep:
         self.num_updates = batches.parts[-1].mini_batch + 1
         self._key = named_key(settings.seed, "rollout")
         self._pictures: tuple[int, list[CrystalArrays], Rewards] | None = None
+        self._num_useless = 0  # rollouts in a row
 
     def __call__(
         self, state: TrainState, frozen: Mapping[str, Any], batch: tuple[Rows, ...]
@@ -82,6 +86,7 @@ class RolloutStep:
             rewards = evaluation.result()
         judged = time.perf_counter()
         self._report(number + 1, rewards)
+        self._check_problem(number + 1, rewards)
         if self.settings.num_drawn and (number + 1) % max(self.settings.draw_every, 1) == 0:
             self._pictures = (number + 1, crystals, rewards)
         found = self._advantages(rewards, number)
@@ -199,11 +204,23 @@ class RolloutStep:
         for name, judged in rewards.components.items():
             failures = judged.failures
             if failures:
-                kinds = ", ".join(f"{kind}: {count}" for kind, count in failures.items())
+                count = sum(failures.values())
                 logging.warning(
-                    "step %d: the reward %s failed for %d of %d crystals (%s)",
-                    *(step, name, sum(failures.values()), len(rewards.total), kinds),
+                    "step %d: the reward %s failed for %d of %d crystals: %s",
+                    *(step, name, count, len(rewards.total), judged.reasons),
                 )
+
+    def _check_problem(self, step: int, rewards: Rewards) -> None:
+        """End the run where several rollouts in a row told nothing: one may be bad luck."""
+        # What the first process found counts: time limits strike where they like.
+        found = from_first_process({"problem": float(rewards.problem is not None)})
+        self._num_useless = self._num_useless + 1 if found["problem"] else 0
+        if not self._num_useless:
+            return
+        problem = rewards.problem or "the first process's rewards failed"
+        if self._num_useless >= _MOST_USELESS:
+            raise RewardError(f"{_MOST_USELESS} rollouts in a row were of no use; {problem}")
+        logging.warning("step %d: nothing to learn from, %s", step, problem)
 
     def pictures(self, step: int) -> dict[str, np.ndarray]:
         """Draw the best and worst crystals of this step's rollout, every so many steps."""

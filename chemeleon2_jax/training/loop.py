@@ -357,8 +357,9 @@ class _Run:
         if not self.finished() and received is not None:
             status, exit_code = "interrupted", 128 + received
             log.warning(
-                "%s: stopped and saved at step %d; go on with --config.resume_from=%s",
-                *(received.name, self.step, self.store.run_dir),
+                "%s: stopped%s at step %d; go on with --config.resume_from=%s",
+                *(received.name, "" if self.store.last_step is None else " and saved"),
+                *(self.step, self.store.run_dir),
             )
         elif self.total is None or self.step < self.total:
             status = "early_stopped"

@@ -67,6 +67,7 @@ class WorkerPool:
         self._is_initialized = False  # of this process, for num_workers=0
         self._workers: list[Worker] = []
         self._lock = threading.Lock()
+        self._run: Run | None = None  # the map that runs
         # No reference to self, so that a forgotten pool is collected and its workers stopped.
         self._finalizer = weakref.finalize(self, _stop_all, self._workers)
 
@@ -79,6 +80,12 @@ class WorkerPool:
     def close(self) -> None:
         """Stop the workers. A later map starts new ones."""
         _stop_all(self._workers)
+
+    def cancel(self) -> None:
+        """End a map that runs in another thread: it raises WorkerError there. Later maps work."""
+        run = self._run
+        if run is not None:
+            run.cancel()
 
     def map(
         self,
@@ -129,11 +136,14 @@ class WorkerPool:
                 on_done=on_done,
                 initializer=self._initializer,
             )
+            self._run = run
             try:
                 return run.collect(self.num_workers)
             except BaseException:
                 self.close()  # answers to this map must not reach the next one
                 raise
+            finally:
+                self._run = None
 
     def _map_here(
         self,

@@ -6,11 +6,13 @@ import json
 import math
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.spawn import get_executable
@@ -142,12 +144,20 @@ class Run:
         self._chunks = deque(deque(range(i, min(i + chunk_size, len(items)))) for i in starts)
         self._outcomes: dict[int, Outcome] = {}
         self._failed_starts = 0
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        """Have `collect`, in another thread, end with an error; what is being worked on is lost."""
+        self._is_cancelled = True
+        for worker in list(self._workers):
+            with suppress(ProcessLookupError):  # its end wakes the other thread
+                os.kill(worker.process.pid, signal.SIGKILL)
 
     def collect(self, num_workers: int) -> list[Outcome]:
         """Work until every item has an outcome, with at most ``num_workers`` processes.
 
         Raises:
-            WorkerError: the workers do not start or cannot load the function.
+            WorkerError: the workers do not start or cannot load the function, or `cancel`.
         """
         for worker in list(self._workers):
             worker.has_function = worker.is_ready = False
@@ -155,6 +165,8 @@ class Run:
                 worker.kill()
                 self._workers.remove(worker)
         while len(self._outcomes) < len(self._items):
+            if self._is_cancelled:
+                raise WorkerError(f"the calls of {self._function_name} were cancelled")
             self._assign(num_workers)
             busy = [worker for worker in self._workers if worker.items]
             answering = wait([worker.connection for worker in busy], self._patience())

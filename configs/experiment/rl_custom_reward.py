@@ -1,8 +1,7 @@
 r"""Fine-tune a published model towards a reward of your own.
 
     python -m chemeleon2_jax.train --config=configs/train_rl.py:rl_custom_reward \
-        --config.rl_module.reward_fn.custom.function=my_module:reward \
-        --config.rl_module.reward_fn.custom.floor=0
+        --config.rl_module.reward_fn.custom.function=my_module:reward
 
 The function takes a list of pymatgen Structures and returns a float for each. The one named here is
 an example.
@@ -22,6 +21,5 @@ def update(config: ConfigDict) -> None:
     config.rl_module.reward_fn.components = "custom"
     config.rl_module.reward_fn.require = "covalent"
     config.rl_module.reward_fn.custom.function = "chemeleon2_jax.rewards.geometry:atomic_density"
-    config.rl_module.reward_fn.custom.floor = "0"
     config.logger.wandb.name = "rl_custom_reward"
     config.logger.wandb.tags = "rl,custom"

@@ -76,6 +76,30 @@ def test_floor_that_is_not_given_is_below_all(pool):
     assert alike.raw.tolist() == [2, 1]
 
 
+@pytest.mark.parametrize("weight", [1.0, -1.0])
+@pytest.mark.parametrize("floor", [None, 100.0, -100.0])
+def test_nothing_is_gained_by_breaking_crystals(pool, weight, floor, caplog):
+    """Whatever the weight and the floor: what has no value is worth less than the best."""
+    component = Weighted(PerChunk(cell_lengths), weight=weight, floor=floor)
+    found = function(pool, {"lengths": component})([*GOOD, COLLAPSED])
+    worst, best = found.raw[:3].min(), found.raw[:3].max()
+    if floor is not None and weight * floor < 0:
+        assert found.raw[3] == weight * floor
+    else:
+        assert found.raw[3] == pytest.approx(worst - (best - worst))
+    assert ("better than the best of 3 crystals" in caplog.text) == (weight * (floor or 0) > 0)
+    assert found.total.argmax() != 3
+
+
+def test_floors_may_be_kept(pool):
+    """As validations do, so that they can be compared."""
+    reward = function(pool, {"sizes": Weighted(PerChunk(sizes))})
+    first = reward(GOOD)
+    assert first.components["sizes"].floor == -1.0
+    assert reward(GOOD[:2]).raw.tolist() == [2, 1]
+    assert reward(GOOD[:2], {"sizes": -1.0}).raw.tolist() == [2, -1]
+
+
 def test_the_sum_is_normalised(pool):
     found = function(pool, {"sizes": Weighted(PerChunk(sizes), floor=0.0)}, normalisation="std")(
         GOOD
@@ -120,6 +144,38 @@ def test_failing_for_all_ends_it(pool):
         RewardError, match=r"'mine' failed for all 3 .*nothing is good enough \(3\)"
     ):
         reward([*GOOD, COLLAPSED])
+
+
+def test_a_rollout_may_tell_nothing(pool):
+    """By bad luck, as far as one rollout can tell."""
+    failing = Weighted(FunctionOfStructures("tests.rewards.user_rewards:always_fails"), floor=-1.0)
+    reward = function(pool, {"mine": failing, "lengths": Weighted(PerChunk(cell_lengths))})
+    for crystals, problem in ((GOOD, "failed for all 3"), ([COLLAPSED], "none of 1")):
+        with reward.start() as evaluation:
+            evaluation.add(crystals)
+            found = evaluation.result()
+        assert problem in found.problem
+        assert (found.components["mine"].filled == -1.0).all()
+        assert np.isfinite(found.total).all()
+        assert found.summary()["mine_mean"] == -1.0
+
+
+def interrupt(evaluation):
+    """What Ctrl-C does while crystals are judged."""
+    with evaluation:
+        evaluation.add(GOOD)
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_does_not_wait_for_what_is_judged():
+    """And the workers are there for what comes after it."""
+    slow = FunctionOfStructures("tests.rewards.user_rewards:sleeps_for_caesium", timeout_s=3600)
+    with WorkerPool(1) as pool:
+        reward = function(pool, {"slow": Weighted(slow)})
+        evaluation = reward.start()
+        with pytest.raises(KeyboardInterrupt):
+            interrupt(evaluation)
+        assert function(pool, {"sizes": Weighted(PerChunk(sizes))})(GOOD).raw[0] == 2
 
 
 def test_none_that_may_be_judged_ends_it(pool):

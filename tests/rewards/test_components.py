@@ -85,6 +85,7 @@ def test_hanging_costs_one_crystal(pool):
     [
         ("too_few", "ValueError: it returned 0 values for 1 structures"),
         ("not_numbers", "ValueError: it returned ['good'], not one number a structure"),
+        ("columns", "ValueError: it returned shape (1, 1), not one number a structure"),
     ],
 )
 def test_wrong_answers(pool, name, reason):
@@ -96,6 +97,17 @@ def test_all_at_once(pool):
     np.testing.assert_allclose(shares, np.array([2, 2, 5, 2]) / 11)
     pairs = scores_of(pool, "share_of_its_list", batch_size=2).values
     np.testing.assert_allclose(pairs, [1 / 2, 1 / 2, 5 / 7, 2 / 7])
+
+
+def test_all_of_a_rollout_whatever_its_chunks(pool):
+    component = FunctionOfStructures(f"{MODULE}:share_of_its_list", batch_size=0)
+    prepared = [
+        *component.prepare(CRYSTALS[:1], pool),
+        *component.prepare([*CRYSTALS[1:], None], pool),
+    ]
+    scores = component.score(prepared, pool)
+    np.testing.assert_allclose(scores.values[:4], np.array([2, 2, 5, 2]) / 11)
+    assert scores.reasons[4] == NOT_JUDGED
 
 
 def test_what_is_not_there_is_not_judged(pool):
@@ -112,6 +124,7 @@ def test_what_is_not_there_is_not_judged(pool):
         ("no_such_module_at_all:reward", "ModuleNotFoundError"),
         (f"{MODULE}:no_such_function", "no_such_function"),
         (f"{MODULE}:not_callable", "is no function"),
+        (f"{MODULE}:Counter", "is a class"),
     ],
 )
 def test_functions_that_are_none(name, message):

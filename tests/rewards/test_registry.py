@@ -148,10 +148,10 @@ def test_energy_itself(context):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("energy", LJ, "needs a hull"),
-        ("energy", {"model": "nequix2"}, "no energy model 'nequix2'"),
+        ("energy", LJ, "hull is empty"),
+        ("energy", {"model": "nequix2", "quantity": "energy"}, "no energy model 'nequix2'"),
         ("energy", {**LJ, "hull": "nowhere.json"}, "nowhere.json"),
-        ("energy", {**LJ, "hull_corrected": "yes"}, "hull_corrected is 'yes'"),
+        ("energy", {**LJ, "hull": "x.json", "hull_corrected": "yes"}, "hull_corrected is 'yes'"),
         ("energy", {**LJ, "quantity": "heat"}, "no quantity 'heat'"),
         ("predictor", {"ckpt_path": "two"}, "choose one with target_name"),
         ("predictor", {"ckpt_path": "one", "target_name": "gap"}, "predicts size"),

@@ -45,6 +45,10 @@ def not_numbers(structures):
     return ["good"] * len(structures)
 
 
+def columns(structures):
+    return [[1.0] for _ in structures]
+
+
 def share_of_its_list(structures):
     """Needs all crystals at once."""
     return [len(structure) / sum(map(len, structures)) for structure in structures]

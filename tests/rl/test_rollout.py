@@ -18,7 +18,7 @@ from chemeleon2_jax.diffusion.sampler import (
 )
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.models.dit import DiT, DiTSizes, split_output
-from chemeleon2_jax.rl.rollout import accumulate, noisy_steps, score, score_step
+from chemeleon2_jax.rl.rollout import accumulate, noisy_steps, score_step
 from chemeleon2_jax.rows import atom_normal
 from tests.examples import packed, random_crystals, random_model
 
@@ -49,6 +49,15 @@ def denoiser(model, params, rows):
         return spread * x + 0.1 * jnp.tanh(eps), 0.1 * jnp.tanh(variance)
 
     return denoise
+
+
+def score(denoise, states, steps, **fixed):
+    """Log-probabilities (K', R, S) of all steps."""
+
+    def body(_, step):
+        return None, score_step(denoise, states, step, **fixed)
+
+    return jax.lax.scan(body, None, steps)[1]
 
 
 @pytest.fixture(scope="module", params=["ddim", "ddpm"])
