@@ -65,8 +65,8 @@ def done(tmp_path_factory, tiny_data, tiny_ldm):
 def test_accidents_cost_crystals_and_are_told(done):
     run_dir, output = done
     assert "the reward custom failed for" in output
-    assert "RuntimeError: " in output
-    assert "timeout after 0.5 s: " in output
+    assert "RuntimeError: every tenth is too much (" in output
+    assert "timeout after 0.5 s (" in output
     assert "sample --model=" in output
     assert "RuntimeError: " in (run_dir / "train.log").read_text()
 

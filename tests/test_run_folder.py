@@ -113,6 +113,26 @@ def test_ema_is_not_switched_in_a_run(tmp_path, saved, given):
         assert changes == [f"{key} = 0.99 (was {saved})"]
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "kept"),
+    [
+        ("rl_module.reward_fn.components", "symmetry", True),
+        ("rl_module.reward_fn.energy.weight", 0.5, True),
+        ("rl_module.validation.num_samples", 3, True),
+        ("rl_module.reward_fn.timeout_s", 3.0, False),
+        ("rl_module.optimizer.lr", 1e-6, False),
+    ],
+)
+def test_a_run_keeps_its_rewards(tmp_path, key, value, kept):
+    config = load_config(f"{CONFIGS}/train_rl.py")
+    save_config(config, tmp_path)
+    if kept:
+        with pytest.raises(ConfigError, match="keeps its model, data, rewards and seed"):
+            resumed_config(config, {key: value}, tmp_path)
+    else:
+        assert resumed_config(config, {key: value}, tmp_path)[1]
+
+
 def test_only_a_folder_without_results_is_removed(tmp_path):
     for name, extra in (("unused", "train.log"), ("used", "events.out")):
         (tmp_path / name / "checkpoints").mkdir(parents=True)

@@ -188,7 +188,7 @@ class Evaluation:
         if kind is None:
             return
         # Again and again: the thread may be between two maps. What is no map is soon done.
-        for _ in range(_ATTEMPTS):
+        for _attempt in range(_ATTEMPTS):
             self._reward.pool.cancel()
             if self._thread.join(_ATTEMPT_S):
                 break

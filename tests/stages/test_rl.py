@@ -96,6 +96,17 @@ def test_a_step_is_a_rollout_and_its_updates(base):
         assert metrics[name] >= 0
 
 
+def test_shuffled_rewards_are_those_of_other_crystals(base, tiny_data, tiny_ldm):
+    """The same rollout, the same rewards, another update: the control of an experiment."""
+    changes = custom("number_of_sites", shuffle=True)
+    _, _, state, metrics = one_step(config_of(tiny_data, tiny_ldm.path, **changes))
+    _, (_, before, expected, theirs) = base
+    for name in ("reward/custom_mean", "reward/custom_max", "advantage_std"):
+        assert metrics[name] == pytest.approx(theirs[name], rel=1e-5)
+    moved, wanted = numbers(state.params) - before, numbers(expected.params) - before
+    assert np.corrcoef(moved, wanted)[0, 1] < 0.9
+
+
 def test_groups_are_alike_in_size_so_that_size_is_worth_nothing_within_them(tiny_data, tiny_ldm):
     grouped = {"rl_module.rl_configs.group_reward_norm": True}
     config = config_of(tiny_data, tiny_ldm.path, **custom("number_of_sites"))
@@ -185,19 +196,41 @@ def test_stopped_and_resumed_is_the_same(tiny_data, tiny_ldm, tmp_path):
     assert open_checkpoint(tmp_path / "parts").meta["sample_weights"] == "ema"
 
 
-def test_best_is_chosen_on_raw_reward_and_may_be_the_start(tiny_data, tiny_ldm, tmp_path):
-    changes = custom("number_of_sites") | {"trainer.check_val_every_n_steps": 1}
-    result = run(config_of(tiny_data, tiny_ldm.path, **changes), tmp_path / "run", steps=2)
-    # The number of atoms is asked for: the model cannot change it.
-    assert result.best_step == 0
-    assert result.values["val/reward"] == pytest.approx(result.values["val/custom"])
-    assert set(result.values) == set(
-        build(config_of(tiny_data, tiny_ldm.path, **changes)).value_names
-    )
+def test_best_is_chosen_on_raw_reward(tiny_data, tiny_ldm, tmp_path):
+    """Also if that is the start's: here rewards go to the wrong crystals."""
+    changes = {
+        "rl_module.reward_fn.components": "volume",
+        "rl_module.reward_fn.volume.target": 15.0,
+        "rl_module.reward_fn.volume.normalize_fn": "norm",
+        "rl_module.reward_fn.require": "",
+        "rl_module.reward_fn.shuffle": True,
+        "rl_module.optimizer.lr": 1e-3,
+        "trainer.check_val_every_n_steps": 1,
+    }
+    config = config_of(tiny_data, tiny_ldm.path, **changes)
+    config.trainer.max_steps = 3
+    stage, found = build(config), {}
+
+    def validate(params, step):
+        found[step] = stage.validate(params, step)
+        return found[step]
+
+    result = fit(replace(stage, validate=validate), fit_config(config), run_dir=tmp_path / "run")
+    raw = {step: values["val/reward"] for step, values in found.items()}
+    assert set(raw) == {0, 1, 2, 3}
+    assert len(set(raw.values())) > 1
+    assert result.best_step == max(raw, key=raw.get)
+    assert set(result.values) == set(stage.value_names)
+    for values in found.values():
+        assert values["val/reward"] == pytest.approx(values["val/volume"])
+    # Crystals without a value get the same at every validation, and after a resume.
+    floors = open_checkpoint(tmp_path / "run").meta["validation_floors"]
+    assert set(floors) == {"volume"}
+    assert build(config, resume_dir=tmp_path / "run").meta["validation_floors"] == floors
 
 
 def test_failures_cost_crystals_and_are_counted(tiny_data, tiny_ldm, caplog):
-    changes = custom("fails_for_caesium")
+    changes = custom("fails_for_five")
     with caplog.at_level(logging.WARNING):
         _, _, state, metrics = one_step(config_of(tiny_data, tiny_ldm.path, **changes))
     count = metrics["reward/custom_failures"]
@@ -205,15 +238,28 @@ def test_failures_cost_crystals_and_are_counted(tiny_data, tiny_ldm, caplog):
     assert metrics["reward/custom_failures/RuntimeError"] == count
     assert metrics["reward/raw_reward"] == pytest.approx(1 - count / 24)
     assert metrics["reward/custom_mean"] == 1.0
-    assert (
-        f"custom failed for {count:.0f} of 24 crystals (RuntimeError: {count:.0f})" in caplog.text
-    )
+    text = f"custom failed for {count:.0f} of 24 crystals: RuntimeError: no perovskites, please"
+    assert f"{text} ({count:.0f})" in caplog.text
     assert np.isfinite(numbers(state.params)).all()
 
 
-def test_failing_for_all_ends_the_run(tiny_data, tiny_ldm):
-    with pytest.raises(RewardError, match=r"'custom' failed for all 24 .*nothing is good enough"):
-        one_step(config_of(tiny_data, tiny_ldm.path, **custom("always_fails")))
+def test_failing_for_all_ends_the_run(tiny_data, tiny_ldm, caplog):
+    """At the first validation; in rollouts, where it may be bad luck, at the third in a row."""
+    stage = build(config_of(tiny_data, tiny_ldm.path, **custom("always_fails")))
+    with pytest.raises(RewardError, match=r"'custom' failed for all 12 .*nothing is good enough"):
+        stage.validate(stage.init_params, 0)
+    config = config_of(tiny_data, tiny_ldm.path)
+    updater, mesh = Updater.from_config(fit_config(config), total_steps=10), make_mesh()
+    step = stage.make_step(updater, mesh)
+    state = init_state(stage.init_params, updater.tx, seed=0, ema=False, mesh=mesh)
+    for number in range(2):
+        batch = shard_batch(stage.batches.batch(number).arrays, mesh)
+        state, metrics = step(state, stage.frozen, batch)
+        assert metrics["advantage_std"] == 0
+    assert caplog.text.count("nothing to learn from") == 2
+    batch = shard_batch(stage.batches.batch(2).arrays, mesh)
+    with pytest.raises(RewardError, match=r"3 rollouts in a row .* nothing is good enough"):
+        step(state, stage.frozen, batch)
 
 
 def test_pictures_of_the_best_and_worst(tiny_data, tiny_ldm):
