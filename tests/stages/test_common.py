@@ -125,6 +125,6 @@ def test_evaluator_gives_whole_arrays():
 
 def test_unknown_stage(tiny_data):
     config = ldm_config(tiny_data, "unused")
-    config.task_name = "train_rl"
-    with pytest.raises(ConfigError, match="task_name is 'train_rl'"):
+    config.task_name = "train_all"
+    with pytest.raises(ConfigError, match="task_name is 'train_all'"):
         build(config)
