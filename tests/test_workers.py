@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from chemeleon2_jax.workers import Outcome, WorkerError, WorkerPool
+from chemeleon2_jax.workers import Background, Outcome, WorkerError, WorkerPool
 from chemeleon2_jax.workers import pool as pool_module
 from chemeleon2_jax.workers import schedule as schedule_module
 
@@ -341,3 +341,31 @@ def test_no_orphans(tmp_path, how):
     parent.send_signal(how)
     parent.communicate(timeout=20)
     assert wait_until_dead(worker)
+
+
+# --- beside the main thread -----------------------------------------------------------------------
+
+
+def test_background_does_one_thing_after_another():
+    background, done = Background(), []
+    futures = [background.submit(lambda i=i: done.append(i) or i) for i in range(5)]
+    assert [future.result() for future in futures] == done == list(range(5))
+    failing = background.submit(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        failing.result()
+    assert background.submit(lambda: 7).result() == 7
+    background.stop()
+    assert background.join(10)
+
+
+def test_cancelled_map_ends_and_the_next_one_works():
+    with WorkerPool(1) as pool:
+        background = Background()
+        future = background.submit(lambda: pool.map(time.sleep, [0, 3600]))
+        while not future.done():
+            pool.cancel()
+            background.join(0.05)
+        with pytest.raises(WorkerError, match="cancelled"):
+            future.result()
+        background.stop()
+        assert [outcome.value for outcome in pool.map(abs, [-1, 2])] == [1, 2]

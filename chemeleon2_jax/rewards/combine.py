@@ -6,12 +6,11 @@ For each component: raw values; the floor where a crystal has none; normalised; 
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from chemeleon2_jax.metrics.scores import Scores
 from chemeleon2_jax.metrics.structure import Geometry, covalent_share, measure, validity
 from chemeleon2_jax.rewards.components import NOT_JUDGED, Component, Crystal
 from chemeleon2_jax.rewards.normalise import EPSILON, normalise
-from chemeleon2_jax.workers import WorkerPool
+from chemeleon2_jax.workers import Background, WorkerPool
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +176,7 @@ class Evaluation:
 
     def __init__(self, reward: RewardFunction, floors: Mapping[str, float]) -> None:
         self._reward, self._floors = reward, floors
-        self._thread = _Background()
+        self._thread = Background()
         self._chunks: list[Future[_Prepared]] = []
 
     def __enter__(self) -> Evaluation:
@@ -206,40 +205,6 @@ class Evaluation:
         """
         future = self._thread.submit(lambda: _finish(self._reward, self._chunks, self._floors))
         return future.result()
-
-
-class _Background:
-    """A thread that does one thing after another, and that nobody waits for in the end."""
-
-    def __init__(self) -> None:
-        self._tasks: queue.Queue[tuple[Future[Any], Callable[[], Any]] | None] = queue.Queue()
-        self._is_stopped = False
-        self._thread = threading.Thread(target=self._work, name="rewards", daemon=True)
-        self._thread.start()
-
-    def submit(self, task: Callable[[], Any]) -> Future[Any]:
-        future: Future[Any] = Future()
-        self._tasks.put((future, task))
-        return future
-
-    def stop(self) -> None:
-        """End after what is being done; what was not begun is not done."""
-        self._is_stopped = True
-        self._tasks.put(None)
-
-    def join(self, timeout_s: float) -> bool:
-        """Wait for its end; return whether it came."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
-    def _work(self) -> None:
-        while (entry := self._tasks.get()) is not None and not self._is_stopped:
-            future, task = entry
-            try:
-                future.set_result(task())
-            # Whatever it is, it belongs to the one who waits for the result.
-            except BaseException as error:
-                future.set_exception(error)
 
 
 @dataclass(frozen=True)
@@ -320,15 +285,21 @@ def _judge(
         if floor is None:
             floor = automatic
         elif sign * floor > (sign * known).max():
-            log.warning(
-                "rl_module.reward_fn.%s.floor is %g, which is better than the best of %d crystals "
-                "(%g): those without a value get %g instead. Give a lower floor",
-                *(name, floor, len(known), sign * (sign * known).max(), automatic),
-            )
+            _warn_of_floor(name, floor)
             floor = automatic
     floor = 0.0 if floor is None else floor
     filled = np.where(np.isfinite(scores.values), scores.values, floor)
     return Judged(scores, filled, normalise(filled, weighted.normalisation, eps=eps), floor)
+
+
+@cache
+def _warn_of_floor(name: str, floor: float) -> None:
+    """Warn, once."""
+    log.warning(
+        "rl_module.reward_fn.%s.floor is %g, which is better than the best crystal of a rollout: "
+        "where it is, crystals without a value get less than the worst instead. Give another floor",
+        *(name, floor),
+    )
 
 
 def _most_common(reasons: Sequence[str | None]) -> str:

@@ -9,7 +9,15 @@ which goes on with the next item; where that is not heard, as in a loop in C, th
 and replaced.
 """
 
+from chemeleon2_jax.workers.background import Background
 from chemeleon2_jax.workers.pool import WorkerPool, available_cpus, default_workers
 from chemeleon2_jax.workers.schedule import Outcome, WorkerError
 
-__all__ = ["Outcome", "WorkerError", "WorkerPool", "available_cpus", "default_workers"]
+__all__ = [
+    "Background",
+    "Outcome",
+    "WorkerError",
+    "WorkerPool",
+    "available_cpus",
+    "default_workers",
+]

@@ -6,13 +6,11 @@ import json
 import math
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.spawn import get_executable
@@ -150,8 +148,7 @@ class Run:
         """Have `collect`, in another thread, end with an error; what is being worked on is lost."""
         self._is_cancelled = True
         for worker in list(self._workers):
-            with suppress(ProcessLookupError):  # its end wakes the other thread
-                os.kill(worker.process.pid, signal.SIGKILL)
+            worker.process.kill()  # its end wakes the other thread
 
     def collect(self, num_workers: int) -> list[Outcome]:
         """Work until every item has an outcome, with at most ``num_workers`` processes.
