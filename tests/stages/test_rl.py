@@ -25,7 +25,16 @@ from chemeleon2_jax.training.loop import fit
 from chemeleon2_jax.training.parallel import make_mesh, shard_batch
 from chemeleon2_jax.training.state import init_state
 from chemeleon2_jax.training.step import Updater
-from tests.tiny import RL_SPEC, TINY_RL, by_name, conditional, make_config, numbers
+from tests.tiny import (
+    RL_SPEC,
+    TINY_RL,
+    by_name,
+    conditional,
+    fit_quickly,
+    ldm_config,
+    make_config,
+    numbers,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -313,6 +322,21 @@ def test_conditions_of_the_crystals_are_asked_for(tiny_data, tiny_ldm):
     gradient = by_name(programs.run_pass(parts.params, {}, chunk).gradient)
     moved = [name for name, values in gradient.items() if np.abs(values).max() > 0]
     assert any(name.startswith("conditions/") for name in moved)
+
+
+def test_given_atom_types_are_those_of_the_prompts(tiny_data, csp_run, tmp_path):
+    """A VAE that is told the elements: a group has those of its training crystal."""
+    types = {"condition_module.condition_type": "composition:composition"}
+    ldm = fit_quickly(ldm_config(tiny_data, csp_run, ldm_module=types), tmp_path / "ldm", steps=1)
+    changes = custom("heaviest_element")
+    stage, _, state, metrics = one_step(config_of(tiny_data, ldm, **changes))
+    assert np.isfinite(numbers(state.params)).all()
+    prompts = stage.batches.prompts(0)
+    assert set(prompts.conditions) == {"composition"}
+    # Hardly trained, it may build none of them; what it builds is of these elements.
+    if metrics["reward/refused"] + metrics["reward/custom_failures"] < 24:
+        heaviest = {float(types.max()) for types in prompts.atom_types}
+        assert {metrics["reward/custom_min"], metrics["reward/custom_max"]} <= heaviest
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
