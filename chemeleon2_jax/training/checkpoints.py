@@ -113,20 +113,25 @@ def _read_arrays(directory: Path) -> dict[str, Any]:
 
 @contextmanager
 def _quiet_late_reads() -> Iterator[None]:
-    """Print nothing for reads that end after the event loop that asked for them is closed.
+    """Print nothing for reads that end, or fail too, after the first one has failed.
 
     When one array of an item cannot be read, Orbax does not wait for the others. They may end long
-    after the error was raised, hence nothing is put back then.
+    after the error was raised and their event loop closed, hence nothing is put back then.
     """
-    hook = sys.unraisablehook
+    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
 
     def print_others(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             hook(unraisable)
 
+    def log_others(record: logging.LogRecord) -> bool:
+        return "exception was never retrieved" not in record.getMessage()
+
     sys.unraisablehook = print_others
+    logger.addFilter(log_others)
     yield
     sys.unraisablehook = hook
+    logger.removeFilter(log_others)
 
 
 def short_reason(error: Exception) -> str:
