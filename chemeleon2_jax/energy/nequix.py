@@ -198,6 +198,7 @@ def _load(path: Path) -> Any:
         OSError: it cannot be read.
     """
     # nequix sets this for the whole process when it is imported; here it is set where it is used.
+    # JAX makes the attributes of its config at run time, where the type checker does not see them.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     try:
         from nequix.model import load_model

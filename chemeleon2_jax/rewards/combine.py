@@ -149,7 +149,7 @@ class RewardFunction:
             raise RewardError(f"require is {self.require!r}; it is one of {names}")
 
     def start(self, floors: Mapping[str, float] | None = None) -> Evaluation:
-        """Begin with a rollout; `floors` are given to components that have none."""
+        """Begin with a rollout; `floors` are taken instead of the components' own."""
         return Evaluation(self, floors or {})
 
     def __call__(
@@ -276,9 +276,9 @@ def _without_refused(scores: Scores, refused: Sequence[str | None]) -> Scores:
 def _judge(
     name: str, weighted: Weighted, scores: Scores, frozen: float | None, eps: float
 ) -> Judged:
-    """Put the floor in; `frozen` is one that an earlier rollout found."""
+    """Put the floor in; `frozen` is the one that came of it at an earlier rollout."""
     known = scores.values[np.isfinite(scores.values)]
-    floor = weighted.floor if weighted.floor is not None else frozen
+    floor = weighted.floor if frozen is None else frozen
     if len(known):
         sign = -1.0 if weighted.weight < 0 else 1.0
         automatic = sign * float((sign * known).min() - (np.ptp(known) or 1.0))

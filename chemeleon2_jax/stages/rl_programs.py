@@ -38,7 +38,8 @@ class Settings:
         norm_in_groups: advantages within each group, or over the rollout.
         seed: of the noise.
         shuffle: give the rewards to the wrong crystals, for a control.
-        num_drawn, draw_every: pictures of the best and worst crystals; 0 is off.
+        num_drawn: pictures of so many of the best and worst crystals; 0 is off.
+        draw_every: rollouts from picture to picture.
     """
 
     sampler: SamplerConfig
@@ -49,7 +50,7 @@ class Settings:
     seed: int
     shuffle: bool = False
     num_drawn: int = 0
-    draw_every: int = 0
+    draw_every: int = 1
 
 
 @dataclass(frozen=True)

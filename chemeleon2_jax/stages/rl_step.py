@@ -87,7 +87,7 @@ class RolloutStep:
         judged = time.perf_counter()
         self._report(number + 1, rewards)
         self._check_problem(number + 1, rewards)
-        if self.settings.num_drawn and (number + 1) % max(self.settings.draw_every, 1) == 0:
+        if self.settings.num_drawn and (number + 1) % self.settings.draw_every == 0:
             self._pictures = (number + 1, crystals, rewards)
         found = self._advantages(rewards, number)
         state, metrics = self._update(state, frozen, recorded, found)

@@ -98,6 +98,10 @@ def test_floors_may_be_kept(pool):
     assert first.components["sizes"].floor == -1.0
     assert reward(GOOD[:2]).raw.tolist() == [2, 1]
     assert reward(GOOD[:2], {"sizes": -1.0}).raw.tolist() == [2, -1]
+    # So are those that came of a floor that would have paid.
+    paying = function(pool, {"sizes": Weighted(PerChunk(sizes), floor=100.0)})
+    assert paying(GOOD).components["sizes"].floor == -1.0
+    assert paying(GOOD[:2], {"sizes": -1.0}).raw.tolist() == [2, -1]
 
 
 def test_the_sum_is_normalised(pool):
