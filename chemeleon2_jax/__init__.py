@@ -10,15 +10,18 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from chemeleon2_jax._version import __version__
+from chemeleon2_jax.common.version import __version__
 
 if TYPE_CHECKING:
-    from chemeleon2_jax.api import load_model
+    from chemeleon2_jax.inference.api import load_model
     from chemeleon2_jax.metrics.table import evaluate
 
 __all__ = ["__version__", "evaluate", "load_model"]
 
-_MODULE_OF = {"evaluate": "chemeleon2_jax.metrics.table", "load_model": "chemeleon2_jax.api"}
+_MODULE_OF = {
+    "evaluate": "chemeleon2_jax.metrics.table",
+    "load_model": "chemeleon2_jax.inference.api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from chemeleon2_jax import cli
-from chemeleon2_jax.config import ConfigError
+from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.runs import command_line as cli
 
 if TYPE_CHECKING:
     from chemeleon2_jax.metrics.table import Report

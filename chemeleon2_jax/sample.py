@@ -28,14 +28,15 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 from tqdm import tqdm
 
-from chemeleon2_jax import __version__, cli
-from chemeleon2_jax.config import ConfigError
-from chemeleon2_jax.files import REPORT_FILE, STRUCTURES_FILE
+from chemeleon2_jax.common.atomic_files import REPORT_FILE, STRUCTURES_FILE
+from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.common.version import __version__
+from chemeleon2_jax.runs import command_line as cli
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-    from chemeleon2_jax.api import LDMModel, SampleReport
+    from chemeleon2_jax.inference.api import LDMModel, SampleReport
 
 CIF_FOLDER = "cif"
 _CIF_NAME = re.compile(r"[0-9]{6,}_.+\.cif")
@@ -87,7 +88,7 @@ def main() -> int:
     cli.check_output_dir(output_dir)
 
     # After the flags are checked: loading JAX and pymatgen takes seconds.
-    from chemeleon2_jax.api import LDMModel, VAEModel, load_model
+    from chemeleon2_jax.inference.api import LDMModel, VAEModel, load_model
     from chemeleon2_jax.training.compilation import enable_compilation_cache
 
     enable_compilation_cache()
@@ -139,7 +140,7 @@ def _read_conditions(texts: list[str]) -> dict[str, list[str]]:
 
 
 def _convert_conditions(model: LDMModel, asked: dict[str, list[str]]) -> dict[str, Any]:
-    from chemeleon2_jax.condition_values import read_value
+    from chemeleon2_jax.inference.condition_encoding import read_value
 
     known = {condition.name: condition for condition in model.conditions} if asked else {}
     converted: dict[str, Any] = {}

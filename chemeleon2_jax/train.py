@@ -20,17 +20,11 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from chemeleon2_jax import cli
-from chemeleon2_jax.config import (
-    ConfigError,
-    fit_config,
-    load_config,
-    to_json,
-    unwrap_hub_keys,
-)
-from chemeleon2_jax.config_checks import check_config, check_overrides
-from chemeleon2_jax.errors import RewardError
-from chemeleon2_jax.run_folder import make_run_dir, remove_unused, resumed_config, save_config
+from chemeleon2_jax.common.errors import ConfigError, RewardError
+from chemeleon2_jax.runs import command_line as cli
+from chemeleon2_jax.runs.config import fit_config, load_config, to_json, unwrap_hub_keys
+from chemeleon2_jax.runs.config_checks import check_config, check_overrides
+from chemeleon2_jax.runs.run_folder import make_run_dir, remove_unused, resumed_config, save_config
 
 config_flags.DEFINE_config_file("config", None, "configs/train_<stage>.py[:experiment]")
 flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and exit.")

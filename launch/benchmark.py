@@ -31,22 +31,24 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from chemeleon2_jax import cli
 from chemeleon2_jax.data.augment import Augmentation, augment
 from chemeleon2_jax.data.datasets import load_split
-from chemeleon2_jax.data.loader import Layout, Loader
-from chemeleon2_jax.diffusion.gaussian import DiffusionConfig
+from chemeleon2_jax.data.loader import Loader
 from chemeleon2_jax.diffusion.sampler import SamplerConfig
-from chemeleon2_jax.generation import Generator
-from chemeleon2_jax.loading import LDMParts, VAEParts
+from chemeleon2_jax.diffusion.schedule import Schedule
+from chemeleon2_jax.inference.generator import Generator
 from chemeleon2_jax.models.abstract import count_parameters
-from chemeleon2_jax.models.dit import NAMED_SIZES, DiT, DiTSizes
+from chemeleon2_jax.models.dit import DiT
 from chemeleon2_jax.models.losses import LossWeights, total_loss
-from chemeleon2_jax.models.vae import VAE, VAESizes
+from chemeleon2_jax.models.sizes import NAMED_SIZES, DiffusionConfig, DiTSizes, VAESizes
+from chemeleon2_jax.models.vae import VAE
+from chemeleon2_jax.pretrained.loading import LDMParts, VAEParts
 from chemeleon2_jax.rl.update import Chunk, Objective
+from chemeleon2_jax.rows.layout import Layout
+from chemeleon2_jax.runs import command_line as cli
 from chemeleon2_jax.stages.common import PRECISIONS
 from chemeleon2_jax.stages.ldm import ldm_terms
-from chemeleon2_jax.stages.rl_programs import Settings, make_programs
+from chemeleon2_jax.stages.rl.programs import Settings, make_programs
 from chemeleon2_jax.stages.vae import autoencoder_terms
 from chemeleon2_jax.training.config import FitConfig
 from chemeleon2_jax.training.parallel import make_mesh, replicate, shard_batch
@@ -167,7 +169,7 @@ def main() -> int:
         latent_std=1.0,
         size_table=np.bincount(crystals.num_atoms),
     )
-    schedule = ldm.diffusion.make_schedule()
+    schedule = Schedule.of(ldm.diffusion)
     weights = LossWeights()
 
     def vae_loss(params: Any, frozen: Any, key: jax.Array, rows: Any) -> Any:

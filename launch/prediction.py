@@ -20,8 +20,9 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from chemeleon2_jax import cli
-from chemeleon2_jax.config import ConfigError, rename_columns
+from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.runs import command_line as cli
+from chemeleon2_jax.runs.config import rename_columns
 
 flags.DEFINE_string("model", "", "A run folder or checkpoint folder of a predictor.")
 flags.DEFINE_string("data_name", "", "Named data set; default: what the model was trained on.")
@@ -36,8 +37,8 @@ def main() -> int:
     if not values.model:
         raise ConfigError("give --model=<run folder of a predictor>")
     # After the flags are checked: loading JAX and pymatgen takes seconds.
-    from chemeleon2_jax.api import PredictorModel, load_model
     from chemeleon2_jax.data.datasets import load_split
+    from chemeleon2_jax.inference.api import PredictorModel, load_model
 
     model = load_model(values.model)
     if not isinstance(model, PredictorModel):

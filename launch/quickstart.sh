@@ -45,6 +45,6 @@ step 'sample again' chemeleon2_jax.sample --model="$rl_run" --num_samples=64 --s
     --output_dir="$output/rewarded" --cif
 
 printf '\n'
-.venv/bin/python -m chemeleon2_jax.quickstart --vae_run="$vae_run" --ldm_run="$ldm_run" \
+.venv/bin/python launch/quickstart_report.py --vae_run="$vae_run" --ldm_run="$ldm_run" \
     --samples="$output" --rl_run="$rl_run" --rl_samples="$output/rewarded" \
     --seconds="$(IFS=,; echo "${seconds[*]}")"

@@ -24,8 +24,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from chemeleon2_jax import cli
-from chemeleon2_jax.config import ConfigError
+from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.runs import command_line as cli
 
 flags.DEFINE_string("model", "", "A run folder or checkpoint folder of a VAE, or of an LDM.")
 flags.DEFINE_string("data_name", "", "Named data set; default: what the model was trained on.")
@@ -42,9 +42,9 @@ def main() -> int:
     if not values.model:
         raise ConfigError("give --model=<run folder of a VAE>")
     # After the flags are checked: loading JAX and pymatgen takes seconds.
-    from chemeleon2_jax.api import VAEModel, load_model
+    from chemeleon2_jax.crystals.structures import arrays_from_structure, crystals_to_structures
     from chemeleon2_jax.data.datasets import load_split
-    from chemeleon2_jax.data.structures import arrays_from_structure, crystals_to_structures
+    from chemeleon2_jax.inference.api import VAEModel, load_model
     from chemeleon2_jax.metrics.reconstruction import match_rates
     from chemeleon2_jax.workers import WorkerPool
 

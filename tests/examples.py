@@ -11,9 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from chemeleon2_jax.crystals import Crystals, lattice_from_parameters
-from chemeleon2_jax.packing import Assignment, RowShape, assign, assign_padded, build_rows, num_rows
-from chemeleon2_jax.rows import Rows
+from chemeleon2_jax.crystals.arrays import Crystals, lattice_from_parameters
+from chemeleon2_jax.rows.packing import (
+    Assignment,
+    RowShape,
+    assign,
+    assign_padded,
+    build_rows,
+    num_rows,
+)
+from chemeleon2_jax.rows.rows import Rows
 
 SIZES = (3, 1, 7, 4, 2, 5)
 LAYOUTS = ("packed", "padded", "alone")

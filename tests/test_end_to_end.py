@@ -10,8 +10,8 @@ import pytest
 from pymatgen.core import Structure
 
 import chemeleon2_jax as c2
-from chemeleon2_jax.hub import REGISTRY
-from chemeleon2_jax.training.checkpoints import complete_steps, open_checkpoint
+from chemeleon2_jax.pretrained.hub import REGISTRY
+from chemeleon2_jax.training.checkpoint_reader import complete_steps, open_checkpoint
 from tests.tiny import (
     BROKEN_ID,
     BROKEN_ROW,

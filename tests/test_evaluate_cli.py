@@ -86,7 +86,7 @@ def test_nothing_else_is_written_and_others_may_read_it(evaluated):
 MANY = """
 import json, sys
 from absl import flags
-from chemeleon2_jax import cli
+from chemeleon2_jax.runs import command_line as cli
 from chemeleon2_jax.evaluate import main
 from chemeleon2_jax.workers import pool
 pool.default_workers = lambda: 0  # to start a process takes longer than what it would do
@@ -214,8 +214,8 @@ module = importlib.import_module("chemeleon2_jax.evaluate")
 assert inspect.ismodule(module) and callable(module.main)
 assert sys.modules["chemeleon2_jax.evaluate"] is module
 assert c2.evaluate is evaluate
-import chemeleon2_jax.cli
-assert inspect.ismodule(c2.cli)
+import chemeleon2_jax.runs.command_line
+assert inspect.ismodule(c2.runs.command_line)
 '''
 failed = []
 for name, lines in json.loads(sys.argv[1]).items():

@@ -15,8 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 
 import chemeleon2_jax
-from chemeleon2_jax.config import load_config
-from chemeleon2_jax.config_checks import check_overrides
+from chemeleon2_jax.runs.config import load_config
+from chemeleon2_jax.runs.config_checks import check_overrides
 
 ROOT = Path(__file__).resolve().parents[1]
 # Imported under another name than they are installed under.
@@ -88,7 +88,7 @@ def test_every_requirement_is_used(requirements):
 
 
 def test_version_is_one(setup_cfg):
-    assert setup_cfg["metadata"]["version"] == "attr: chemeleon2_jax._version.__version__"
+    assert setup_cfg["metadata"]["version"] == "attr: chemeleon2_jax.common.version.__version__"
     try:
         installed = importlib.metadata.version("chemeleon2_jax")
     except importlib.metadata.PackageNotFoundError:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from chemeleon2_jax import quickstart
-from chemeleon2_jax.config import ConfigError
+from chemeleon2_jax.common.errors import ConfigError
+from launch import quickstart_report as quickstart
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from chemeleon2_jax import train
-from chemeleon2_jax.training.checkpoints import complete_steps, open_checkpoint
+from chemeleon2_jax.training.checkpoint_reader import complete_steps, open_checkpoint
 from tests.tiny import (
     LDM_SPEC,
     TINY_LDM,

@@ -7,7 +7,7 @@ import os
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from chemeleon2_jax.api import load_model
+from chemeleon2_jax.inference.api import load_model
 from tests.tiny import RL_SPEC, ROOT, TINY_RL, as_flags, only_run, run_module
 
 REWARDS = '''

@@ -16,10 +16,11 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
 
 import chemeleon2_jax as c2
-from chemeleon2_jax import api, sample
-from chemeleon2_jax.config import ConfigError
-from chemeleon2_jax.generation import draw_num_atoms
-from chemeleon2_jax.models.conditions import Condition
+from chemeleon2_jax import sample
+from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.inference import api
+from chemeleon2_jax.inference.generator import draw_num_atoms
+from chemeleon2_jax.models.sizes import Condition
 from tests.tiny import SAMPLE_FLAGS, conditional, make_once, run_module, run_script
 
 FILES = {"vae": "", "ema": False, "size_table": ""}  # options of PyTorch files
@@ -105,7 +106,8 @@ def test_nothing_else_is_written_and_others_may_read_it(tiny_samples):
 MANY = """
 import json, sys
 from absl import flags
-from chemeleon2_jax import cli, sample
+from chemeleon2_jax import sample
+from chemeleon2_jax.runs import command_line as cli
 names = ("num_atoms", "num_samples", "seed", "sampler", "steps", "eta", "chunk_size", "cif")
 names += ("condition", "cfg_scale")
 found = {}
@@ -210,7 +212,7 @@ def test_what_cannot_be_done_is_one_line(many, name, message):
 def test_failures_leave_the_others_and_replace_an_earlier_run(tmp_path, tiny_samples, tiny_ldm):
     """latent_std makes the wildest latents infinite; the folder is that of a good run."""
     model = c2.load_model(tiny_ldm.path)
-    generator = c2.api.Generator(model.parts, c2.api.SamplerConfig(steps=6))
+    generator = c2.inference.api.Generator(model.parts, c2.inference.api.SamplerConfig(steps=6))
     latents = generator.generate(draw_num_atoms(model.parts.size_table, 12, 5), seed=5).latents
     largest = np.array([np.abs(latent).max() for latent in latents]) / model.parts.latent_std
     ordered = np.sort(largest)
@@ -218,7 +220,7 @@ def test_failures_leave_the_others_and_replace_an_earlier_run(tmp_path, tiny_sam
     assert len(wild) == 3
     broken = shutil.copytree(tiny_ldm.path / "checkpoints" / "best", tmp_path / "model")
     meta = json.loads((broken / "meta" / "metadata").read_text())
-    meta["latent_std"] = float(c2.api.LARGEST_LATENT / np.sqrt(ordered[8] * ordered[9]))
+    meta["latent_std"] = float(c2.inference.api.LARGEST_LATENT / np.sqrt(ordered[8] * ordered[9]))
     (broken / "meta" / "metadata").write_text(json.dumps(meta))
 
     output = shutil.copytree(tiny_samples, tmp_path / "output")

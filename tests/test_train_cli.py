@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from chemeleon2_jax import cli, train
-from chemeleon2_jax.config import ConfigError, load_config
-from chemeleon2_jax.data.errors import DatasetError
+from chemeleon2_jax import train
+from chemeleon2_jax.common.errors import ConfigError, DatasetError
+from chemeleon2_jax.runs import command_line as cli
+from chemeleon2_jax.runs.config import load_config
 
 VAE = "--config=configs/train_vae.py"
 
@@ -185,8 +186,8 @@ def test_more_devices_than_there_are(monkeypatch, tiny):
 MAIN = """
 import logging, os, signal
 from absl import logging as absl_logging
-from chemeleon2_jax import cli
-from chemeleon2_jax.config import ConfigError
+from chemeleon2_jax.runs import command_line as cli
+from chemeleon2_jax.common.errors import ConfigError
 def main():
     logging.getLogger("chemeleon2_jax.x").info("ours")
     logging.getLogger("other").info("theirs")

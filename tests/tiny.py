@@ -20,14 +20,14 @@ from flax import nnx
 from ml_collections import ConfigDict
 from pymatgen.core import Lattice, Structure
 
-from chemeleon2_jax.config import fit_config, load_config
-from chemeleon2_jax.loading import LDMParts
-from chemeleon2_jax.models.conditions import Condition, ConditionSizes
 from chemeleon2_jax.models.dit import DiT
+from chemeleon2_jax.models.sizes import Condition, ConditionSizes
+from chemeleon2_jax.pretrained.loading import LDMParts
+from chemeleon2_jax.runs.config import fit_config, load_config
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.training.loop import fit
+from chemeleon2_jax.training.plain_trees import flat_names, to_plain
 from chemeleon2_jax.training.stage import Stage
-from chemeleon2_jax.training.trees import flat_names, to_plain
 
 ROOT = Path(__file__).resolve().parents[1]
 BROKEN_ROW, BROKEN_ID = 5, "mp-broken"

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from chemeleon2_jax.crystals import lattice_parameters, wrap
-from chemeleon2_jax.rows import (
+from chemeleon2_jax.crystals.arrays import lattice_parameters, wrap
+from chemeleon2_jax.rows.rows import (
     Rows,
     atom_keys,
     atom_normal,

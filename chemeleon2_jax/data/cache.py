@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from chemeleon2_jax.files import replacing
+from chemeleon2_jax.common.atomic_files import replacing
 
 # What numpy and zipfile raise on files that were cut short, overwritten or never were archives.
 _UNREADABLE = (

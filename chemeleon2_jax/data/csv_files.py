@@ -14,7 +14,8 @@ from typing import IO, cast
 
 import numpy as np
 
-from chemeleon2_jax.data.errors import DatasetError, suggest
+from chemeleon2_jax.common.errors import DatasetError
+from chemeleon2_jax.common.suggest import suggest
 
 SPLITS = ("train", "val", "test")
 MISSING = ("", "nan", "none", "null", "na", "n/a", "<na>")

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from chemeleon2_jax.crystals import Crystals
+from chemeleon2_jax.common.errors import DatasetError
+from chemeleon2_jax.common.suggest import suggest
+from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data import csv_files, prototypes
 from chemeleon2_jax.data.cache import cache_dir
 from chemeleon2_jax.data.csv_files import SPLITS
 from chemeleon2_jax.data.download import fetch_split
-from chemeleon2_jax.data.errors import DatasetError, suggest
 from chemeleon2_jax.data.preprocess import SkippedRow, parse_file, read_property
 from chemeleon2_jax.data.sources import NAMED_SETS, NamedSet, published_size_table
 

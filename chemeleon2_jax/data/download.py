@@ -21,11 +21,12 @@ from pathlib import Path
 from absl import logging
 from tqdm import tqdm
 
+from chemeleon2_jax.common.atomic_files import locked, replacing
+from chemeleon2_jax.common.errors import DatasetError
+from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.data.cache import cache_dir, hash_file
 from chemeleon2_jax.data.csv_files import SPLITS
-from chemeleon2_jax.data.errors import DatasetError, suggest
 from chemeleon2_jax.data.sources import MIRROR_VARIABLE, NamedSet, RemoteFile
-from chemeleon2_jax.files import locked, replacing
 
 TIMEOUT_S = 30.0
 NUM_ATTEMPTS = 2

@@ -6,113 +6,23 @@ nothing is exchanged and a resumed run continues where it stopped without having
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-import jax
 import numpy as np
 
-from chemeleon2_jax.crystals import Crystals
-from chemeleon2_jax.packing import (
-    MAX_SHAPES,
+from chemeleon2_jax.crystals.arrays import Crystals
+from chemeleon2_jax.rows.batch import Batch
+from chemeleon2_jax.rows.layout import Layout, local_rows
+from chemeleon2_jax.rows.packing import (
     Assignment,
-    RowShape,
-    assign,
-    assign_padded,
     build_rows,
-    num_rows,
-    plan_shapes,
 )
-from chemeleon2_jax.rows import Rows
-from chemeleon2_jax.training.stage import Batch
+from chemeleon2_jax.rows.rows import Rows
 
 ConditionFn = Callable[[Crystals], Mapping[str, np.ndarray]]
 """(crystals) -> name -> (G, width), as the conditions of a model."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How batches become rows: packed into one of `shapes`, or padded to `padded_tokens`, one
-    crystal a row.
-    """
-
-    shapes: tuple[RowShape, ...]
-    padded: bool = False
-
-    @staticmethod
-    def plan(
-        sizes: np.ndarray,
-        batch_size: int,
-        *,
-        num_devices: int = 1,
-        row_tokens: int = 0,
-        max_shapes: int = MAX_SHAPES,
-        padded_tokens: int = 0,
-        edges: bool = False,
-        copies: int = 1,
-    ) -> Layout:
-        """Choose shapes for batches drawn from crystals of `sizes`; `padded_tokens` > 0 asks for
-        padded rows. See `plan_shapes`.
-        """
-        if not padded_tokens:
-            shapes = plan_shapes(
-                sizes,
-                batch_size,
-                num_devices=num_devices,
-                row_tokens=row_tokens,
-                max_shapes=max_shapes,
-                edges=edges,
-                copies=copies,
-            )
-            return Layout(shapes)
-        if sizes.max() > padded_tokens:
-            raise ValueError(
-                f"a crystal of {sizes.max()} atoms does not fit into rows padded to {padded_tokens}"
-            )
-        rows = num_devices * -(-min(batch_size, copies * len(sizes)) // num_devices)
-        pairs = int((np.sort(sizes)[-batch_size:].astype(np.int64) ** 2).sum()) if edges else 0
-        pairs = num_devices * -(-pairs // num_devices)
-        return Layout((RowShape(rows, padded_tokens, 1, pairs),), padded=True)
-
-    @staticmethod
-    def for_batches(
-        batches: Sequence[np.ndarray], *, like: Layout, num_devices: int = 1, coarse: bool = False
-    ) -> Layout:
-        """One shape that holds each of the given batches of sizes, with the tokens and slots of
-        `like` where they fit; `coarse` rounds it up by at most an eighth, so that other batches
-        have the same.
-        """
-        tokens, slots = like.shapes[0].tokens, like.shapes[0].slots
-        largest = max(int(sizes.max()) for sizes in batches)
-        if largest > tokens:
-            tokens = largest if like.padded else 64 * -(-largest // 64)
-        rows = [len(b) if like.padded else num_rows(b, tokens, slots) for b in batches]
-        pairs = [
-            int((b.astype(np.int64) ** 2).sum()) if like.shapes[0].edges else 0 for b in batches
-        ]
-        needed = [_round_up(max(counts)) if coarse else max(counts) for counts in (rows, pairs)]
-        rows_needed, edges = (num_devices * -(-count // num_devices) for count in needed)
-        return Layout((RowShape(rows_needed, tokens, slots, edges),), padded=like.padded)
-
-    def assign(self, sizes: np.ndarray) -> Assignment:
-        """Place crystals of `sizes` (B,)."""
-        if not self.padded:
-            return assign(sizes, self.shapes)
-        shape = self.shapes[0]
-        return assign_padded(sizes, shape.tokens, rows=shape.rows, edges=shape.edges)
-
-
-def _round_up(count: int) -> int:
-    """Round up to one of eight values an octave."""
-    step = max(1, 2 ** (count.bit_length() - 4))
-    return step * -(-count // step)
-
-
-def local_rows(shape: RowShape) -> tuple[int, int]:
-    """First and last + 1 row of this process: an equal share, in the order of the processes."""
-    index, count = jax.process_index(), jax.process_count()
-    return shape.rows * index // count, shape.rows * (index + 1) // count
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from chemeleon2_jax.crystals import CrystalArrays, Crystals
+from chemeleon2_jax.common.errors import DatasetError
+from chemeleon2_jax.crystals.arrays import CrystalArrays, Crystals
 from chemeleon2_jax.data import csv_files
 from chemeleon2_jax.data.cache import cache_dir, hash_file, load_arrays, store_arrays
 from chemeleon2_jax.data.csv_files import field_of
-from chemeleon2_jax.data.errors import DatasetError
 from chemeleon2_jax.workers import Outcome, WorkerPool, default_workers
 
 VERSION = 2
@@ -91,7 +91,7 @@ def parse_crystal(cif: str) -> CrystalArrays:
         ValueError: with the reason why the row gives no crystal.
     """
     # pymatgen takes half a second to import, which a run with a warm cache need not spend.
-    from chemeleon2_jax.data.structures import (
+    from chemeleon2_jax.crystals.structures import (
         arrays_from_structure,
         reduce_structure,
         structure_from_cif,

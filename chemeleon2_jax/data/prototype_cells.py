@@ -19,9 +19,9 @@ import numpy as np
 from pymatgen.analysis.molecule_structure_comparator import CovalentRadius
 from pymatgen.core import Composition, Element, Structure
 
-from chemeleon2_jax.crystals import CrystalArrays, lattice_from_parameters, wrap
-from chemeleon2_jax.data.errors import DatasetError
-from chemeleon2_jax.data.structures import reduce_structure
+from chemeleon2_jax.common.errors import DatasetError
+from chemeleon2_jax.crystals.arrays import CrystalArrays, lattice_from_parameters, wrap
+from chemeleon2_jax.crystals.structures import reduce_structure
 
 MAX_ATOMS = 20
 

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from chemeleon2_jax.crystals import Crystals
+from chemeleon2_jax.common.errors import DatasetError
+from chemeleon2_jax.common.suggest import suggest
+from chemeleon2_jax.crystals.arrays import Crystals
+from chemeleon2_jax.crystals.structures import arrays_from_structure
 from chemeleon2_jax.data.datasets import NAMED_SETS, PROTOTYPES, SPLITS, canonical_name, load_split
-from chemeleon2_jax.data.errors import DatasetError, suggest
 from chemeleon2_jax.data.structure_files import read_entries
-from chemeleon2_jax.data.structures import arrays_from_structure
 from chemeleon2_jax.workers import WorkerPool
 
 

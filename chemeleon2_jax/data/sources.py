@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from chemeleon2_jax.data.errors import DatasetError, suggest
+from chemeleon2_jax.common.errors import DatasetError
+from chemeleon2_jax.common.suggest import suggest
 
 MIRROR_VARIABLE = "CHEMELEON2_JAX_DATA_URL"
 """Environment variable: a mirror that serves <repository>/<commit>/<path> below this URL."""

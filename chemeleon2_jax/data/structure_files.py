@@ -12,12 +12,12 @@ from typing import Any
 
 from pymatgen.core import Structure
 
-from chemeleon2_jax.crystals import CrystalArrays
+from chemeleon2_jax.common.atomic_files import REPORT_FILE, STRUCTURES_FILE
+from chemeleon2_jax.common.errors import DatasetError
+from chemeleon2_jax.crystals.arrays import CrystalArrays
+from chemeleon2_jax.crystals.structures import arrays_from_structure, structure_from_cif
 from chemeleon2_jax.data import csv_files
-from chemeleon2_jax.data.errors import DatasetError
 from chemeleon2_jax.data.preprocess import CHUNK_SIZE, ROW_TIMEOUT_S, parse_file
-from chemeleon2_jax.data.structures import arrays_from_structure, structure_from_cif
-from chemeleon2_jax.files import REPORT_FILE, STRUCTURES_FILE
 from chemeleon2_jax.workers import Outcome, WorkerPool
 
 OK, NOT_BUILT, FAILED = "ok", "not built", "failed"

@@ -8,43 +8,16 @@ values to (R, T, 1).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from chemeleon2_jax.diffusion.schedule import Schedule
-from chemeleon2_jax.rows import Rows, mean_over_crystal, slot_matrix, weighted_mean
+from chemeleon2_jax.rows.rows import Rows, mean_over_crystal, slot_matrix, weighted_mean
 
 # (x, t) -> (prediction, variance values or None), all (R, T, L); t (R, S) in original times
 DenoiseFn = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
-TARGETS = ("eps", "x_0")
-MAX_STEPS = 100_000
-
-
-@dataclass(frozen=True)
-class DiffusionConfig:
-    """Of the chain that a model was trained on; `target` is what it predicts."""
-
-    num_steps: int = 1000
-    schedule: str = "linear"
-    target: str = "eps"
-
-    def __post_init__(self) -> None:
-        """Check target and length."""
-        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int):
-            raise ValueError(f"num_steps is {self.num_steps!r:.60}; it must be a whole number")
-        if not 1 <= self.num_steps <= MAX_STEPS:
-            raise ValueError(f"num_steps is {self.num_steps:.6g}; it is 1 to {MAX_STEPS}")
-        if self.target not in TARGETS:
-            raise ValueError(
-                f"diffusion target {self.target!r} is unknown; choose one of {TARGETS}"
-            )
-
-    def make_schedule(self) -> Schedule:
-        """The training schedule."""
-        return Schedule.make(self.schedule, self.num_steps)
 
 
 def at_tokens(values: np.ndarray, t: jax.Array, rows: Rows) -> jax.Array:

@@ -21,7 +21,7 @@ from chemeleon2_jax.diffusion.gaussian import (
     predict_start_and_eps,
 )
 from chemeleon2_jax.diffusion.schedule import SAMPLERS, Schedule, sampling_timesteps
-from chemeleon2_jax.rows import Rows, atom_normal, mean_over_crystal, slot_matrix
+from chemeleon2_jax.rows.rows import Rows, atom_normal, mean_over_crystal, slot_matrix
 
 # Latents over latent_std are of order 1. What is far beyond overflows within the denoiser, and
 # masked attention computes 0 * inf: it would take the other crystals of its row along.

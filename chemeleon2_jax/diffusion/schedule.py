@@ -9,6 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
+from chemeleon2_jax.models.sizes import DiffusionConfig
+
 SCHEDULES = ("linear", "squaredcos_cap_v2")
 SAMPLERS = ("ddim", "ddpm")
 
@@ -49,6 +51,15 @@ class Schedule:
     def make(name: str = "linear", num_steps: int = 1000) -> Schedule:
         """The schedule that a model is trained with."""
         return Schedule(make_betas(name, num_steps), np.arange(num_steps))
+
+    @staticmethod
+    def of(config: DiffusionConfig) -> Schedule:
+        """The schedule of the chain that a model was trained on.
+
+        Raises:
+            ValueError: unknown name of a schedule.
+        """
+        return Schedule.make(config.schedule, config.num_steps)
 
     def respace(self, timesteps: np.ndarray) -> Schedule:
         """Keep only some steps; betas are recomputed so that alphas_cumprod stay what they were."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from chemeleon2_jax.common.errors import EnergyError
+from chemeleon2_jax.common.scores import check_values
 from chemeleon2_jax.energy.calculations import (
     Calculation,
     CalculatorSpec,
@@ -16,12 +18,10 @@ from chemeleon2_jax.energy.calculations import (
     SinglePoint,
     load_calculator,
 )
-from chemeleon2_jax.energy.errors import EnergyError
 from chemeleon2_jax.energy.guard import Prepared, prepare
-from chemeleon2_jax.energy.model import FMAX, MPTRJ_ELEMENTS, STEPS, require
+from chemeleon2_jax.energy.interface import FMAX, MPTRJ_ELEMENTS, STEPS, require
 from chemeleon2_jax.energy.motion import Motion, collect_relaxed
 from chemeleon2_jax.energy.results import Energies, Relaxed
-from chemeleon2_jax.metrics.scores import check_values
 from chemeleon2_jax.workers import Outcome, WorkerError, WorkerPool
 
 TIMEOUT_S = 60.0
@@ -36,7 +36,7 @@ _OWN_OPTIONS = ("elements", "pool", "timeout_s", "relax_timeout_s")
 
 
 class AseModel:
-    """An ASE calculator as a :class:`~chemeleon2_jax.energy.model.EnergyModel`."""
+    """An ASE calculator as a :class:`~chemeleon2_jax.energy.interface.EnergyModel`."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from chemeleon2_jax.energy.errors import EnergyError
+from chemeleon2_jax.common.errors import EnergyError
 from chemeleon2_jax.energy.guard import Prepared, volume_problem
 from chemeleon2_jax.energy.motion import Motion
 from chemeleon2_jax.workers.process import error_text

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from chemeleon2_jax.data.structures import structure_from_arrays
-from chemeleon2_jax.energy.errors import EnergyError
+from chemeleon2_jax.common.errors import EnergyError
+from chemeleon2_jax.common.scores import Scores, check_values
+from chemeleon2_jax.crystals.geometry import as_arrays
+from chemeleon2_jax.crystals.structures import structure_from_arrays
 from chemeleon2_jax.energy.guard import find_problem
 from chemeleon2_jax.energy.results import Energies
-from chemeleon2_jax.metrics.scores import Scores, check_values
-from chemeleon2_jax.metrics.structure import as_arrays
 from chemeleon2_jax.workers import WorkerPool
 
 TIMEOUT_S = 10.0

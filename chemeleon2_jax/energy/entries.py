@@ -16,29 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pymatgen.core import Composition, DummySpecies
-
-from chemeleon2_jax.energy.errors import EnergyError
+from chemeleon2_jax.common.errors import EnergyError
+from chemeleon2_jax.energy.entry import Entry, parse_composition
 
 _CLASSES = ("ComputedEntry", "ComputedStructureEntry", "PDEntry")
 _FORMULA = "formula"
 _PER_ATOM = "energy_per_atom"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A known compound.
-
-    Attributes:
-        fractions: share of each atomic number; they sum to 1.
-        energy: eV/atom, as given, without the correction.
-        correction: eV/atom, to be added for the corrected scale; 0 where the entry has none, None
-            where its kind cannot tell.
-    """
-
-    fractions: Mapping[int, float]
-    energy: float
-    correction: float | None = None
 
 
 @dataclass(frozen=True)
@@ -154,29 +137,6 @@ def entry_of(entry: Any) -> Entry:
     if not hasattr(entry, "as_dict"):
         raise ValueError(f"a {type(entry).__name__} is no entry")
     return parse_entry(entry.as_dict())
-
-
-def parse_composition(value: Any) -> tuple[dict[int, float], float]:
-    """Return the fractions by atomic number of a formula or {element: amount}, and the atoms.
-
-    Raises:
-        ValueError: it is no composition.
-    """
-    try:
-        composition = Composition(value)
-        amounts = [(element, float(amount)) for element, amount in composition.items()]
-        if any(isinstance(element, DummySpecies) for element, _ in amounts):
-            raise ValueError("not an element")
-        num_atoms = math.fsum(amount for _, amount in amounts)
-        if not (num_atoms > 0 and math.isfinite(num_atoms)):
-            raise ValueError("no atoms")
-    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"{value!r:.80} is no composition: {error}") from error
-    fractions: dict[int, float] = {}
-    for element, amount in amounts:
-        if amount > 0:
-            fractions[element.Z] = fractions.get(element.Z, 0.0) + amount / num_atoms
-    return fractions, num_atoms
 
 
 def _number(row: Mapping[str, Any], key: str) -> float:

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from chemeleon2_jax.energy.entries import Entry, parse_composition
-from chemeleon2_jax.energy.errors import EnergyError
+from chemeleon2_jax.common.errors import EnergyError
+from chemeleon2_jax.energy.entry import Entry, parse_composition
 
 _DAMAGE = (
     ArithmeticError,

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Element, Structure
 
-from chemeleon2_jax.crystals import wrap
-from chemeleon2_jax.data.structures import structure_from_arrays
-from chemeleon2_jax.metrics.structure import MIN_DISTANCE, as_arrays, measure, reduce_lattice
+from chemeleon2_jax.crystals.arrays import wrap
+from chemeleon2_jax.crystals.geometry import MIN_DISTANCE, as_arrays, measure, reduce_lattice
+from chemeleon2_jax.crystals.structures import structure_from_arrays
 
 MIN_VOLUME_PER_ATOM = 1.0
 """Cubic angstrom; diamond has 5.7, and solid hydrogen at 500 GPa about 1.3."""

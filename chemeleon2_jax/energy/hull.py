@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Element
 
-from chemeleon2_jax.energy.entries import Entry, entry_of, read_entries
-from chemeleon2_jax.energy.errors import EnergyError
+from chemeleon2_jax.common.errors import EnergyError
+from chemeleon2_jax.common.scores import Scores, check_values
+from chemeleon2_jax.crystals.geometry import as_arrays
+from chemeleon2_jax.energy.entries import entry_of, read_entries
+from chemeleon2_jax.energy.entry import Entry
 from chemeleon2_jax.energy.results import Energies
-from chemeleon2_jax.metrics.scores import Scores, check_values
-from chemeleon2_jax.metrics.structure import as_arrays
 
 _MAX_SYSTEMS = 10_000  # chemical systems to be kept in memory, some 10 kB each
 _SCALE = {True: "Materials Project's corrected (MP2020) scale", False: "the uncorrected scale"}
@@ -37,7 +38,7 @@ class Hull:
     """
 
     def __init__(self, entries: Iterable[Any], *, corrected: bool | None = None) -> None:
-        """Take pymatgen's entries, or :class:`~chemeleon2_jax.energy.entries.Entry`.
+        """Take pymatgen's entries, or :class:`~chemeleon2_jax.energy.entry.Entry`.
 
         Args:
             entries: in one file or phase diagram.

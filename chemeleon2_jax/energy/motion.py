@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from pymatgen.core import Structure
 
+from chemeleon2_jax.common.scores import check_values
 from chemeleon2_jax.energy.guard import Prepared, find_problem
 from chemeleon2_jax.energy.results import Energies, Relaxed
-from chemeleon2_jax.metrics.scores import check_values
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import jax
 import jraph
 import numpy as np
 
-from chemeleon2_jax.energy.errors import EnergyError
+from chemeleon2_jax.common.errors import EnergyError
+from chemeleon2_jax.common.scores import check_values
 from chemeleon2_jax.energy.fire import Forces, relax_together
 from chemeleon2_jax.energy.graphs import (
     MAX_EDGES,
@@ -25,11 +26,10 @@ from chemeleon2_jax.energy.graphs import (
     plan_batches,
 )
 from chemeleon2_jax.energy.guard import prepare
-from chemeleon2_jax.energy.model import FMAX, STEPS, require
+from chemeleon2_jax.energy.interface import FMAX, STEPS, require
 from chemeleon2_jax.energy.motion import Motion, collect_relaxed
 from chemeleon2_jax.energy.results import Energies, Relaxed
 from chemeleon2_jax.energy.weights import fetch_weights, read_header
-from chemeleon2_jax.metrics.scores import check_values
 
 EDGES_AT_ONCE = 1 << 14
 """Pairs of neighbours in a batch: some 300 atoms. More keep a large GPU busier."""
@@ -38,7 +38,7 @@ _HINT = "install it: pip install --no-deps nequix, and the extra energy: pip ins
 
 
 class NequixModel:
-    """Nequix as an :class:`~chemeleon2_jax.energy.model.EnergyModel`."""
+    """Nequix as an :class:`~chemeleon2_jax.energy.interface.EnergyModel`."""
 
     def __init__(
         self,

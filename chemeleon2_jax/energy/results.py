@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from pymatgen.core import Structure
 
-from chemeleon2_jax.metrics.scores import Scores
+from chemeleon2_jax.common.scores import Scores
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from typing import Any
 
 from absl import logging
 
+from chemeleon2_jax.common.atomic_files import locked, replacing
+from chemeleon2_jax.common.errors import EnergyError
+from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.data.cache import cache_dir, hash_file
-from chemeleon2_jax.data.errors import suggest
 from chemeleon2_jax.data.sources import RemoteFile
-from chemeleon2_jax.energy.errors import EnergyError
-from chemeleon2_jax.files import locked, replacing
 
 TIMEOUT_S = 30.0
 MAX_BYTES = 200 << 20

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Composition, Element
 
+from chemeleon2_jax.crystals.geometry import as_arrays
 from chemeleon2_jax.metrics.matching import Formula, reduced_formula
 from chemeleon2_jax.metrics.reconstruction import NOT_BUILT
-from chemeleon2_jax.metrics.structure import Check, as_arrays
+from chemeleon2_jax.metrics.structure import Check
 
 OXIDATION_STATES = "icsd24"
 """SMACT's set of oxidation states, as the original takes it; SMACT's own default is another."""

@@ -14,8 +14,8 @@ from pymatgen.core.structure import Structure
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
-from chemeleon2_jax.crystals import CrystalArrays
-from chemeleon2_jax.metrics.structure import as_arrays, reduce_lattice
+from chemeleon2_jax.crystals.arrays import CrystalArrays
+from chemeleon2_jax.crystals.geometry import as_arrays, reduce_lattice
 
 KERNEL_DEGREE = 3
 AMD_NEIGHBOURS = 100

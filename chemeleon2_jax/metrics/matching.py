@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
-from chemeleon2_jax.crystals import CrystalArrays
-from chemeleon2_jax.data.structures import arrays_from_structure, structure_from_arrays
+from chemeleon2_jax.crystals.arrays import CrystalArrays
+from chemeleon2_jax.crystals.geometry import as_arrays, reduce_lattice
+from chemeleon2_jax.crystals.structures import arrays_from_structure, structure_from_arrays
 from chemeleon2_jax.metrics.reconstruction import NOT_BUILT, Tolerances
-from chemeleon2_jax.metrics.structure import as_arrays, reduce_lattice
 from chemeleon2_jax.workers import WorkerPool
 
 Formula = tuple[tuple[int, int], ...]

@@ -17,8 +17,8 @@ import numpy as np
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core.structure import Structure
 
-from chemeleon2_jax.crystals import CrystalArrays
-from chemeleon2_jax.data.structures import structure_from_arrays
+from chemeleon2_jax.crystals.arrays import CrystalArrays
+from chemeleon2_jax.crystals.structures import structure_from_arrays
 from chemeleon2_jax.workers import WorkerPool
 
 Pair = tuple[CrystalArrays | None, CrystalArrays]

@@ -7,19 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 
-from chemeleon2_jax.crystals import CrystalArrays
-from chemeleon2_jax.data.errors import suggest
+from chemeleon2_jax.common.suggest import suggest
+from chemeleon2_jax.crystals.arrays import CrystalArrays
+from chemeleon2_jax.crystals.geometry import Geometry, mass_density, measure
 from chemeleon2_jax.metrics.composition import composition_validity
 from chemeleon2_jax.metrics.matching import Cell, reduce_cells
 from chemeleon2_jax.metrics.reconstruction import Tolerances
-from chemeleon2_jax.metrics.structure import (
-    Check,
-    Geometry,
-    covalent_share,
-    mass_density,
-    measure,
-    validity,
-)
+from chemeleon2_jax.metrics.structure import Check, covalent_share, validity
 from chemeleon2_jax.metrics.uniqueness import Comparison, References, novel, unique
 from chemeleon2_jax.workers import WorkerPool
 

@@ -18,21 +18,16 @@ import pandas as pd
 from absl import logging
 from pymatgen.core import Composition, Element, Structure
 
-from chemeleon2_jax import __version__
-from chemeleon2_jax.crystals import CrystalArrays
+from chemeleon2_jax.common.version import __version__
+from chemeleon2_jax.crystals.arrays import CrystalArrays
+from chemeleon2_jax.crystals.geometry import MIN_DISTANCE, as_arrays, measure
 from chemeleon2_jax.data.references import Reference, load_reference
 from chemeleon2_jax.data.structure_files import FAILED, NOT_BUILT, OK, Entry, read_entries
 from chemeleon2_jax.metrics.composition import MAX_COMBINATIONS, OXIDATION_STATES
 from chemeleon2_jax.metrics.matching import TIMEOUT_S
 from chemeleon2_jax.metrics.reconstruction import Tolerances
 from chemeleon2_jax.metrics.registry import METRICS, Column, Subject, choose_metrics
-from chemeleon2_jax.metrics.structure import (
-    COVALENT_FACTOR,
-    MIN_DISTANCE,
-    MIN_VOLUME_PER_ATOM,
-    as_arrays,
-    measure,
-)
+from chemeleon2_jax.metrics.structure import COVALENT_FACTOR, MIN_VOLUME_PER_ATOM
 from chemeleon2_jax.metrics.uniqueness import References
 from chemeleon2_jax.workers import WorkerPool
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from chemeleon2_jax.crystals import CrystalArrays, Crystals
+from chemeleon2_jax.crystals.arrays import CrystalArrays, Crystals
+from chemeleon2_jax.crystals.geometry import as_arrays
 from chemeleon2_jax.metrics.distribution import average_minimum_distances
 from chemeleon2_jax.metrics.matching import (
     TIMEOUT_S,
@@ -26,7 +27,7 @@ from chemeleon2_jax.metrics.matching import (
     reduced_formula,
 )
 from chemeleon2_jax.metrics.reconstruction import Tolerances
-from chemeleon2_jax.metrics.structure import Check, as_arrays
+from chemeleon2_jax.metrics.structure import Check
 from chemeleon2_jax.workers import WorkerPool
 
 

@@ -6,93 +6,14 @@ Classifier-free guidance (Ho and Salimans 2022) is the difference between the tw
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from chemeleon2_jax.crystals import NUM_ATOM_CLASSES
 from chemeleon2_jax.models.layers import MLP, torch_linear_init
-
-_NAME = re.compile(r"[A-Za-z]\w*")
-KINDS = ("float", "composition", "chemical_system", "categorical", "text")
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One condition.
-
-    Attributes:
-        name: what it is called in data and requests.
-        kind: one of KINDS. `text` is a placeholder of the original, whose input is zeros.
-        mean, std: of a `float`, in its unit, which is standardised where both are there.
-        num_classes: of a `categorical`.
-    """
-
-    name: str
-    kind: str
-    mean: float | None = None
-    std: float | None = None
-    num_classes: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.kind not in KINDS:
-            raise ValueError(
-                f"condition {self.name!r} is of kind {self.kind!r}; choose one of {KINDS}"
-            )
-        # It becomes an attribute of a module.
-        if not _NAME.fullmatch(self.name) or hasattr(nnx.Dict, self.name):
-            raise ValueError(f"{self.name!r:.60} cannot be the name of a condition")
-        if self.kind == "categorical" and self.num_classes < 1:
-            raise ValueError(f"condition {self.name!r} is categorical, but has no num_classes")
-        if self.std is not None and not self.std > 0.0:
-            raise ValueError(f"condition {self.name!r} has std {self.std}; it must be positive")
-
-    @property
-    def width(self) -> int:
-        """Width of its input."""
-        return {"float": 1, "categorical": self.num_classes}.get(self.kind, NUM_ATOM_CLASSES)
-
-
-@dataclass(frozen=True)
-class ConditionSizes:
-    """Everything that determines the parameters of `Conditions`.
-
-    Attributes:
-        conditions: in the order in which their embeddings are joined.
-        hidden_dim: width of the embedding: that of the denoiser.
-        drop_prob: share of crystals that training gives the null condition.
-    """
-
-    conditions: tuple[Condition, ...]
-    hidden_dim: int
-    drop_prob: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Check that there is something, and nothing twice."""
-        names = [condition.name for condition in self.conditions]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"conditions must be one or more with different names, not {names}")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the conditions."""
-        return tuple(condition.name for condition in self.conditions)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict, for JSON."""
-        return {**asdict(self), "conditions": [asdict(c) for c in self.conditions]}
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> ConditionSizes:
-        """Undo `to_dict`."""
-        conditions = tuple(Condition(**condition) for condition in values["conditions"])
-        return ConditionSizes(**{**values, "conditions": conditions})
+from chemeleon2_jax.models.sizes import ConditionSizes
 
 
 class ConditionEncoder(nnx.Module):
@@ -116,6 +37,9 @@ class Conditions(nnx.Module):
 
     def __init__(self, sizes: ConditionSizes, *, rngs: nnx.Rngs) -> None:
         hidden = sizes.hidden_dim
+        for name in sizes.names:
+            if hasattr(nnx.Dict, name):  # it becomes an attribute
+                raise ValueError(f"{name!r} cannot be the name of a condition")
         self.encoders = nnx.Dict(
             {c.name: ConditionEncoder(c.width, hidden, rngs=rngs) for c in sizes.conditions}
         )

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import jraph
 from flax import nnx
 
-from chemeleon2_jax.crystals import NUM_ATOM_CLASSES
+from chemeleon2_jax.crystals.arrays import NUM_ATOM_CLASSES
 from chemeleon2_jax.models.layers import layer_norm, linear
-from chemeleon2_jax.rows import Rows
+from chemeleon2_jax.rows.rows import Rows
 
 if TYPE_CHECKING:
-    from chemeleon2_jax.models.vae import EncoderSizes
+    from chemeleon2_jax.models.sizes import EncoderSizes
 
 
 def pair_graph(rows: Rows) -> jraph.GraphsTuple:

@@ -6,8 +6,6 @@ Index letters as in `packing`; H hidden width, L latent width. What depends on t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -15,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from chemeleon2_jax.models.conditions import Conditions, ConditionSizes
+from chemeleon2_jax.models.conditions import Conditions
 from chemeleon2_jax.models.layers import (
     MLP,
     SelfAttention,
@@ -26,53 +24,11 @@ from chemeleon2_jax.models.layers import (
     xavier_init,
     zeros_init,
 )
-from chemeleon2_jax.models.lora import LoRASizes, add_lora
-from chemeleon2_jax.rows import Rows, attention_bias, gather_slots, slot_matrix
+from chemeleon2_jax.models.lora import add_lora
+from chemeleon2_jax.models.sizes import VARIANCE_LAYOUTS, DiTSizes
+from chemeleon2_jax.rows.rows import Rows, attention_bias, gather_slots, slot_matrix
 
 TIME_EMBEDDING_WIDTH = 256
-VARIANCE_LAYOUTS = ("per_token", "interleaved")
-
-
-@dataclass(frozen=True)
-class DiTSizes:
-    """Everything that determines the parameters of a DiT, and how its output is read.
-
-    variance_layout says where eps and variance are in the (T, 2L) output: `per_token` splits each
-    token's output; `interleaved` is the layout of published weights (see `split_output`).
-    `conditions` are what it can be asked for, `lora` says which of its layers have adapters.
-    """
-
-    latent_dim: int = 8
-    hidden_size: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
-    learn_sigma: bool = True
-    variance_layout: str = "per_token"
-    conditions: ConditionSizes | None = None
-    lora: LoRASizes | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict, for JSON."""
-        parts = {"conditions": self.conditions, "lora": self.lora}
-        return {**asdict(self), **{name: p and p.to_dict() for name, p in parts.items()}}
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> DiTSizes:
-        """Undo `to_dict`; what an older version did not write is None."""
-        given = {"conditions": None, "lora": None, **values}
-        readers = {"conditions": ConditionSizes.from_dict, "lora": LoRASizes.from_dict}
-        parts = {k: None if given[k] is None else read(given[k]) for k, read in readers.items()}
-        return DiTSizes(**{**given, **parts})
-
-
-# depth, hidden width, heads
-NAMED_SIZES = {
-    "S": (6, 384, 6),
-    "B": (12, 768, 12),
-    "L": (24, 1024, 16),
-    "XL": (28, 1152, 16),
-}
 
 
 def time_embedding(t: jax.Array) -> jax.Array:

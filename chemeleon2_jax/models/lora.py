@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -13,51 +11,7 @@ import numpy as np
 from flax import nnx
 
 from chemeleon2_jax.models.layers import torch_linear_init, zeros_init
-
-
-@dataclass(frozen=True)
-class LoRASizes:
-    """Which layers have adapters, and of what size.
-
-    Attributes:
-        rank: inner width of the product.
-        alpha: strength; the product is multiplied by alpha / rank.
-        targets: dotted paths of linear layers, or their ends: "mlp.fc1" is that of every block.
-    """
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.rank < 1 or not self.targets:
-            raise ValueError(
-                f"LoRA wants a rank of at least 1 and targets, not {self.rank} and {self.targets}"
-            )
-
-    @property
-    def scale(self) -> float:
-        """What the product is multiplied by."""
-        return self.alpha / self.rank
-
-    def applies_to(self, path: str) -> bool:
-        """Whether the layer at a dotted path has an adapter."""
-        parts = path.split(".")
-        return any(".".join(parts[i:]) in self._targets for i in range(len(parts)))
-
-    @cached_property
-    def _targets(self) -> frozenset[str]:
-        return frozenset(self.targets)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dict, for JSON."""
-        return {**asdict(self), "targets": list(self.targets)}
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> LoRASizes:
-        """Undo `to_dict`."""
-        return LoRASizes(**{**values, "targets": tuple(values["targets"])})
+from chemeleon2_jax.models.sizes import LoRASizes
 
 
 class LoRALinear(nnx.Linear):

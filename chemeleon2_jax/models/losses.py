@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from chemeleon2_jax.crystals import lattice_parameters, scale_lengths
+from chemeleon2_jax.crystals.arrays import lattice_parameters, scale_lengths
 from chemeleon2_jax.models.vae import Decoded, Posterior
-from chemeleon2_jax.rows import Rows, weighted_mean
+from chemeleon2_jax.rows.rows import Rows, weighted_mean
 
 # Margins of the foundation alignment, as VA-VAE (Yao et al. 2025) calls its distance-matrix and
 # point-wise losses.

@@ -5,8 +5,6 @@ Index letters as in `packing`; P targets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -15,63 +13,12 @@ import numpy as np
 from flax import nnx
 
 from chemeleon2_jax.models.layers import layer_norm, linear
+from chemeleon2_jax.models.sizes import PredictorSizes
 from chemeleon2_jax.models.vae import Posterior
-from chemeleon2_jax.rows import Rows, pool_tokens, slot_matrix
+from chemeleon2_jax.rows.rows import Rows, pool_tokens, slot_matrix
 
-REDUCTIONS = ("mean", "sum")
 DROPOUT = 0.1
 _STD_OFFSET = 1e-5  # the original's, so that a constant target divides by something
-
-
-@dataclass(frozen=True)
-class Target:
-    """A property: its name, and mean and std in its unit; without them it is not standardised."""
-
-    name: str
-    mean: float | None = None
-    std: float | None = None
-
-
-@dataclass(frozen=True)
-class PredictorSizes:
-    """Everything that determines the parameters of a predictor, and how its output is read.
-
-    Attributes:
-        latent_dim: of the VAE.
-        encoder_dim: width of the VAE's encoder.
-        targets: what is predicted.
-        reduce: how atoms become a crystal: "mean" or "sum".
-        use_encoder_features: see the encoder's output beside the mean of the posterior.
-    """
-
-    latent_dim: int
-    encoder_dim: int
-    targets: tuple[Target, ...]
-    reduce: str = "mean"
-    use_encoder_features: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.reduce not in REDUCTIONS:
-            raise ValueError(f"reduce is {self.reduce!r}; choose one of {REDUCTIONS}")
-        names = [target.name for target in self.targets]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"targets must be one or more with different names, not {names}")
-
-    @property
-    def width(self) -> int:
-        """Width of what is known of an atom."""
-        return self.latent_dim + (self.encoder_dim if self.use_encoder_features else 0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict, for JSON."""
-        return {**asdict(self), "targets": [asdict(target) for target in self.targets]}
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> PredictorSizes:
-        """Undo `to_dict`."""
-        targets = tuple(Target(**target) for target in values["targets"])
-        return PredictorSizes(**{**values, "targets": targets})
 
 
 class Predictor(nnx.Module):

@@ -5,14 +5,13 @@ Index letters as in `packing`: R rows, T tokens, S slots; L latent width, D mode
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from chemeleon2_jax.crystals import (
+from chemeleon2_jax.crystals.arrays import (
     NUM_ATOM_CLASSES,
     CrystalArrays,
     lattice_from_parameters,
@@ -20,56 +19,17 @@ from chemeleon2_jax.crystals import (
 )
 from chemeleon2_jax.models.cspnet import CSPNetEncoder
 from chemeleon2_jax.models.layers import MLP, Transformer, index_embedding, linear
-from chemeleon2_jax.packing import Assignment
-from chemeleon2_jax.rows import Rows, attention_bias, gather_slots, mean_over_crystal, slot_matrix
+from chemeleon2_jax.models.sizes import DecoderSizes, EncoderSizes, VAESizes
+from chemeleon2_jax.rows.packing import Assignment
+from chemeleon2_jax.rows.rows import (
+    Rows,
+    attention_bias,
+    gather_slots,
+    mean_over_crystal,
+    slot_matrix,
+)
 
 FOUNDATION_WIDTH = 256
-
-
-@dataclass(frozen=True)
-class EncoderSizes:
-    """Sizes of an encoder; `num_freqs` and `layer_norm` are for CSPNet, the heads and feedforward
-    for the transformer.
-    """
-
-    name: str = "transformer"
-    d_model: int = 512
-    nhead: int = 8
-    dim_feedforward: int = 2048
-    num_layers: int = 8
-    num_freqs: int = 10
-    layer_norm: bool = True
-
-
-@dataclass(frozen=True)
-class DecoderSizes:
-    """Sizes of the transformer decoder."""
-
-    d_model: int = 512
-    nhead: int = 8
-    dim_feedforward: int = 2048
-    num_layers: int = 8
-
-
-@dataclass(frozen=True)
-class VAESizes:
-    """Everything that determines the parameters of a VAE."""
-
-    latent_dim: int = 8
-    encoder: EncoderSizes = field(default_factory=EncoderSizes)
-    decoder: DecoderSizes = field(default_factory=DecoderSizes)
-    atom_type_predict: bool = True
-    foundation_alignment: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict, for JSON."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> VAESizes:
-        """Undo `to_dict`."""
-        encoder, decoder = EncoderSizes(**values["encoder"]), DecoderSizes(**values["decoder"])
-        return VAESizes(**{**values, "encoder": encoder, "decoder": decoder})
 
 
 class Posterior(NamedTuple):

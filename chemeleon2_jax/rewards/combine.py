@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from chemeleon2_jax.errors import RewardError
-from chemeleon2_jax.metrics.scores import Scores
-from chemeleon2_jax.metrics.structure import Geometry, covalent_share, measure, validity
+from chemeleon2_jax.common.errors import RewardError
+from chemeleon2_jax.common.scores import Scores
+from chemeleon2_jax.crystals.geometry import Geometry, measure
+from chemeleon2_jax.metrics.structure import covalent_share, validity
 from chemeleon2_jax.rewards.components import NOT_JUDGED, Component, Crystal
 from chemeleon2_jax.rewards.normalise import EPSILON, normalise
 from chemeleon2_jax.workers import Background, WorkerPool

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from chemeleon2_jax.crystals import CrystalArrays
-from chemeleon2_jax.data.structures import structure_from_arrays
-from chemeleon2_jax.errors import RewardError
+from chemeleon2_jax.common.errors import RewardError
+from chemeleon2_jax.common.scores import Scores
+from chemeleon2_jax.crystals.arrays import CrystalArrays
+from chemeleon2_jax.crystals.structures import structure_from_arrays
 from chemeleon2_jax.metrics.matching import reduce_cells
-from chemeleon2_jax.metrics.scores import Scores
 from chemeleon2_jax.metrics.uniqueness import References
 from chemeleon2_jax.rewards.creativity import creativity
 from chemeleon2_jax.rewards.diversity import diversity

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from pymatgen.core import Element, Structure
 
-from chemeleon2_jax.crystals import MAX_ATOMIC_NUMBER
+from chemeleon2_jax.crystals.arrays import MAX_ATOMIC_NUMBER
+from chemeleon2_jax.crystals.geometry import as_arrays
 from chemeleon2_jax.metrics import composition as metrics_composition
-from chemeleon2_jax.metrics.structure import as_arrays
 from chemeleon2_jax.rewards.options import check_flag, check_positive, check_text
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from chemeleon2_jax.common.scores import Scores
 from chemeleon2_jax.metrics.distribution import (
     AMD_NEIGHBOURS,
     amd_distances,
@@ -15,7 +16,6 @@ from chemeleon2_jax.metrics.distribution import (
 )
 from chemeleon2_jax.metrics.matching import TIMEOUT_S, Cell, reduce_cells
 from chemeleon2_jax.metrics.reconstruction import Tolerances
-from chemeleon2_jax.metrics.scores import Scores
 from chemeleon2_jax.metrics.uniqueness import References, novel, unique
 from chemeleon2_jax.workers import WorkerPool
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from chemeleon2_jax.crystals import MAX_ATOMIC_NUMBER
+from chemeleon2_jax.common.scores import Scores
+from chemeleon2_jax.crystals.arrays import MAX_ATOMIC_NUMBER
+from chemeleon2_jax.crystals.geometry import as_arrays
 from chemeleon2_jax.metrics.distribution import leave_one_out_mmd
-from chemeleon2_jax.metrics.scores import Scores
-from chemeleon2_jax.metrics.structure import as_arrays
 
 NO_FEATURES = "no features"
 FEWEST = 3

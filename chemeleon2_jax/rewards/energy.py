@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from chemeleon2_jax.common.errors import EnergyError
+from chemeleon2_jax.common.scores import Scores
 from chemeleon2_jax.energy.correction import correct_energies
-from chemeleon2_jax.energy.errors import EnergyError
 from chemeleon2_jax.energy.hull import Hull
-from chemeleon2_jax.energy.model import EnergyModel
-from chemeleon2_jax.metrics.scores import Scores
+from chemeleon2_jax.energy.interface import EnergyModel
 from chemeleon2_jax.workers import WorkerPool
 
 Quantity = Literal["e_above_hull", "energy"]

@@ -6,15 +6,9 @@ from collections.abc import Sequence
 
 from pymatgen.core import Structure
 
-from chemeleon2_jax.metrics import structure
-from chemeleon2_jax.metrics.structure import (
-    MIN_VOLUME_PER_ATOM,
-    Geometry,
-    as_arrays,
-    covalent_share,
-    measure,
-    validity,
-)
+from chemeleon2_jax.crystals.geometry import Geometry, as_arrays, measure
+from chemeleon2_jax.crystals.geometry import mass_density as density_of
+from chemeleon2_jax.metrics.structure import MIN_VOLUME_PER_ATOM, covalent_share, validity
 from chemeleon2_jax.rewards.options import check_flag, check_positive
 
 
@@ -52,7 +46,7 @@ def mass_density(structures: Sequence[Structure], *, target: float = 0.0) -> lis
     scores = []
     for crystal in structures:
         volume_per_atom = _measure(crystal).volume_per_atom
-        found = structure.mass_density(as_arrays(crystal)[0], volume_per_atom)
+        found = density_of(as_arrays(crystal)[0], volume_per_atom)
         scores.append(_score(found, target))
     return scores
 

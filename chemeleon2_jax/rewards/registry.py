@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from chemeleon2_jax.crystals import Crystals
-from chemeleon2_jax.energy.errors import EnergyError
-from chemeleon2_jax.errors import RewardError
-from chemeleon2_jax.metrics.scores import Scores
+from chemeleon2_jax.common.errors import EnergyError, RewardError
+from chemeleon2_jax.common.scores import Scores
+from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.metrics.uniqueness import References
 from chemeleon2_jax.rewards.components import (
     NOT_JUDGED,

@@ -22,7 +22,7 @@ from chemeleon2_jax.diffusion.sampler import (
     transition,
 )
 from chemeleon2_jax.diffusion.schedule import Schedule
-from chemeleon2_jax.rows import Rows
+from chemeleon2_jax.rows.rows import Rows
 
 
 class Steps(NamedTuple):

@@ -19,7 +19,7 @@ from chemeleon2_jax.diffusion.sampler import SamplerConfig
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.rl.grpo import StepTerms, step_terms
 from chemeleon2_jax.rl.rollout import accumulate, noisy_steps, score_step
-from chemeleon2_jax.rows import Rows
+from chemeleon2_jax.rows.rows import Rows
 
 PolicyFn = Callable[[Any, Rows], DenoiseFn]
 """(params, rows) -> the denoise function of a policy over these rows."""

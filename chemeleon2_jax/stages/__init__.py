@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from chemeleon2_jax.config import ConfigError
+from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.training.stage import Stage
 
 
@@ -39,7 +39,7 @@ def build(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
 
         return build_predictor(config, resume_dir=resume_dir)
     if config.task_name == "train_rl":
-        from chemeleon2_jax.stages.rl import build_rl
+        from chemeleon2_jax.stages.rl.stage import build_rl
 
         return build_rl(config, resume_dir=resume_dir)
     raise ConfigError(

@@ -17,14 +17,16 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from chemeleon2_jax.cli import ONLY_IN_FILE
-from chemeleon2_jax.config import ConfigError, rename_columns, split_names
-from chemeleon2_jax.crystals import Crystals
+from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.augment import Augmentation
 from chemeleon2_jax.data.datasets import NUM_LISTED, Split, load_split, size_table
-from chemeleon2_jax.data.loader import ConditionFn, Layout, Loader, in_order
+from chemeleon2_jax.data.loader import ConditionFn, Loader, in_order
 from chemeleon2_jax.models.losses import Terms
-from chemeleon2_jax.training.checkpoints import (
+from chemeleon2_jax.rows.layout import Layout
+from chemeleon2_jax.runs.command_line import ONLY_IN_FILE
+from chemeleon2_jax.runs.config import rename_columns, split_names
+from chemeleon2_jax.training.checkpoint_reader import (
     DIRECTORY,
     Checkpoint,
     complete_steps,

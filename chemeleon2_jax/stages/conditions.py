@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from chemeleon2_jax.condition_values import encode_values
-from chemeleon2_jax.config import ConfigError, split_names
-from chemeleon2_jax.convert.names import adapted_layer
-from chemeleon2_jax.crystals import NUM_ATOM_CLASSES, Crystals
-from chemeleon2_jax.models.conditions import Condition, ConditionSizes
-from chemeleon2_jax.models.lora import LoRASizes
-from chemeleon2_jax.rows import Rows, crystal_keys
+from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.crystals.arrays import NUM_ATOM_CLASSES, Crystals
+from chemeleon2_jax.inference.condition_encoding import encode_values
+from chemeleon2_jax.models.sizes import Condition, ConditionSizes, LoRASizes
+from chemeleon2_jax.rows.rows import Rows, crystal_keys
+from chemeleon2_jax.runs.config import split_names
 from chemeleon2_jax.stages.common import read_statistics
+from chemeleon2_jax.torch_format.names import adapted_layer
 
 KEY = "ldm_module.condition_module"
 FROM_CRYSTAL = ("composition", "chemical_system")

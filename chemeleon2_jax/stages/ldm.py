@@ -14,29 +14,28 @@ from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 
-from chemeleon2_jax.config import ConfigError
+from chemeleon2_jax.common.errors import CheckpointError, ConfigError
+from chemeleon2_jax.common.randomness import named_key
 from chemeleon2_jax.data.augment import augment
-from chemeleon2_jax.diffusion.gaussian import DiffusionConfig, training_loss
+from chemeleon2_jax.diffusion.gaussian import training_loss
 from chemeleon2_jax.diffusion.sampler import SamplerConfig, step_constants
 from chemeleon2_jax.diffusion.schedule import Schedule
-from chemeleon2_jax.errors import CheckpointError
-from chemeleon2_jax.generation import Generator, draw_num_atoms
-from chemeleon2_jax.loading import (
+from chemeleon2_jax.inference.generator import Generator, draw_num_atoms
+from chemeleon2_jax.metrics.structure import covalent_share, validity
+from chemeleon2_jax.models.abstract import count_parameters
+from chemeleon2_jax.models.dit import DiT, split_output
+from chemeleon2_jax.models.lora import merge, only_adapters
+from chemeleon2_jax.models.losses import Terms
+from chemeleon2_jax.models.sizes import NAMED_SIZES, ConditionSizes, DiffusionConfig, DiTSizes
+from chemeleon2_jax.models.vae import sample_posterior
+from chemeleon2_jax.pretrained.loading import (
     LDMParts,
     VAEParts,
     load_ldm,
     load_vae,
     vae_of,
 )
-from chemeleon2_jax.metrics.structure import covalent_share, validity
-from chemeleon2_jax.models.abstract import count_parameters
-from chemeleon2_jax.models.conditions import ConditionSizes
-from chemeleon2_jax.models.dit import NAMED_SIZES, DiT, DiTSizes, split_output
-from chemeleon2_jax.models.lora import merge, only_adapters
-from chemeleon2_jax.models.losses import Terms
-from chemeleon2_jax.models.vae import sample_posterior
-from chemeleon2_jax.randomness import named_key
-from chemeleon2_jax.rows import Rows, atom_normal, crystal_keys
+from chemeleon2_jax.rows.rows import Rows, atom_normal, crystal_keys
 from chemeleon2_jax.stages.common import (
     StageData,
     augmentation,
@@ -55,8 +54,8 @@ from chemeleon2_jax.stages.conditions import (
     read_kinds,
 )
 from chemeleon2_jax.training.parallel import replicate
+from chemeleon2_jax.training.plain_trees import from_plain, to_plain
 from chemeleon2_jax.training.stage import Stage, params_and_ema
-from chemeleon2_jax.training.trees import from_plain, to_plain
 
 _VALIDATION_SEED = 0
 
@@ -105,7 +104,7 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     options = module.diffusion
     try:
         diffusion = DiffusionConfig(options.num_steps, options.schedule, options.target)
-        schedule = diffusion.make_schedule()
+        schedule = Schedule.of(diffusion)
         sampler = SamplerConfig(module.sampling.sampler, module.sampling.steps, module.sampling.eta)
         sizes = dit_sizes(module, vae.sizes.latent_dim)
         kinds = read_kinds(module)

@@ -17,20 +17,17 @@ from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 
-from chemeleon2_jax.config import ConfigError, split_names
-from chemeleon2_jax.crystals import Crystals
+from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.common.randomness import named_key
+from chemeleon2_jax.crystals.arrays import Crystals
+from chemeleon2_jax.crystals.visualize import parity_plot
 from chemeleon2_jax.data.loader import Loader
-from chemeleon2_jax.loading import VAEParts, load_vae, vae_of
 from chemeleon2_jax.models.abstract import count_parameters
-from chemeleon2_jax.models.predictor import (
-    Predictor,
-    PredictorSizes,
-    Target,
-    pool_features,
-    standardise,
-    to_units,
-)
-from chemeleon2_jax.randomness import named_key
+from chemeleon2_jax.models.predictor import Predictor, pool_features, standardise, to_units
+from chemeleon2_jax.models.sizes import PredictorSizes, Target
+from chemeleon2_jax.pretrained.loading import VAEParts, load_vae, vae_of
+from chemeleon2_jax.rows.batch import Batch
+from chemeleon2_jax.runs.config import split_names
 from chemeleon2_jax.stages.common import (
     StageData,
     compute_dtype,
@@ -40,8 +37,7 @@ from chemeleon2_jax.stages.common import (
     resumed_from,
 )
 from chemeleon2_jax.training.parallel import replicate
-from chemeleon2_jax.training.stage import Batch, Stage, params_and_ema
-from chemeleon2_jax.visualize import parity_plot
+from chemeleon2_jax.training.stage import Stage, params_and_ema
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 
-from chemeleon2_jax.config import ConfigError
-from chemeleon2_jax.crystals import Crystals
+from chemeleon2_jax.common.errors import ConfigError, DatasetError
+from chemeleon2_jax.common.randomness import named_key
+from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.augment import Noise, augment, corrupt
-from chemeleon2_jax.data.errors import DatasetError
 from chemeleon2_jax.metrics.reconstruction import Tolerances, match_rates
 from chemeleon2_jax.models.losses import (
     LossWeights,
@@ -27,18 +27,15 @@ from chemeleon2_jax.models.losses import (
     total_loss,
     vae_terms,
 )
+from chemeleon2_jax.models.sizes import DecoderSizes, EncoderSizes, VAESizes
 from chemeleon2_jax.models.vae import (
     FOUNDATION_WIDTH,
     VAE,
-    DecoderSizes,
-    EncoderSizes,
-    VAESizes,
     reconstruct,
     sample_posterior,
     split_crystals,
 )
-from chemeleon2_jax.randomness import named_key
-from chemeleon2_jax.rows import Rows, atom_normal
+from chemeleon2_jax.rows.rows import Rows, atom_normal
 from chemeleon2_jax.stages.common import (
     StageData,
     augmentation,

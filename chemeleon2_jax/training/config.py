@@ -6,10 +6,6 @@ OPTIMIZERS = ("adamw", "adam")
 SCHEDULERS = ("constant", "warmup_linear", "cosine", "plateau")
 
 
-class SettingsError(ValueError):
-    """Settings that do not fit the stage they are for; says which, and what there is."""
-
-
 @dataclass(frozen=True)
 class OptimizerConfig:
     """Optimiser by name; `weight_decay` is decoupled in adamw and an L2 term in adam."""

@@ -14,15 +14,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from chemeleon2_jax.errors import CheckpointError
-from chemeleon2_jax.training import monitors
-from chemeleon2_jax.training.checkpoints import Checkpoint
-from chemeleon2_jax.training.config import FitConfig, SettingsError
+from chemeleon2_jax.common.errors import CheckpointError, NonFiniteError, SettingsError
+from chemeleon2_jax.rows.batch import Batch
+from chemeleon2_jax.training import patience as monitors
+from chemeleon2_jax.training.checkpoint_reader import Checkpoint
+from chemeleon2_jax.training.checkpoint_writer import CheckpointStore
+from chemeleon2_jax.training.config import FitConfig
 from chemeleon2_jax.training.interrupts import Interrupts, ValidationInterrupted
-from chemeleon2_jax.training.measure import NonFiniteError, StepMetrics
 from chemeleon2_jax.training.parallel import make_mesh, replicate
 from chemeleon2_jax.training.prefetch import Prefetcher
-from chemeleon2_jax.training.stage import Batch, Stage, StepFn
+from chemeleon2_jax.training.stage import Stage, StepFn
 from chemeleon2_jax.training.state import (
     TrainState,
     abstract_state,
@@ -31,7 +32,7 @@ from chemeleon2_jax.training.state import (
     train_item,
 )
 from chemeleon2_jax.training.step import Updater, all_finite, make_train_step
-from chemeleon2_jax.training.store import CheckpointStore
+from chemeleon2_jax.training.step_metrics import StepMetrics
 from chemeleon2_jax.training.writer import Writers, open_writers
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from chemeleon2_jax.training.config import OptimizerConfig, SchedulerConfig, SettingsError
+from chemeleon2_jax.common.errors import SettingsError
+from chemeleon2_jax.training.config import OptimizerConfig, SchedulerConfig
 
 PyTree = Any
 Schedule = Callable[[jax.Array], jax.Array]

@@ -7,8 +7,8 @@ from types import TracebackType
 
 from jax.sharding import Mesh
 
+from chemeleon2_jax.rows.batch import Batch, BatchSource
 from chemeleon2_jax.training.parallel import shard_batch
-from chemeleon2_jax.training.stage import Batch, BatchSource
 
 _POLL_SECONDS = 0.1
 

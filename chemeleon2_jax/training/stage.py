@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
+
+from chemeleon2_jax.rows.batch import BatchSource
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
@@ -15,38 +17,6 @@ PicturesFn = Callable[[PyTree, int], Mapping[str, np.ndarray]]
 StepPicturesFn = Callable[[int], Mapping[str, np.ndarray]]
 StepFn = Callable[[Any, PyTree, PyTree], tuple[Any, Mapping[str, Any]]]
 ItemsFn = Callable[[PyTree, PyTree | None], Mapping[str, PyTree]]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One global batch, as this process holds it.
-
-    Attributes:
-        arrays: pytree of host arrays: the rows of this process, leading axis sharded over devices;
-            scalars are replicated. Must not be written to after it was handed over.
-        num_crystals: crystals in the global batch, for the rate in crystals/s.
-        useful_tokens: share of the global batch's tokens that are atoms, 0..1.
-    """
-
-    arrays: PyTree
-    num_crystals: int
-    useful_tokens: float = 1.0
-
-
-class BatchSource(Protocol):
-    """Batches by step: a pure function of the step, so that a resumed run sees the same ones."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Training steps in one pass over the data."""
-        ...
-
-    def batch(self, step: int) -> Batch:
-        """Return the batch of a step (0-based, counted over the whole run).
-
-        Called from a background thread.
-        """
-        ...
 
 
 def params_and_ema(params: PyTree, ema_params: PyTree | None) -> dict[str, PyTree]:

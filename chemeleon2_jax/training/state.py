@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from chemeleon2_jax.training.checkpoints import Checkpoint
+from chemeleon2_jax.training.checkpoint_reader import Checkpoint
 from chemeleon2_jax.training.parallel import replicate, replicated
 
 PyTree = Any

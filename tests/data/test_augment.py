@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chemeleon2_jax.crystals import lattice_parameters
+from chemeleon2_jax.crystals.arrays import lattice_parameters
 from chemeleon2_jax.data.augment import Augmentation, Noise, augment, corrupt, rotation_matrix
 from tests.examples import in_layout, packed, random_crystals
 

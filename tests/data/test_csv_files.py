@@ -5,6 +5,8 @@ import gzip
 import numpy as np
 import pytest
 
+from chemeleon2_jax.common.errors import DatasetError
+from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.data.csv_files import (
     find_column,
     find_split_file,
@@ -12,7 +14,6 @@ from chemeleon2_jax.data.csv_files import (
     read_numbers,
     read_rows,
 )
-from chemeleon2_jax.data.errors import DatasetError, suggest
 
 TABLE = 'material_id,cif,band_gap\n0012,"two\nlines, and a comma",1.5\n\nb,x,\n'
 

@@ -7,7 +7,7 @@ import pytest
 from absl import logging as absl_logging
 from pymatgen.core import Lattice, Structure
 
-from chemeleon2_jax.crystals import Crystals
+from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data import datasets, preprocess, prototypes
 from chemeleon2_jax.data.datasets import (
     NAMED_SETS,

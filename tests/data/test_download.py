@@ -9,10 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.data import datasets
 from chemeleon2_jax.data.datasets import load_split
 from chemeleon2_jax.data.download import fetch_split
-from chemeleon2_jax.data.errors import DatasetError
 from chemeleon2_jax.data.sources import MIRROR_VARIABLE, NAMED_SETS, NamedSet, RemoteFile
 
 CONTENT = b"material_id,cif\n" + b"x" * 100_000 + b",y\n"

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from chemeleon2_jax.data.loader import Layout, Loader, fill_rows, in_order, local_rows
-from chemeleon2_jax.packing import MAX_SHAPES, RowShape, empty_crystals
+from chemeleon2_jax.data.loader import Loader, fill_rows, in_order
+from chemeleon2_jax.rows.layout import Layout, local_rows
+from chemeleon2_jax.rows.packing import MAX_SHAPES, RowShape, empty_crystals
 from tests.examples import random_crystals
 
 SIZES = tuple(int(n) for n in np.random.default_rng(0).integers(1, 21, 103))

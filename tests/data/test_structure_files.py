@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from chemeleon2_jax.crystals import Crystals
-from chemeleon2_jax.data.errors import DatasetError
+from chemeleon2_jax.common.errors import DatasetError
+from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.references import load_reference
 from chemeleon2_jax.data.structure_files import FAILED, NOT_BUILT, OK, Entry, read_entries
 from chemeleon2_jax.workers import WorkerPool

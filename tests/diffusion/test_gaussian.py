@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from chemeleon2_jax.diffusion.gaussian import (
-    DiffusionConfig,
     add_noise,
     at_tokens,
     interpolate_log_variance,
@@ -19,6 +18,7 @@ from chemeleon2_jax.diffusion.gaussian import (
     training_loss,
 )
 from chemeleon2_jax.diffusion.schedule import Schedule
+from chemeleon2_jax.models.sizes import DiffusionConfig
 from tests.examples import in_layout, packed, random_crystals
 
 SCHEDULE = Schedule.make()
@@ -193,8 +193,8 @@ def test_learned_variance_goes_from_the_posterior_to_beta():
 
 
 def test_config():
-    schedule = DiffusionConfig(100, "squaredcos_cap_v2").make_schedule()
+    schedule = Schedule.of(DiffusionConfig(100, "squaredcos_cap_v2"))
     np.testing.assert_array_equal(schedule.betas, Schedule.make("squaredcos_cap_v2", 100).betas)
-    assert DiffusionConfig().make_schedule().num_steps == 1000
+    assert Schedule.of(DiffusionConfig()).num_steps == 1000
     with pytest.raises(ValueError, match="target 'v' is unknown"):
         DiffusionConfig(target="v")

@@ -21,9 +21,10 @@ from chemeleon2_jax.diffusion.sampler import (
     transition,
 )
 from chemeleon2_jax.diffusion.schedule import Schedule, sampling_timesteps
-from chemeleon2_jax.models.dit import DiT, DiTSizes, split_output
-from chemeleon2_jax.packing import RowShape, assign
-from chemeleon2_jax.rows import atom_normal
+from chemeleon2_jax.models.dit import DiT, split_output
+from chemeleon2_jax.models.sizes import DiTSizes
+from chemeleon2_jax.rows.packing import RowShape, assign
+from chemeleon2_jax.rows.rows import atom_normal
 from tests.examples import in_layout, packed, place, random_crystals, random_model
 
 SCHEDULE = Schedule.make()

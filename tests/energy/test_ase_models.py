@@ -8,7 +8,7 @@ pytest.importorskip("ase", reason="needs ASE (the extra energy)")
 from ase import Atoms
 from pymatgen.core import Lattice, Structure
 
-from chemeleon2_jax.energy.errors import EnergyError
+from chemeleon2_jax.common.errors import EnergyError
 from chemeleon2_jax.energy.model import energy_model
 from chemeleon2_jax.workers import WorkerPool
 from tests.energy import calculators

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from chemeleon2_jax.common.errors import EnergyError
+from chemeleon2_jax.common.scores import check_values
 from chemeleon2_jax.energy.correction import correct_energies, corrections
-from chemeleon2_jax.energy.errors import EnergyError
 from chemeleon2_jax.energy.results import Energies
-from chemeleon2_jax.metrics.scores import check_values
 from tests.energy.cells import fcc, rocksalt
 
 LAYERED = Structure(

@@ -12,8 +12,9 @@ from pymatgen.entries.computed_entries import (
     GibbsComputedStructureEntry,
 )
 
-from chemeleon2_jax.energy.entries import Entry, entry_of, read_entries
-from chemeleon2_jax.energy.errors import EnergyError
+from chemeleon2_jax.common.errors import EnergyError
+from chemeleon2_jax.energy.entries import entry_of, read_entries
+from chemeleon2_jax.energy.entry import Entry
 
 LITHIUM = Structure(Lattice.cubic(3.4), ["Li", "Li"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 ENTRIES = [

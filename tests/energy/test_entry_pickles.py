@@ -16,8 +16,8 @@ from pymatgen.entries.computed_entries import (
     TemperatureEnergyAdjustment,
 )
 
+from chemeleon2_jax.common.errors import EnergyError
 from chemeleon2_jax.energy.entries import entry_of, read_entries
-from chemeleon2_jax.energy.errors import EnergyError
 
 LITHIUM = Structure(Lattice.cubic(3.4), ["Li", "Li"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 ENTRIES = [

@@ -8,11 +8,11 @@ from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition, Element
 from pymatgen.entries.computed_entries import ComputedEntry
 
-from chemeleon2_jax.energy.entries import Entry
-from chemeleon2_jax.energy.errors import EnergyError
+from chemeleon2_jax.common.errors import EnergyError
+from chemeleon2_jax.common.scores import check_values
+from chemeleon2_jax.energy.entry import Entry
 from chemeleon2_jax.energy.hull import Hull, read_hull
 from chemeleon2_jax.energy.results import Energies
-from chemeleon2_jax.metrics.scores import check_values
 from tests.energy.cells import fcc, rocksalt
 
 # eV/atom

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from chemeleon2_jax.common.errors import EnergyError
 from chemeleon2_jax.energy import model as model_module
-from chemeleon2_jax.energy.errors import EnergyError
 from chemeleon2_jax.energy.model import energy_model
 
 ROOT = Path(__file__).parents[2]

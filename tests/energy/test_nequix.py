@@ -15,7 +15,7 @@ pytest.importorskip("matscipy", reason="needs matscipy (the extra energy)")
 import jax
 from nequix.model import Nequix, save_model
 
-from chemeleon2_jax.energy.errors import EnergyError
+from chemeleon2_jax.common.errors import EnergyError
 from chemeleon2_jax.energy.graphs import SHAPES
 from chemeleon2_jax.energy.model import energy_model
 from tests.energy.cells import fcc, rocksalt, shaken

@@ -6,9 +6,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from chemeleon2_jax.common.errors import EnergyError
 from chemeleon2_jax.data.sources import MIRROR_VARIABLE
 from chemeleon2_jax.energy import weights
-from chemeleon2_jax.energy.errors import EnergyError
 from chemeleon2_jax.energy.weights import MODELS, fetch_weights, read_header, weights_file
 
 MODEL = "nequix-mp-1"

@@ -28,14 +28,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 with atheris.instrument_imports(include=["chemeleon2_jax", "pickletools"]):
-    from chemeleon2_jax.convert.from_torch import convert_file
-    from chemeleon2_jax.convert.torch_file import open_torch_file
-    from chemeleon2_jax.convert.torch_writer import write_torch_file
-    from chemeleon2_jax.errors import CheckpointError
-    from tests.convert.walk import visit
+    from chemeleon2_jax.common.errors import CheckpointError
+    from chemeleon2_jax.torch_format.from_torch import convert_file
+    from chemeleon2_jax.torch_format.torch_file import open_torch_file
+    from chemeleon2_jax.torch_format.torch_writer import write_torch_file
+    from tests.torch_format.walk import visit
 
-from tests.convert import their_files
-from tests.convert.archives import Call, Global, Stored, pack, pickled, tensor
+from tests.torch_format import their_files
+from tests.torch_format.archives import Call, Global, Stored, pack, pickled, tensor
 
 WEIGHTS = {str(i): bytes(1 << 15) for i in range(150)}
 STORAGES = {"0": np.arange(12, dtype=np.float32).tobytes(), "1": bytes(6)}

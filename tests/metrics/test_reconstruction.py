@@ -9,7 +9,7 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 
-from chemeleon2_jax.data.structures import arrays_from_structure, structure_from_arrays
+from chemeleon2_jax.crystals.structures import arrays_from_structure, structure_from_arrays
 from chemeleon2_jax.metrics import reconstruction
 from chemeleon2_jax.metrics.reconstruction import (
     STRICT_AND_LOOSE,

@@ -11,16 +11,15 @@ from hypothesis import strategies as st
 from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 
-from chemeleon2_jax.data.structures import structure_from_cif
-from chemeleon2_jax.metrics.structure import (
+from chemeleon2_jax.crystals.geometry import (
     Geometry,
     as_arrays,
-    covalent_share,
     measure,
     randomise_coordinates,
     reduce_lattice,
-    validity,
 )
+from chemeleon2_jax.crystals.structures import structure_from_cif
+from chemeleon2_jax.metrics.structure import covalent_share, validity
 
 ROCK_SALT = Structure.from_spacegroup(
     "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
@@ -85,7 +84,7 @@ def test_reduced_lattice_is_the_same_lattice(lengths, shears, seed):
 def test_many_atoms_are_measured_in_parts(monkeypatch):
     crystal = (np.full(40, 6), np.random.default_rng(0).random((40, 3)), SKEWED * 3)
     whole = measure(crystal)
-    monkeypatch.setattr("chemeleon2_jax.metrics.structure._PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr("chemeleon2_jax.crystals.geometry._PAIRS_AT_ONCE", 7)
     assert measure(crystal) == whole
 
 

@@ -8,7 +8,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 import chemeleon2_jax as c2
-from chemeleon2_jax.data.errors import DatasetError
+from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.metrics import matching, registry
 from chemeleon2_jax.metrics.reconstruction import Tolerances
 from chemeleon2_jax.metrics.registry import METRICS, Metric, choose_metrics

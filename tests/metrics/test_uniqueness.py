@@ -9,7 +9,7 @@ import pytest
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
-from chemeleon2_jax.data.structures import structures_to_crystals
+from chemeleon2_jax.crystals.structures import structures_to_crystals
 from chemeleon2_jax.metrics import matching
 from chemeleon2_jax.metrics.matching import reduce_cells, reduced_formula
 from chemeleon2_jax.metrics.reconstruction import Tolerances

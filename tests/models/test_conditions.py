@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Composition, Element
 
-from chemeleon2_jax.condition_values import encode_values, read_composition, read_value
-from chemeleon2_jax.models.conditions import KINDS, Condition, Conditions, ConditionSizes
+from chemeleon2_jax.inference.condition_encoding import encode_values, read_composition, read_value
+from chemeleon2_jax.models.conditions import Conditions
+from chemeleon2_jax.models.sizes import KINDS, Condition, ConditionSizes
 from tests.examples import random_model, relative
 
 GAP = Condition("gap", "float", 0.8, 1.6)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from chemeleon2_jax.data.augment import rotation_matrix
 from chemeleon2_jax.models.cspnet import CSPNetEncoder, fourier_features, pair_graph
-from chemeleon2_jax.models.vae import EncoderSizes
+from chemeleon2_jax.models.sizes import EncoderSizes
 from tests.examples import in_layout, packed, random_crystals, random_model
 
 SIZES = EncoderSizes("cspnet", d_model=16, num_layers=2, num_freqs=3)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from chemeleon2_jax.condition_values import encode_values
-from chemeleon2_jax.models.conditions import Condition, ConditionSizes
-from chemeleon2_jax.models.dit import NAMED_SIZES, DiT, DiTSizes, split_output, time_embedding
-from chemeleon2_jax.packing import build_rows
-from chemeleon2_jax.rows import atom_normal, crystal_keys
+from chemeleon2_jax.inference.condition_encoding import encode_values
+from chemeleon2_jax.models.dit import DiT, split_output, time_embedding
+from chemeleon2_jax.models.sizes import NAMED_SIZES, Condition, ConditionSizes, DiTSizes
+from chemeleon2_jax.rows.packing import build_rows
+from chemeleon2_jax.rows.rows import atom_normal, crystal_keys
 from tests.examples import (
     assert_layouts_agree,
     in_layout,

@@ -20,7 +20,7 @@ from chemeleon2_jax.models.layers import (
     layer_norm,
     linear,
 )
-from chemeleon2_jax.rows import attention_bias
+from chemeleon2_jax.rows.rows import attention_bias
 from tests.examples import in_layout, packed, random_crystals, random_model, relative
 
 WIDTH, HEADS = 16, 4

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from chemeleon2_jax.models.conditions import Condition, ConditionSizes
-from chemeleon2_jax.models.dit import DiT, DiTSizes
-from chemeleon2_jax.models.lora import LoRALinear, LoRASizes, add_lora, merge
-from chemeleon2_jax.training.trees import flat_names, to_plain
+from chemeleon2_jax.models.dit import DiT
+from chemeleon2_jax.models.lora import LoRALinear, add_lora, merge
+from chemeleon2_jax.models.sizes import Condition, ConditionSizes, DiTSizes, LoRASizes
+from chemeleon2_jax.training.plain_trees import flat_names, to_plain
 from tests.examples import packed, random_crystals, random_model, relative
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -12,16 +12,10 @@ import pytest
 from flax import nnx
 
 from chemeleon2_jax.models import predictor
-from chemeleon2_jax.models.predictor import (
-    DROPOUT,
-    Predictor,
-    PredictorSizes,
-    Target,
-    standardise,
-    to_units,
-)
+from chemeleon2_jax.models.predictor import DROPOUT, Predictor, standardise, to_units
+from chemeleon2_jax.models.sizes import PredictorSizes, Target
 from chemeleon2_jax.models.vae import Posterior
-from chemeleon2_jax.rows import atom_normal, crystal_keys
+from chemeleon2_jax.rows.rows import atom_normal, crystal_keys
 from tests.examples import (
     SIZES,
     assert_layouts_agree,

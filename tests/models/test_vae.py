@@ -11,20 +11,12 @@ import pytest
 from flax import nnx
 from pymatgen.core import Lattice
 
-from chemeleon2_jax.crystals import lattice_parameters, scale_lengths
+from chemeleon2_jax.crystals.arrays import lattice_parameters, scale_lengths
 from chemeleon2_jax.data.augment import Augmentation, Noise, augment, corrupt
 from chemeleon2_jax.models.losses import vae_terms
-from chemeleon2_jax.models.vae import (
-    VAE,
-    Decoded,
-    DecoderSizes,
-    EncoderSizes,
-    Posterior,
-    VAESizes,
-    reconstruct,
-    sample_posterior,
-)
-from chemeleon2_jax.rows import atom_normal
+from chemeleon2_jax.models.sizes import DecoderSizes, EncoderSizes, VAESizes
+from chemeleon2_jax.models.vae import VAE, Decoded, Posterior, reconstruct, sample_posterior
+from chemeleon2_jax.rows.rows import atom_normal
 from tests.examples import (
     SIZES,
     assert_layouts_agree,

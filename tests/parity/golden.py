@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chemeleon2_jax.crystals import Crystals
-from chemeleon2_jax.loading import ldm_of, open_model, predictor_of, vae_of
-from chemeleon2_jax.models.dit import DiT, DiTSizes
-from chemeleon2_jax.models.predictor import Predictor, PredictorSizes
+from chemeleon2_jax.crystals.arrays import Crystals
+from chemeleon2_jax.models.dit import DiT
+from chemeleon2_jax.models.predictor import Predictor
+from chemeleon2_jax.models.sizes import DiTSizes, PredictorSizes
 from chemeleon2_jax.models.vae import VAE
-from chemeleon2_jax.packing import Assignment, assign_padded, build_rows, plan_shapes
-from chemeleon2_jax.packing import assign as assign_packed
-from chemeleon2_jax.rows import Rows
+from chemeleon2_jax.pretrained.loading import ldm_of, open_model, predictor_of, vae_of
+from chemeleon2_jax.rows.packing import Assignment, assign_padded, build_rows, plan_shapes
+from chemeleon2_jax.rows.packing import assign as assign_packed
+from chemeleon2_jax.rows.rows import Rows
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import pytest
 from pymatgen.core import Structure
 
 import chemeleon2_jax as c2
-from chemeleon2_jax.convert.content import state_dict_of
-from chemeleon2_jax.convert.files import write_orbax, write_torch
-from chemeleon2_jax.convert.from_torch import convert_file
-from chemeleon2_jax.convert.model import Options
-from chemeleon2_jax.convert.torch_file import open_torch_file
-from chemeleon2_jax.training.checkpoints import open_checkpoint
+from chemeleon2_jax.torch_format.content import state_dict_of
+from chemeleon2_jax.torch_format.files import write_orbax, write_torch
+from chemeleon2_jax.torch_format.from_torch import convert_file
+from chemeleon2_jax.torch_format.model import Options
+from chemeleon2_jax.torch_format.torch_file import open_torch_file
+from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
 from tests.examples import relative
 
 FILES = (

@@ -11,7 +11,6 @@ import optax
 import pytest
 from flax import nnx
 
-from chemeleon2_jax.condition_values import encode_values
 from chemeleon2_jax.diffusion.gaussian import mean_loss, training_loss
 from chemeleon2_jax.diffusion.guidance import guided
 from chemeleon2_jax.diffusion.sampler import (
@@ -21,9 +20,10 @@ from chemeleon2_jax.diffusion.sampler import (
     transition,
 )
 from chemeleon2_jax.diffusion.schedule import Schedule
-from chemeleon2_jax.models.conditions import Condition
+from chemeleon2_jax.inference.condition_encoding import encode_values
 from chemeleon2_jax.models.dit import DiT, split_output
-from chemeleon2_jax.models.lora import LoRASizes, merge
+from chemeleon2_jax.models.lora import merge
+from chemeleon2_jax.models.sizes import Condition, LoRASizes
 from tests.examples import relative
 from tests.parity.golden import golden_rows, real_atoms, to_slots, to_tokens
 

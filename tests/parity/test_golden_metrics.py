@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pymatgen.core.structure import Structure
 
-from chemeleon2_jax.data.structures import structure_from_cif
+from chemeleon2_jax.crystals.structures import structure_from_cif
 from chemeleon2_jax.metrics.distribution import (
     amd_distances,
     average_minimum_distances,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from chemeleon2_jax.models.predictor import Target, standardise, to_units
+from chemeleon2_jax.models.predictor import standardise, to_units
+from chemeleon2_jax.models.sizes import Target
 from tests.examples import relative
 from tests.parity.golden import golden_rows
 

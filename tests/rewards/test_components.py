@@ -7,9 +7,9 @@ import os
 import numpy as np
 import pytest
 
-from chemeleon2_jax.data.structures import arrays_from_structure
-from chemeleon2_jax.errors import RewardError
-from chemeleon2_jax.metrics.scores import Scores
+from chemeleon2_jax.common.errors import RewardError
+from chemeleon2_jax.common.scores import Scores
+from chemeleon2_jax.crystals.structures import arrays_from_structure
 from chemeleon2_jax.rewards.components import (
     NOT_JUDGED,
     Diversity,

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from chemeleon2_jax.energy.entries import Entry
-from chemeleon2_jax.energy.errors import EnergyError
+from chemeleon2_jax.common.errors import EnergyError
+from chemeleon2_jax.common.scores import check_values
+from chemeleon2_jax.energy.entry import Entry
 from chemeleon2_jax.energy.hull import Hull
 from chemeleon2_jax.energy.results import Energies
-from chemeleon2_jax.metrics.scores import check_values
 from chemeleon2_jax.rewards.energy import check_energy_reward, energy_reward
 from tests.energy.cells import fcc, rocksalt
 

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from chemeleon2_jax.config import load_config
-from chemeleon2_jax.data.structures import arrays_from_structure, structures_to_crystals
-from chemeleon2_jax.errors import RewardError
+from chemeleon2_jax.common.errors import RewardError
+from chemeleon2_jax.crystals.structures import arrays_from_structure, structures_to_crystals
 from chemeleon2_jax.rewards.registry import Context, Models, build_component, names
+from chemeleon2_jax.runs.config import load_config
 from chemeleon2_jax.workers import WorkerPool
 from tests.tiny import ROOT, caesium_chloride, make_crystals, perovskite, rocksalt
 

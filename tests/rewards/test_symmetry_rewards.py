@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from chemeleon2_jax.data.structures import structure_from_cif
+from chemeleon2_jax.crystals.structures import structure_from_cif
 from chemeleon2_jax.rewards import symmetry as module
 from chemeleon2_jax.rewards.symmetry import (
     find_space_group,

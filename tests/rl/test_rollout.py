@@ -17,9 +17,10 @@ from chemeleon2_jax.diffusion.sampler import (
     transition,
 )
 from chemeleon2_jax.diffusion.schedule import Schedule
-from chemeleon2_jax.models.dit import DiT, DiTSizes, split_output
+from chemeleon2_jax.models.dit import DiT, split_output
+from chemeleon2_jax.models.sizes import DiTSizes
 from chemeleon2_jax.rl.rollout import accumulate, noisy_steps, score_step
-from chemeleon2_jax.rows import atom_normal
+from chemeleon2_jax.rows.rows import atom_normal
 from tests.examples import packed, random_crystals, random_model
 
 SCHEDULE, LATENT = Schedule.make(), 4

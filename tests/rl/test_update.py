@@ -10,7 +10,8 @@ from flax import nnx
 
 from chemeleon2_jax.diffusion.sampler import SamplerConfig, roll_out
 from chemeleon2_jax.diffusion.schedule import Schedule
-from chemeleon2_jax.models.dit import DiT, DiTSizes, split_output
+from chemeleon2_jax.models.dit import DiT, split_output
+from chemeleon2_jax.models.sizes import DiTSizes
 from chemeleon2_jax.rl.update import Chunk, Objective, make_pass
 from tests.examples import packed, random_crystals, random_model, relative
 from tests.tiny import noisy, numbers

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from chemeleon2_jax.config import fit_config
 from chemeleon2_jax.diffusion.sampler import SamplerConfig
-from chemeleon2_jax.generation import Generator
-from chemeleon2_jax.loading import load_ldm
+from chemeleon2_jax.inference.generator import Generator
+from chemeleon2_jax.pretrained.loading import load_ldm
+from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.training.parallel import make_mesh, replicate, shard_batch
 from chemeleon2_jax.training.state import init_state

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chemeleon2_jax.config import ConfigError
-from chemeleon2_jax.data.errors import DatasetError
+from chemeleon2_jax.common.errors import ConfigError, DatasetError
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.stages.common import (
     augmentation,

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from pymatgen.core import Structure
 
-from chemeleon2_jax.api import load_model
-from chemeleon2_jax.condition_values import encode_values
-from chemeleon2_jax.config import ConfigError, fit_config
-from chemeleon2_jax.data.structures import structures_to_crystals
-from chemeleon2_jax.errors import CheckpointError
-from chemeleon2_jax.models.conditions import Condition, ConditionSizes
+from chemeleon2_jax.common.errors import CheckpointError, ConfigError
+from chemeleon2_jax.crystals.structures import structures_to_crystals
+from chemeleon2_jax.diffusion.schedule import Schedule
+from chemeleon2_jax.inference.api import load_model
+from chemeleon2_jax.inference.condition_encoding import encode_values
+from chemeleon2_jax.models.sizes import Condition, ConditionSizes
+from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.stages.conditions import drop_some, inputs_of
 from chemeleon2_jax.training.loop import fit
@@ -104,7 +105,7 @@ def test_a_trained_model_does_what_it_is_asked(tiny_data, tiny_vae, tmp_path):
     rng = np.random.default_rng(0)
     noise = [rng.normal(size=z.shape) for z in latents]
     t = np.full(len(latents), 400)
-    bar = model.parts.diffusion.make_schedule().alphas_cumprod[400]
+    bar = Schedule.of(model.parts.diffusion).alphas_cumprod[400]
     noised = [np.sqrt(bar) * z + np.sqrt(1 - bar) * e for z, e in zip(latents, noise, strict=True)]
     asked = {"composition": [s.composition for s in crystals]}
     asked["system"] = [s.chemical_system for s in crystals]

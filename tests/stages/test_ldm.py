@@ -10,22 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chemeleon2_jax.config import ConfigError, fit_config
-from chemeleon2_jax.crystals import Crystals
+from chemeleon2_jax.common.errors import CheckpointError, ConfigError
+from chemeleon2_jax.common.randomness import named_key
+from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.datasets import load_split
 from chemeleon2_jax.diffusion.sampler import SamplerConfig
-from chemeleon2_jax.errors import CheckpointError
-from chemeleon2_jax.generation import Generator, draw_num_atoms
-from chemeleon2_jax.loading import load_ldm, load_vae
+from chemeleon2_jax.inference.generator import Generator, draw_num_atoms
 from chemeleon2_jax.metrics.structure import covalent_share, validity
-from chemeleon2_jax.models.dit import DiTSizes
-from chemeleon2_jax.models.vae import VAESizes, sample_posterior
-from chemeleon2_jax.packing import assign_padded, build_rows
-from chemeleon2_jax.randomness import named_key
-from chemeleon2_jax.rows import atom_normal
+from chemeleon2_jax.models.sizes import DiTSizes, VAESizes
+from chemeleon2_jax.models.vae import sample_posterior
+from chemeleon2_jax.pretrained.loading import load_ldm, load_vae
+from chemeleon2_jax.rows.packing import assign_padded, build_rows
+from chemeleon2_jax.rows.rows import atom_normal
+from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.stages import ldm as ldm_stage
-from chemeleon2_jax.training.checkpoints import open_checkpoint
+from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
 from chemeleon2_jax.training.loop import fit
 from chemeleon2_jax.training.step import lower_train_step
 from tests.tiny import by_name, first_step, ldm_config, noisy, numbers, write_two

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from pymatgen.core import Structure
 
-from chemeleon2_jax.api import load_model
-from chemeleon2_jax.config import ConfigError, fit_config
+from chemeleon2_jax.common.errors import ConfigError, DatasetError
 from chemeleon2_jax.data.datasets import load_split
-from chemeleon2_jax.data.errors import DatasetError
-from chemeleon2_jax.models.predictor import PredictorSizes, to_units
+from chemeleon2_jax.inference.api import load_model
+from chemeleon2_jax.models.predictor import to_units
+from chemeleon2_jax.models.sizes import PredictorSizes
+from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build
-from chemeleon2_jax.training.checkpoints import open_checkpoint
+from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
 from chemeleon2_jax.training.loop import fit
 from chemeleon2_jax.training.step import lower_train_step
 from tests.tiny import ROOT, TINY_DATA, first_step, make_config, make_crystals, numbers

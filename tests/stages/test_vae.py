@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from chemeleon2_jax.config import ConfigError, fit_config
-from chemeleon2_jax.crystals import lattice_parameters
-from chemeleon2_jax.data.errors import DatasetError
-from chemeleon2_jax.models.vae import VAESizes
+from chemeleon2_jax.common.errors import ConfigError, DatasetError
+from chemeleon2_jax.crystals.arrays import lattice_parameters
+from chemeleon2_jax.models.sizes import VAESizes
+from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.stages import vae as vae_stage
 from chemeleon2_jax.training.loop import fit

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from toy_stage import step_folders
 
-from chemeleon2_jax.errors import CheckpointError
-from chemeleon2_jax.training.checkpoints import open_checkpoint
-from chemeleon2_jax.training.store import CheckpointStore
+from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
+from chemeleon2_jax.training.checkpoint_writer import CheckpointStore
 
 PARAMS = {"layers": [{"w": np.arange(6, dtype=np.float32).reshape(2, 3)}]}
 

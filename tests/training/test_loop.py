@@ -22,18 +22,16 @@ from toy_stage import (
     validation_from,
 )
 
-from chemeleon2_jax.errors import CheckpointError
-from chemeleon2_jax.training.checkpoints import open_checkpoint
+from chemeleon2_jax.common.errors import CheckpointError, NonFiniteError, SettingsError
+from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
 from chemeleon2_jax.training.config import (
     EarlyStoppingConfig,
     FitConfig,
     OptimizerConfig,
     SchedulerConfig,
-    SettingsError,
 )
 from chemeleon2_jax.training.interrupts import Interrupts
 from chemeleon2_jax.training.loop import FitResult, fit
-from chemeleon2_jax.training.measure import NonFiniteError
 from chemeleon2_jax.training.step import make_train_step
 
 OPTIMIZER = OptimizerConfig(learning_rate=0.01, weight_decay=0.01)

@@ -4,13 +4,13 @@ import numpy as np
 import optax
 import pytest
 
-from chemeleon2_jax.training import monitors
+from chemeleon2_jax.common.errors import SettingsError
+from chemeleon2_jax.training import patience as monitors
 from chemeleon2_jax.training.config import (
     EarlyStoppingConfig,
     FitConfig,
     OptimizerConfig,
     SchedulerConfig,
-    SettingsError,
 )
 from chemeleon2_jax.training.optim import (
     clip_by_norm,

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from toy_stage import same_trees, step_folders, toy_stage
 
-from chemeleon2_jax.training.checkpoints import complete_steps, open_checkpoint
+from chemeleon2_jax.training.checkpoint_reader import complete_steps, open_checkpoint
 from chemeleon2_jax.training.config import FitConfig
 from chemeleon2_jax.training.loop import fit
 

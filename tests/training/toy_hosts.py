@@ -11,9 +11,9 @@ from pathlib import Path
 import jax
 from toy_stage import ToyBatches, toy_stage
 
+from chemeleon2_jax.rows.batch import Batch
 from chemeleon2_jax.training.config import FitConfig
 from chemeleon2_jax.training.loop import fit
-from chemeleon2_jax.training.stage import Batch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Any
 
 from toy_stage import ToyBatches, toy_stage
 
+from chemeleon2_jax.rows.batch import Batch
 from chemeleon2_jax.training.config import FitConfig
 from chemeleon2_jax.training.loop import fit
-from chemeleon2_jax.training.stage import Batch
 
 
 @dataclasses.dataclass(frozen=True)

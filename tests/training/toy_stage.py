@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chemeleon2_jax.training.stage import Batch, Stage
+from chemeleon2_jax.rows.batch import Batch
+from chemeleon2_jax.training.stage import Stage
 
 ROWS, WIDTH, HIDDEN = 8, 4, 16
 STEPS_PER_EPOCH = 4

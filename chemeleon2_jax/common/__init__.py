@@ -1,0 +1,1 @@
+"""What every room may use: errors, nearest names, atomic files, random keys, scores."""

@@ -1,0 +1,74 @@
+r"""Convert weights from the PyTorch original, and back.
+
+    python -m chemeleon2_jax.convert --input=model.ckpt --output=ckpts/model
+    python -m chemeleon2_jax.convert --input=mp_20_ldm_base --output=ckpts/mp_20_ldm_base
+    python -m chemeleon2_jax.convert --input=logs/train_ldm/runs/<run> --format=torch \
+        --output=model.ckpt
+    python -m chemeleon2_jax.convert --list
+
+The input is whatever a model can be: a PyTorch .ckpt, a run folder, a checkpoint folder, the key of
+a published checkpoint. Nothing that a .ckpt names is run, and PyTorch is not needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.runs import command_line as cli
+
+flags.DEFINE_string("input", "", "What to convert.")
+flags.DEFINE_string("output", "", "A folder to make, or with --format=torch a .ckpt file.")
+flags.DEFINE_enum("format", "orbax", ["orbax", "torch"], "What to write.")
+flags.DEFINE_string(
+    "vae", "", "The VAE of an LDM's .ckpt that does not hold it, or does not tell its heads."
+)
+flags.DEFINE_bool("ema", False, "Take the moving averages of a .ckpt, not its raw weights.")
+flags.DEFINE_bool("merge_lora", False, "Add LoRA adapters to the weights.")
+flags.DEFINE_string("size_table", "", "Sizes that a .ckpt samples with: mp-20 (default) or mp-120.")
+flags.DEFINE_bool("overwrite", False, "Replace what is at --output.")
+flags.DEFINE_bool("list", False, "Show the published checkpoints, and stop.")
+
+
+def main() -> int:
+    """Do what the flags say."""
+    values = flags.FLAGS
+    if values.list:
+        from chemeleon2_jax.pretrained import hub
+
+        print(hub.describe())
+        return 0
+    for name in ("input", "output"):
+        if not getattr(values, name):
+            raise ConfigError(f"give --{name}; see python -m chemeleon2_jax.convert --help")
+    output = Path(values.output).expanduser()
+    _check_output(output, is_file=values.format == "torch")
+
+    # After the flags are checked: loading JAX takes seconds.
+    from chemeleon2_jax.pretrained.loading import open_model
+    from chemeleon2_jax.torch_format.files import write_orbax, write_torch
+
+    model = open_model(values.input, vae=values.vae, ema=values.ema, size_table=values.size_table)
+    write = write_torch if values.format == "torch" else write_orbax
+    report = write(model, output, merge_lora=values.merge_lora)
+    print(report.describe())
+    print(f"wrote {output}")
+    return 0
+
+
+def _check_output(path: Path, *, is_file: bool) -> None:
+    """Refuse to touch what is there."""
+    if is_file and path.is_dir():
+        raise ConfigError(f"--output: {path} is a folder; name a file, as in {path / 'model.ckpt'}")
+    if path.is_dir() and any(path.iterdir()) and not flags.FLAGS.overwrite:
+        raise ConfigError(
+            f"--output: {path} is a folder with something in it; choose another name or --overwrite"
+        )
+    if path.is_file() and not flags.FLAGS.overwrite:
+        raise ConfigError(f"--output: {path} is there; choose another name or --overwrite")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""Crystals as arrays and as pymatgen Structures, their geometry, and pictures of them."""

@@ -1,0 +1,184 @@
+"""Between pymatgen's Structures and arrays; the only module that converts one to the other.
+
+numpy and pymatgen alone, so that worker processes start fast.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+from pymatgen.core import DummySpecies, Element, Lattice, Structure
+from pymatgen.io.cif import CifParser
+
+from chemeleon2_jax.crystals.arrays import (
+    MAX_ATOMIC_NUMBER,
+    CrystalArrays,
+    Crystals,
+    lattice_parameters,
+    wrap,
+)
+
+MAX_LENGTH = 1e4
+"""Angstrom; a longer cell vector is a failure of whatever made it."""
+
+MIN_FLATNESS = 1e-3
+"""Volume over the product of the lengths; below it the three angles do not make a cell."""
+
+_ELEMENTS = [Element.from_Z(z) for z in range(1, MAX_ATOMIC_NUMBER + 1)]
+
+
+def structure_from_arrays(
+    atom_types: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray
+) -> Structure:
+    """Build a Structure, its fractional coordinates wrapped to [0, 1).
+
+    Args:
+        atom_types: (n,) atomic numbers, 1..99.
+        frac_coords: (n, 3).
+        lattice: (3, 3), rows are cell vectors in angstrom.
+
+    Raises:
+        ValueError: no crystal can be built, with the reason: not finite, a length that is not
+            positive, impossible angles, no atom, an atomic number out of range.
+    """
+    types = np.asarray(atom_types)
+    frac = np.asarray(frac_coords, np.float64)
+    matrix = np.asarray(lattice, np.float64)
+    if types.ndim != 1 or frac.shape != (len(types), 3) or matrix.shape != (3, 3):
+        raise ValueError(
+            f"shapes {types.shape}, {frac.shape}, {matrix.shape} are not (n,), (n, 3), (3, 3)"
+        )
+    if not len(types):
+        raise ValueError("no atom")
+    outside = np.flatnonzero(~((types >= 1) & (types <= MAX_ATOMIC_NUMBER)))
+    if len(outside):
+        raise ValueError(
+            f"atom {outside[0]} has atomic number {types[outside[0]]}, not 1..{MAX_ATOMIC_NUMBER}"
+        )
+    if not np.isfinite(frac).all():
+        raise ValueError("fractional coordinates are not finite")
+    _check_lattice(matrix)
+    species = [_ELEMENTS[int(z) - 1] for z in types]
+    return Structure(Lattice(matrix), species, wrap(frac))
+
+
+def _check_lattice(matrix: np.ndarray) -> None:
+    if not np.isfinite(matrix).all():
+        raise ValueError("the lattice is not finite")
+    lengths = np.linalg.norm(matrix, axis=1)
+    if not (lengths > 0).all():
+        raise ValueError(f"a cell length is not positive: {_numbers(lengths)} angstrom")
+    if (lengths > MAX_LENGTH).any():
+        raise ValueError(f"a cell length is beyond {MAX_LENGTH:g} angstrom: {_numbers(lengths)}")
+    # Scaled first: the volume of a tiny cell must not underflow.
+    unit = matrix / lengths[:, None]
+    if abs(np.dot(unit[0], np.cross(unit[1], unit[2]))) < MIN_FLATNESS:
+        angles = np.degrees(lattice_parameters(matrix)[1])
+        raise ValueError(f"impossible angles: {_numbers(angles)} degrees leave no volume")
+
+
+def _numbers(values: np.ndarray) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def arrays_from_structure(structure: Structure) -> CrystalArrays:
+    """Return atomic numbers (n,) int8, fractional coordinates (n, 3), lattice (3, 3), as they are.
+
+    Raises:
+        ValueError: partial occupancy, something that is no element up to Z = 99, or no atom.
+    """
+    if not len(structure):
+        raise ValueError("no atom")
+    types = np.empty(len(structure), np.int8)
+    for index, site in enumerate(structure):
+        if not site.is_ordered:
+            raise ValueError(f"partial occupancy: {site.species_string} at site {index}")
+        if isinstance(site.specie, DummySpecies):
+            raise ValueError(f"not an element: {site.specie} at site {index}")
+        if site.specie.Z > MAX_ATOMIC_NUMBER:
+            raise ValueError(
+                f"element above Z = {MAX_ATOMIC_NUMBER}: {site.specie} (Z = {site.specie.Z})"
+            )
+        types[index] = site.specie.Z
+    return types, structure.frac_coords, structure.lattice.matrix
+
+
+def reduce_structure(structure: Structure) -> Structure:
+    """Return the Niggli-reduced cell in standard orientation (c along z, a in the xz plane).
+
+    The lattice is rebuilt from its six parameters; fractional coordinates stay as the reduction
+    leaves them. pymatgen's reduction raises ValueError for cells that it cannot reduce.
+    """
+    reduced = structure.get_reduced_structure()
+    reduced.lattice = Lattice.from_parameters(*reduced.lattice.parameters)
+    return reduced
+
+
+def structure_from_cif(text: str) -> Structure:
+    """Return the first structure of a CIF, in the cell that it is given in.
+
+    Raises:
+        ValueError: with a short reason: "unparsable CIF: ...", or what `arrays_from_structure`
+            would not take.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        structure = _parse_cif(text)
+    if "implicit_hydrogens" in structure.site_properties:
+        raise ValueError("implicit hydrogens: their positions are not given")
+    arrays_from_structure(structure)
+    return structure
+
+
+def _parse_cif(text: str) -> Structure:
+    if not text.strip():
+        raise ValueError("unparsable CIF: empty")
+    notes: list[str] = []
+    try:
+        # The check of the formula costs a fifth of the time and only warns.
+        parser = CifParser.from_str(text, check_cif=False)
+        notes = vars(parser).get("warnings", notes)
+        return parser.parse_structures(primitive=False, on_error="ignore")[0]
+    except Exception as error:  # pymatgen lets through whatever a malformed file trips
+        blocks = [note for note in notes if note.startswith("No structure parsed")]
+        detail = blocks[-1].partition("\n")[2] if blocks else str(error)
+        detail = " ".join(detail.split())[:200] or "malformed"
+        kind = "" if blocks or isinstance(error, ValueError) else f"{type(error).__name__} "
+        raise ValueError(f"unparsable CIF: {kind}{detail}") from error
+
+
+def structures_to_crystals(structures: Iterable[Structure]) -> Crystals:
+    """Return Structures as flat arrays, as they are (no reduction).
+
+    Raises:
+        ValueError: naming the position of a structure that is disordered, has no element up to
+            Z = 99, or numbers that are not finite.
+    """
+    arrays = []
+    for index, structure in enumerate(structures):
+        try:
+            types, frac, lattice = arrays_from_structure(structure)
+            # One that is not finite would reach its neighbours in a batch.
+            if not (np.isfinite(frac).all() and np.isfinite(lattice).all()):
+                raise ValueError("a coordinate or the cell is not finite")
+            arrays.append((types, frac, lattice))
+        except ValueError as error:
+            raise ValueError(f"structure {index}: {error}") from error
+    return Crystals.from_list(arrays)
+
+
+def crystals_to_structures(crystals: Crystals) -> list[Structure]:
+    """Return every crystal as a Structure, fractional coordinates wrapped to [0, 1).
+
+    Raises:
+        ValueError: naming the first crystal that cannot be built.
+    """
+    structures = []
+    for index in range(len(crystals)):
+        try:
+            structures.append(structure_from_arrays(*crystals.crystal(index)))
+        except ValueError as error:
+            raise ValueError(f"crystal {index}: {error}") from error
+    return structures

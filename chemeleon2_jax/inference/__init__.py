@@ -1,0 +1,1 @@
+"""Trained models at work: the Python API, generation, requests and their conditions."""

@@ -1,0 +1,264 @@
+"""Trained models as Python objects: encode, decode, sample, denoise, predict.
+
+import chemeleon2_jax as c2
+ldm = c2.load_model("logs/train_ldm/runs/<run>")
+structures = ldm.sample(num_samples=100, seed=0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from pymatgen.core import Structure
+
+from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.crystals.arrays import Crystals
+from chemeleon2_jax.crystals.structures import structure_from_arrays
+from chemeleon2_jax.diffusion.sampler import SamplerConfig
+from chemeleon2_jax.inference.generator import CFG_SCALE, LARGEST_LATENT, Generator
+from chemeleon2_jax.inference.requests import encode_conditions, make_prompts
+from chemeleon2_jax.inference.vae import PredictorModel, VAEModel, batches, check_latents
+from chemeleon2_jax.models.dit import split_output
+from chemeleon2_jax.models.sizes import Condition
+from chemeleon2_jax.pretrained.loading import LDMParts, ldm_of, open_model, predictor_of, vae_of
+from chemeleon2_jax.rows.rows import Rows
+
+_MAX_GENERATORS = 8  # each is a compiled program
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A crystal that could not be built: its index and why."""
+
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class SampleReport:
+    """What a call of `LDM.sample` did.
+
+    Attributes:
+        seed: of everything random.
+        num_atoms: (num_samples,) sizes asked for.
+        indices: of the structures that were built, in order.
+        failures: the others.
+        sampler: name, steps and eta.
+        conditions: what was asked for, as it was given.
+        cfg_scale: of the guidance.
+    """
+
+    seed: int
+    num_atoms: tuple[int, ...]
+    indices: tuple[int, ...]
+    failures: tuple[Failure, ...]
+    sampler: SamplerConfig
+    conditions: dict[str, Any] = field(default_factory=dict)
+    cfg_scale: float = CFG_SCALE
+
+
+@dataclass
+class LDMModel:
+    """A trained latent diffusion model.
+
+    Attributes:
+        parts: sizes and parameters, of the weights that it samples with.
+        meta: what its checkpoint says of it.
+        last_report: of the last call of `sample`.
+    """
+
+    parts: LDMParts
+    meta: dict[str, Any] = field(repr=False)
+    last_report: SampleReport | None = None
+    _generators: dict[tuple[SamplerConfig, float], Generator] = field(
+        default_factory=dict, repr=False
+    )
+
+    @property
+    def vae(self) -> VAEModel:
+        """The VAE whose latents it generates."""
+        return VAEModel(self.parts.vae, self.meta)
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What it can be asked for."""
+        return self.parts.sizes.conditions.conditions if self.parts.sizes.conditions else ()
+
+    def sample(
+        self,
+        num_samples: int | None = None,
+        *,
+        seed: int = 0,
+        num_atoms: Sequence[int] | None = None,
+        conditions: Mapping[str, Any] | None = None,
+        cfg_scale: float = CFG_SCALE,
+        sampler: str = "ddim",
+        steps: int = 50,
+        eta: float = 1.0,
+        chunk_size: int = 0,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[Structure]:
+        """Generate crystals; those that could be built, in the order of their index. `last_report`
+        has the rest.
+
+        Args:
+            num_samples: how many; by default as many as there are sizes or values of a condition.
+            seed: the same seed gives the same crystals, whatever the chunks and devices.
+            num_atoms: sizes, one a crystal; with `num_samples` they are repeated in turn. By
+                default those of the compositions, else drawn from those of the training set.
+            conditions: name -> one value, or a list with one a crystal: composition "Ba1Cr1F6",
+                chemical_system "Ba-Cr-F", a category's int, a float in raw units. None is the null
+                condition. A VAE that does not predict atom types takes them from the composition.
+            cfg_scale: strength of the guidance towards the conditions; 1 is none.
+            sampler: "ddim" or "ddpm".
+            steps: any number up to that of the chain.
+            eta: noise of DDIM: 0 is deterministic, 1 as much as DDPM.
+            chunk_size: crystals at once; 0 chooses by memory.
+            on_done: called with the number of crystals just done (a progress bar's `update`).
+
+        Raises:
+            ValueError: a value out of range, or something that the model cannot be asked for.
+        """
+        if chunk_size < 0:
+            raise ValueError(f"chunk_size is {chunk_size}; it is 0 or more")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed is {seed}; it is 0 to 2**32 - 1")  # JAX drops higher bits
+        prompts = make_prompts(
+            self.parts,
+            num_samples=num_samples,
+            num_atoms=num_atoms,
+            conditions=conditions,
+            seed=seed,
+        )
+        config = SamplerConfig(sampler, steps, eta)
+        found = self._generator(config, float(cfg_scale)).generate(
+            prompts.num_atoms,
+            seed=seed,
+            conditions=prompts.conditions,
+            atom_types=prompts.atom_types,
+            chunk_size=chunk_size,
+            on_done=on_done,
+        )
+        structures, indices, failures = [], [], []
+        for index, arrays in enumerate(found.crystals):
+            try:
+                structures.append(structure_from_arrays(*arrays))
+                indices.append(index)
+            except ValueError as error:
+                failures.append(Failure(index, str(error)))
+        self.last_report = SampleReport(
+            seed,
+            tuple(prompts.num_atoms.tolist()),
+            tuple(indices),
+            tuple(failures),
+            config,
+            conditions=dict(conditions or {}),
+            cfg_scale=cfg_scale,
+        )
+        return structures
+
+    def _generator(self, config: SamplerConfig, cfg_scale: float) -> Generator:
+        """A generator that keeps its compiled programs for the next call."""
+        key = (config, cfg_scale if self.conditions else CFG_SCALE)
+        generator = self._generators.pop(key, None)
+        if generator is None:
+            generator = Generator(self.parts, config, cfg_scale=cfg_scale)
+        self._generators[key] = generator  # the last used is the last
+        while len(self._generators) > _MAX_GENERATORS:
+            del self._generators[next(iter(self._generators))]
+        return generator
+
+    def denoise(
+        self,
+        latents: Sequence[np.ndarray],
+        t: Sequence[int] | np.ndarray,
+        *,
+        conditions: Mapping[str, Any] | None = None,
+    ) -> list[np.ndarray]:
+        """Return the noise prediction, (n_atoms, L) each.
+
+        Args:
+            latents: (n_atoms, L), as the denoiser sees them: over latent_std.
+            t: (n,) diffusion times, 0 to 999.
+            conditions: as in `sample`, without guidance; by default the null condition.
+
+        Raises:
+            ValueError: shapes, times or conditions that do not fit.
+        """
+        if not len(latents) and not len(t):
+            return []
+        times = np.asarray(t)
+        last = self.parts.diffusion.num_steps - 1
+        if times.shape != (len(latents),) or not np.issubdtype(times.dtype, np.integer):
+            raise ValueError(f"t must be {len(latents)} integers, one a latent; it is {times!r}")
+        if len(times) and (times.min() < 0 or times.max() > last):
+            raise ValueError(
+                f"diffusion times go from 0 to {last}; got {times.min()}..{times.max()}"
+            )
+        if self.parts.diffusion.target != "eps":
+            raise ValueError("this model predicts x_0, not the noise")
+        check_latents(latents, self.parts.sizes.latent_dim)
+        for index, z in enumerate(latents):
+            if not (np.abs(z) < LARGEST_LATENT).all():
+                raise ValueError(f"latent {index} is not finite")
+        crystals = Crystals.from_list(
+            [(np.ones(len(z)), np.zeros((len(z), 3)), np.eye(3)) for z in latents],
+            targets={"t": times},
+        )
+        encoded = encode_conditions(conditions, self.parts.sizes.conditions, len(latents))
+        flat = np.concatenate([np.asarray(z, np.float32) for z in latents])
+        fn = _jitted_denoise(self.parts.graphdef, self.parts.sizes)
+        out: list[np.ndarray] = []
+        for rows, where in batches(crystals, features={"latent": flat}, conditions=encoded):
+            out += where.split_atoms(fn(self.parts.params, rows))
+        return out
+
+
+def load_model(
+    name: str | Path, *, vae: str | Path = "", ema: bool = False, size_table: str = ""
+) -> VAEModel | LDMModel | PredictorModel:
+    """Open a trained model.
+
+    Args:
+        name: a run folder (its best checkpoint), a checkpoint folder, a PyTorch `.ckpt` file, or
+            the key of a published checkpoint ("mp_20_vae"), which is downloaded once.
+        vae: likewise, for the PyTorch file of an LDM without its VAE.
+        ema: take the moving averages of a PyTorch file.
+        size_table: of a PyTorch file, "mp-20" or "mp-120"; see `loading.open_model`.
+
+    Raises:
+        CheckpointError: there is no model, or it is broken.
+    """
+    checkpoint = open_model(name, vae=vae, ema=ema, size_table=size_table)
+    stage = checkpoint.meta.get("stage")
+    if "predictor" in checkpoint.meta:
+        predictor, meta = predictor_of(checkpoint)
+        return PredictorModel(predictor, dict(meta))
+    if "dit" in checkpoint.meta:
+        ldm, meta = ldm_of(checkpoint)
+        return LDMModel(ldm, dict(meta))
+    if stage == "train_vae":
+        parts, meta = vae_of(checkpoint)
+        return VAEModel(parts, dict(meta))
+    raise CheckpointError(
+        f"{checkpoint.path} was written by stage {stage!r}, which this version cannot open"
+    )
+
+
+@lru_cache(maxsize=8)
+def _jitted_denoise(graphdef: Any, sizes: Any) -> Any:
+    def denoise(params: Any, rows: Rows) -> jax.Array:
+        t = rows.targets["t"].astype("int32")
+        dit = nnx.merge(graphdef, params)
+        condition = dit.embed(rows) if rows.conditions else None
+        output = dit(rows.features["latent"], t, rows, condition=condition)
+        return split_output(output, rows, sizes)[0]
+
+    return jax.jit(denoise)

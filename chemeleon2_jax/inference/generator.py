@@ -1,0 +1,277 @@
+"""From a latent diffusion model to crystals: sizes, the sampling chain and the decoder, chunk by
+chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from chemeleon2_jax.common.randomness import named_key
+from chemeleon2_jax.crystals.arrays import CrystalArrays, Crystals
+from chemeleon2_jax.diffusion.gaussian import DenoiseFn
+from chemeleon2_jax.diffusion.guidance import guided
+from chemeleon2_jax.diffusion.sampler import SamplerConfig, sample_chain, step_constants
+from chemeleon2_jax.diffusion.schedule import Schedule
+from chemeleon2_jax.models.dit import DiT, split_output
+from chemeleon2_jax.models.sizes import DiTSizes
+from chemeleon2_jax.models.vae import reconstruct, split_crystals
+from chemeleon2_jax.pretrained.loading import LDMParts
+from chemeleon2_jax.rows.layout import Layout, local_rows
+from chemeleon2_jax.rows.packing import Assignment, build_rows, empty_crystals
+from chemeleon2_jax.rows.rows import Rows
+from chemeleon2_jax.training.parallel import make_mesh, replicate, replicated, shard_batch
+
+# float32 numbers that a token holds at once in one block of the denoiser, in units of the hidden
+# width: modulation, projections, MLP and some room. Measured on the compiled program, rounded up.
+_ACTIVATIONS = 40
+_DEFAULT_CHUNK = 512
+# What is larger counts as not finite: its square is not, and would reach its neighbours in the row.
+LARGEST_LATENT = 1e18
+CFG_SCALE = 2.0
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Generated crystals in the order of their index; `latents` are (n, L), NaN where the chain was
+    not finite.
+    """
+
+    crystals: list[CrystalArrays]
+    latents: list[np.ndarray]
+
+
+def draw_num_atoms(size_table: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
+    """Draw numbers of atoms from a histogram, each from (seed, its index) alone: (num_samples,)
+    int32.
+    """
+    key = named_key(seed, "sizes")
+    uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))
+    draws = np.asarray(uniform(jnp.arange(num_samples)), np.float64)
+    cumulative = np.cumsum(np.asarray(size_table, np.float64))
+    return np.searchsorted(cumulative / cumulative[-1], draws, side="right").astype(np.int32)
+
+
+class Generator:
+    """A compiled sampling program over a mesh; kept between calls, so that equal shapes compile
+    once.
+    """
+
+    def __init__(
+        self,
+        parts: LDMParts,
+        sampler: SamplerConfig,
+        *,
+        cfg_scale: float = CFG_SCALE,
+        mesh: Mesh | None = None,
+    ) -> None:
+        """Prepare sampling.
+
+        Args:
+            parts: the model.
+            sampler: and its steps.
+            cfg_scale: of the guidance, where conditions are asked for.
+            mesh: devices; all of them by default.
+
+        Raises:
+            ValueError: a sampler that this model does not have, or a scale that is not finite.
+        """
+        if not np.isfinite(cfg_scale):
+            raise ValueError(f"cfg_scale is {cfg_scale}; it must be finite")
+        self.parts, self.sampler = parts, sampler
+        self.mesh = make_mesh() if mesh is None else mesh
+        self.padded = parts.sizes.learn_sigma and parts.sizes.variance_layout == "interleaved"
+        # DDIM never reads the variance, so that only DDPM needs the original's padding.
+        self.padded = self.padded and sampler.sampler == "ddpm"
+        self._params = None if parts.params is None else replicate(parts.params, self.mesh)
+        self._vae_params = replicate(parts.vae.params, self.mesh)
+        self._typical_sizes = _typical_sizes(parts.size_table)
+        schedule = Schedule.of(parts.diffusion)
+        step_constants(schedule, sampler)  # raises on more steps than the chain has
+
+        def program(params: Any, vae_params: Any, key: jax.Array, rows: Rows) -> Any:
+            latents = sample_chain(
+                denoiser(parts.module(params), parts.sizes, rows, cfg_scale=cfg_scale),
+                key,
+                rows,
+                schedule=schedule,
+                config=sampler,
+                latent_dim=parts.sizes.latent_dim,
+                target=parts.diffusion.target,
+            )
+            latents = latents * parts.latent_std
+            latents = jnp.where(jnp.abs(latents) < LARGEST_LATENT, latents, jnp.nan)
+            finite = jnp.nan_to_num(latents)
+            vae = parts.vae.module(vae_params)
+            return latents, reconstruct(vae.decode(finite, rows), rows)
+
+        self.program = jax.jit(program, out_shardings=replicated(self.mesh))
+
+    def generate(
+        self,
+        num_atoms: Sequence[int] | np.ndarray,
+        *,
+        seed: int,
+        params: Any = None,
+        conditions: Mapping[str, np.ndarray] | None = None,
+        atom_types: Sequence[np.ndarray] | None = None,
+        first_index: int = 0,
+        chunk_size: int = 0,
+        on_done: Callable[[int], None] | None = None,
+    ) -> Generated:
+        """Generate a crystal of each size; crystal i depends on (seed, first_index + i) and its
+        size alone.
+
+        Args:
+            num_atoms: of each crystal.
+            seed: of everything random.
+            params: of the denoiser; those of the model by default.
+            conditions: name -> (G, width) of all conditions of the model, see
+                `condition_values.encode_values`; by default nothing is asked for.
+            atom_types: (n,) of each crystal, for a VAE that does not predict them.
+            first_index: index of the first crystal.
+            chunk_size: crystals at once; 0 chooses by the memory of the device.
+            on_done: called with the number of crystals just done.
+
+        Raises:
+            ValueError: sizes that are none, or larger than the interleaved variance is defined for.
+        """
+        sizes = np.asarray(num_atoms, np.int32)
+        if not len(sizes):
+            return Generated([], [])
+        if sizes.min() < 1:
+            raise ValueError(
+                f"num_atoms must be at least 1; crystal {sizes.argmin()} has {sizes.min()}"
+            )
+        empty = empty_crystals(sizes)
+        if atom_types is not None:
+            empty = replace(empty, atom_types=np.concatenate(atom_types).astype(np.int8))
+        chunks = self._chunks(empty, conditions or {}, first_index, chunk_size=chunk_size)
+        arguments = self._arguments(seed, params)
+        crystals: list[CrystalArrays] = []
+        latents: list[np.ndarray] = []
+        for rows, where in chunks:
+            found, built = jax.device_get(self.program(*arguments, rows))
+            chunk = where.split_atoms(found)
+            failed = np.array([not np.isfinite(z).all() for z in chunk])
+            latents += chunk
+            crystals += mark_failed(split_crystals(built, where), failed)
+            if on_done:
+                on_done(len(where.sizes))
+        return Generated(crystals, latents)
+
+    def program_arguments(
+        self, num_atoms: np.ndarray, *, seed: int, padded_tokens: int = 0
+    ) -> tuple[tuple[Any, ...], Assignment]:
+        """Arguments of `program` for one chunk of all crystals, and where they are: for
+        measuring.
+        """
+        crystals = empty_crystals(num_atoms)
+        chunks = self._chunks(
+            crystals, {}, 0, chunk_size=len(crystals), padded_tokens=padded_tokens
+        )
+        rows, where = next(chunks)
+        return (*self._arguments(seed, None), rows), where
+
+    def _arguments(self, seed: int, params: Any) -> tuple[Any, ...]:
+        """Parameters on the devices, and the key."""
+        params = self._params if params is None else replicate(params, self.mesh)
+        return params, self._vae_params, named_key(seed, "chain")
+
+    def _chunks(
+        self,
+        crystals: Crystals,
+        conditions: Mapping[str, np.ndarray],
+        first_index: int,
+        *,
+        chunk_size: int,
+        padded_tokens: int = 0,
+    ) -> Iterator[tuple[Rows, Assignment]]:
+        """Yield rows on the devices, equal in shape, for all crystals in order."""
+        sizes = crystals.num_atoms
+        chunk_size = min(chunk_size or self._fitting_chunk(sizes), len(sizes))
+        parts = [sizes[i : i + chunk_size] for i in range(0, len(sizes), chunk_size)]
+        num_devices = self.mesh.devices.size
+        if self.padded:
+            padded_tokens = self._padding(sizes)
+        # From the table where it fits, and coarse: other seeds then find their program compiled.
+        typical = self._typical_sizes
+        if not 0.7 < sizes.mean() / typical.mean() < 1.4 or sizes.max() > typical.max():
+            typical = sizes
+        like = Layout.plan(
+            typical, chunk_size, num_devices=num_devices, padded_tokens=padded_tokens
+        )
+        layout = Layout.for_batches(parts, like=like, num_devices=num_devices, coarse=True)
+        for start in range(0, len(sizes), chunk_size):
+            index = np.arange(start, min(start + chunk_size, len(sizes)))
+            where = layout.assign(sizes[index])
+            rows = build_rows(
+                crystals.take(index),
+                where,
+                crystal_ids=first_index + index,
+                row_range=local_rows(where.shape),
+                conditions={name: values[index] for name, values in conditions.items()},
+            )
+            yield shard_batch(rows, self.mesh), where
+
+    def _padding(self, sizes: np.ndarray) -> int:
+        """Tokens of padded rows: those of training, which the interleaved variance depends on.
+
+        Raises:
+            ValueError: a crystal that is larger than they are.
+        """
+        tokens = len(self.parts.size_table) - 1
+        if sizes.max() > tokens:
+            raise ValueError(
+                f"crystal {sizes.argmax()} has {sizes.max()} atoms, but the variance that DDPM "
+                f"takes from this model is only defined up to {tokens}, the largest crystal of its "
+                "training set; sample with ddim, or fewer atoms"
+            )
+        return tokens
+
+    def _fitting_chunk(self, sizes: np.ndarray) -> int:
+        """Crystals that fit into half of the free memory of the devices; a default where they do
+        not tell.
+        """
+        stats = self.mesh.devices.flat[0].memory_stats() or {}
+        limit, used = stats.get("bytes_limit", 0), stats.get("bytes_in_use", 0)
+        if not limit:
+            return _DEFAULT_CHUNK
+        per_token = 4 * _ACTIVATIONS * self.parts.sizes.hidden_size
+        tokens = 0.5 * (limit - used) * self.mesh.devices.size / per_token
+        mean = len(self.parts.size_table) - 1 if self.padded else sizes.mean()
+        return max(1, min(int(tokens / mean), 16 * _DEFAULT_CHUNK))
+
+
+def denoiser(dit: DiT, sizes: DiTSizes, rows: Rows, *, cfg_scale: float) -> DenoiseFn:
+    """Return the denoise function of a model over rows, guided where the rows have conditions."""
+
+    def call(
+        x: jax.Array, t: jax.Array, condition: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        return split_output(dit(x, t, rows, condition=condition), rows, sizes)
+
+    if not rows.conditions:
+        return call
+    embedding = dit.embed(rows)
+    assert dit.conditions is not None
+    return guided(call, embedding, null=dit.conditions.null(), scale=cfg_scale)
+
+
+def _typical_sizes(size_table: np.ndarray) -> np.ndarray:
+    """Return a thousand sizes or so, spread evenly over a histogram."""
+    cumulative = np.cumsum(size_table)
+    ranks = (np.arange(1024) + 0.5) / 1024 * cumulative[-1]
+    return np.searchsorted(cumulative, ranks, side="right")
+
+
+def mark_failed(crystals: list[CrystalArrays], failed: np.ndarray) -> list[CrystalArrays]:
+    """Give NaN coordinates to crystals whose chain was not finite, (G,) bool."""
+    pairs = zip(crystals, failed, strict=True)
+    return [(types, np.full_like(x, np.nan) if bad else x, cell) for (types, x, cell), bad in pairs]

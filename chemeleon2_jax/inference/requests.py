@@ -1,0 +1,241 @@
+"""What a sampler is asked for: how many crystals, of which sizes, under which conditions.
+
+Values of conditions are given by name, one for all crystals or one a crystal; None is the null
+condition. A composition says how many atoms a crystal has, and for a VAE that is given its atom
+types, which.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pymatgen.core import Composition
+
+from chemeleon2_jax.inference.condition_encoding import encode_values, read_composition
+from chemeleon2_jax.inference.generator import draw_num_atoms
+from chemeleon2_jax.models.sizes import ConditionSizes
+from chemeleon2_jax.pretrained.loading import LDMParts
+
+_TOLERANCE = 1e-4  # of a number of atoms that should be whole
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Of G crystals.
+
+    Attributes:
+        num_atoms: (G,) int32.
+        conditions: name -> (G, width), as `encode_values` makes them; {} where nothing is asked.
+        atom_types: atomic numbers (n,) of each, for a VAE that does not predict them, else None.
+    """
+
+    num_atoms: np.ndarray
+    conditions: dict[str, np.ndarray]
+    atom_types: list[np.ndarray] | None
+
+
+def make_prompts(
+    parts: LDMParts,
+    *,
+    num_samples: int | None = None,
+    num_atoms: Sequence[int] | None = None,
+    conditions: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Prompts:
+    """Check what a model is asked for and put it into arrays.
+
+    Args:
+        parts: the model.
+        num_samples: how many; by default as many as `num_atoms` or the conditions have values.
+        num_atoms: sizes, repeated in turn; by default those of the compositions, else drawn from
+            the training set's.
+        conditions: name -> one value, or a list with one a crystal.
+        seed: of the drawn sizes.
+
+    Raises:
+        ValueError: something that the model cannot do, or that contradicts itself.
+    """
+    asked = _by_name(conditions, parts.sizes.conditions)
+    _check_types(parts, asked)
+    sizes = _read_sizes(num_atoms)
+    if num_samples is not None and num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+    count = num_samples or _count(sizes, asked, _composition_name(parts))
+    listed = {name: _repeat(name, value, count) for name, value in asked.items()}
+    formulas = _read_formulas(listed.get(_composition_name(parts) or "", [None] * count))
+    if sizes is not None:
+        final = np.resize(sizes, count)
+    else:
+        written = [0 if f is None else _whole_number(f.num_atoms, f) for f in formulas]
+        drawn = draw_num_atoms(parts.size_table, count, seed)
+        final = np.where(written, written, drawn)
+    # Also where the types are predicted: no other number of atoms can have the composition.
+    types = [
+        None if formula is None else _atoms(formula, int(size), index)
+        for index, (formula, size) in enumerate(zip(formulas, final, strict=True))
+    ]
+    return Prompts(
+        num_atoms=final.astype(np.int32),
+        conditions=_encode(listed, parts.sizes.conditions),
+        atom_types=None if parts.vae.sizes.atom_type_predict else _all_known(types),
+    )
+
+
+def encode_conditions(
+    conditions: Mapping[str, Any] | None, sizes: ConditionSizes | None, count: int
+) -> dict[str, np.ndarray]:
+    """Return name -> (count, width) for all conditions of a model; {} where none is asked for.
+
+    Args:
+        conditions: name -> one value, or a list with one a crystal; what is missing is None.
+        sizes: of the model's conditions.
+        count: number of crystals.
+
+    Raises:
+        ValueError: unknown names, another number of values, or values that cannot be.
+    """
+    asked = _by_name(conditions, sizes)
+    return _encode({name: _repeat(name, v, count) for name, v in asked.items()}, sizes)
+
+
+def _encode(listed: Mapping[str, list[Any]], sizes: ConditionSizes | None) -> dict[str, np.ndarray]:
+    if sizes is None or all(value is None for values in listed.values() for value in values):
+        return {}
+    count = len(next(iter(listed.values())))
+    return {c.name: encode_values(c, listed.get(c.name, [None] * count)) for c in sizes.conditions}
+
+
+def _by_name(conditions: Mapping[str, Any] | None, sizes: ConditionSizes | None) -> dict[str, Any]:
+    """Check the names."""
+    asked = dict(conditions or {})
+    if asked and sizes is None:
+        raise ValueError(
+            f"this model takes no conditions, but is given {', '.join(map(repr, asked))}"
+        )
+    for name in asked:
+        assert sizes is not None
+        if name not in sizes.names:
+            near = difflib.get_close_matches(str(name), sizes.names, n=1)
+            hint = f"did you mean {near[0]!r}? It" if near else "it"
+            raise ValueError(
+                f"this model has no condition {name!r}; {hint} takes {', '.join(sizes.names)}"
+            )
+    return asked
+
+
+def _is_list(value: Any) -> bool:
+    """A list of values, not one value: text and formulas are one."""
+    return isinstance(value, np.ndarray) or (
+        isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    )
+
+
+def _repeat(name: str, value: Any, count: int) -> list[Any]:
+    if not _is_list(value):
+        return [value] * count
+    values = list(value)
+    if len(values) not in (1, count):
+        raise ValueError(
+            f"condition {name!r} has {len(values)} values for {count} crystals; give one, or one a "
+            "crystal"
+        )
+    return values * (count if len(values) == 1 else 1)
+
+
+def _count(sizes: np.ndarray | None, asked: Mapping[str, Any], composition: str | None) -> int:
+    """Number of crystals where it is not said: that of the sizes, or of the longest list."""
+    if sizes is not None:
+        return len(sizes)
+    longest = max((len(value) for value in asked.values() if _is_list(value)), default=0)
+    if longest:
+        return longest
+    if composition in asked:
+        return 1
+    raise ValueError("give num_samples, num_atoms or both")
+
+
+def _read_sizes(num_atoms: Sequence[int] | None) -> np.ndarray | None:
+    if num_atoms is None:
+        return None
+    sizes = np.asarray(num_atoms)
+    if (
+        sizes.ndim != 1
+        or not len(sizes)
+        or not np.issubdtype(sizes.dtype, np.integer)
+        or sizes.min() < 1
+    ):
+        raise ValueError(f"num_atoms must be positive integers, not {num_atoms!r}")
+    return sizes
+
+
+# --- compositions ---------------------------------------------------------------------------------
+
+
+def _composition_name(parts: LDMParts) -> str | None:
+    """Name of the condition that is a composition."""
+    conditions = parts.sizes.conditions.conditions if parts.sizes.conditions else ()
+    return next((c.name for c in conditions if c.kind == "composition"), None)
+
+
+def _check_types(parts: LDMParts, asked: Mapping[str, Any]) -> None:
+    if parts.vae.sizes.atom_type_predict:
+        return
+    problem = "the VAE of this model does not predict atom types (csp)"
+    name = _composition_name(parts)
+    if name is None:
+        raise ValueError(
+            f"{problem}, so that it cannot generate freely, and its denoiser takes no composition: "
+            "it cannot generate at all"
+        )
+    if name not in asked:
+        raise ValueError(
+            f"{problem}, so that it cannot generate freely: give formulas, as in "
+            f'conditions={{"{name}": "Ba1Cr1F6"}}'
+        )
+
+
+def _read_formulas(values: Sequence[Any]) -> list[Composition | None]:
+    formulas: list[Composition | None] = []
+    for index, value in enumerate(values):
+        try:
+            formulas.append(None if value is None else read_composition(value))
+        except ValueError as error:
+            raise ValueError(f"composition {index} ({value!r}): {error}") from error
+    return formulas
+
+
+def _whole_number(value: float, formula: Composition) -> int:
+    if abs(value - round(value)) > _TOLERANCE or round(value) < 1:
+        raise ValueError(
+            f"{formula.formula} has {value:g} atoms; give whole numbers of atoms, or num_atoms"
+        )
+    return round(value)
+
+
+def _atoms(formula: Composition, size: int, index: int) -> np.ndarray:
+    """Atomic numbers (size,) of a formula, in its order.
+
+    Raises:
+        ValueError: no such number of atoms has this composition.
+    """
+    counts: dict[int, float] = {}
+    for element, amount in formula.items():  # two may have one number: D and H, Fe2+ and Fe3+
+        counts[element.Z] = counts.get(element.Z, 0.0) + size * amount / formula.num_atoms
+    if any(abs(n - round(n)) > _TOLERANCE for n in counts.values()):
+        raise ValueError(f"crystal {index}: {size} atoms cannot be {formula.formula}")
+    return np.repeat(list(counts), [round(n) for n in counts.values()])
+
+
+def _all_known(types: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+    known = [t for t in types if t is not None]
+    if len(known) < len(types):
+        index = next(i for i, t in enumerate(types) if t is None)
+        raise ValueError(
+            f"crystal {index} has no composition, but the VAE of this model does not predict atom "
+            "types (csp): give every crystal its formula"
+        )
+    return known

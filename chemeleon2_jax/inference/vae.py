@@ -1,0 +1,240 @@
+"""Trained VAEs and predictors as Python objects: encode, decode, predict."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from pymatgen.core import Structure
+
+from chemeleon2_jax.crystals.arrays import MAX_ATOMIC_NUMBER, Crystals
+from chemeleon2_jax.crystals.structures import structure_from_arrays, structures_to_crystals
+from chemeleon2_jax.data.loader import in_order
+from chemeleon2_jax.inference.generator import LARGEST_LATENT
+from chemeleon2_jax.models.predictor import to_units
+from chemeleon2_jax.models.vae import Reconstruction, reconstruct, split_crystals
+from chemeleon2_jax.pretrained.loading import PredictorParts, VAEParts
+from chemeleon2_jax.rows.layout import Layout
+from chemeleon2_jax.rows.packing import Assignment
+from chemeleon2_jax.rows.rows import Rows
+
+_BATCH_SIZE = 256
+
+
+@dataclass
+class VAEModel:
+    """A trained VAE.
+
+    Attributes:
+        parts: sizes and parameters.
+        meta: what its checkpoint says of it.
+    """
+
+    parts: VAEParts
+    meta: dict[str, Any] = field(repr=False)
+
+    def encode(self, structures: Sequence[Structure]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return means and logvars of the latents, (n_atoms, L) each, one a structure; the cell is
+        taken as it is.
+
+        Raises:
+            ValueError: a structure is disordered or holds no element up to Z = 99.
+        """
+        return self.encode_crystals(structures_to_crystals(structures))
+
+    def encode_crystals(self, crystals: Crystals) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return means and logvars as `encode` does, of crystals as arrays."""
+        means: list[np.ndarray] = []
+        logvars: list[np.ndarray] = []
+        for rows, where in batches(crystals, edges=self.parts.sizes.encoder.name == "cspnet"):
+            mean, logvar = self._encode(self.parts.params, rows)
+            means += where.split_atoms(mean)
+            logvars += where.split_atoms(logvar)
+        return means, logvars
+
+    def decode(
+        self, latents: Sequence[np.ndarray], *, atom_types: Sequence[np.ndarray] | None = None
+    ) -> list[Structure | None]:
+        """Return one Structure a latent (n_atoms, L); None, with a warning that says why, where no
+        cell can be built or the latent is not finite.
+
+        Args:
+            latents: as `encode` gives them.
+            atom_types: atomic numbers (n_atoms,), for a VAE that does not predict them, and only
+                for those.
+
+        Raises:
+            ValueError: atom types missing or not wanted, or shapes that do not fit.
+        """
+        crystals = self._crystals_of(latents, atom_types)
+        if not len(latents):
+            return []
+        usable = [bool((np.abs(z) < LARGEST_LATENT).all()) for z in latents]
+        # Zeros instead: what is not finite would reach its neighbours in the row.
+        parts = [z if ok else np.zeros_like(z) for z, ok in zip(latents, usable, strict=True)]
+        flat = np.concatenate(parts).astype(np.float32)
+        arrays: list[Any] = []
+        for rows, where in batches(crystals, features={"latent": flat}):
+            arrays += split_crystals(self._decode(self.parts.params, rows), where)
+        pairs = zip(arrays, usable, strict=True)
+        return [_build(a if ok else None, index) for index, (a, ok) in enumerate(pairs)]
+
+    def _crystals_of(
+        self, latents: Sequence[np.ndarray], atom_types: Sequence[np.ndarray] | None
+    ) -> Crystals:
+        predicts, width = self.parts.sizes.atom_type_predict, self.parts.sizes.latent_dim
+        if predicts == (atom_types is not None):
+            raise ValueError(
+                "this VAE predicts atom types: do not give them"
+                if predicts
+                else "this VAE does not predict atom types: give atom_types=[...]"
+            )
+        check_latents(latents, width)
+        if atom_types is not None:
+            _check_types(atom_types, latents)
+        return Crystals.from_list(
+            (
+                np.ones(len(z)) if atom_types is None else atom_types[i],
+                np.zeros((len(z), 3)),
+                np.eye(3),
+            )
+            for i, z in enumerate(latents)
+        )
+
+    @property
+    def _encode(self) -> Callable[[Any, Rows], Any]:
+        return _jitted_encode(self.parts.graphdef)
+
+    @property
+    def _decode(self) -> Callable[[Any, Rows], Reconstruction]:
+        return _jitted_decode(self.parts.graphdef)
+
+
+@dataclass
+class PredictorModel:
+    """A trained predictor of properties.
+
+    Attributes:
+        parts: sizes and parameters, with those of the VAE whose encoder it reads.
+        meta: what its checkpoint says of it.
+    """
+
+    parts: PredictorParts
+    meta: dict[str, Any] = field(repr=False)
+
+    @property
+    def vae(self) -> VAEModel:
+        """The VAE whose encoder it reads."""
+        return VAEModel(self.parts.vae, self.meta)
+
+    def predict(self, structures: Sequence[Structure]) -> dict[str, np.ndarray]:
+        """Return {target: (n,) float64 in its unit}.
+
+        The cells are taken as they are. Training saw Niggli-reduced cells in standard orientation
+        (`data.structures.reduce_structure`), and so predicts best for those.
+
+        Raises:
+            ValueError: a structure is disordered or holds no element up to Z = 99.
+        """
+        return self.predict_crystals(structures_to_crystals(structures))
+
+    def predict_crystals(self, crystals: Crystals) -> dict[str, np.ndarray]:
+        """Return {target: (G,) float64 in its unit} of crystals as arrays, as they are."""
+        sizes, vae = self.parts.sizes, self.parts.vae
+        found = [np.zeros((0, len(sizes.targets)))]
+        fn = _jitted_predict(vae.graphdef, self.parts.graphdef)
+        for rows, where in batches(crystals, edges=vae.sizes.encoder.name == "cspnet"):
+            found.append(where.take_slots(fn(vae.params, self.parts.params, rows)))
+        values = to_units(np.concatenate(found).astype(np.float64), sizes)
+        return {target.name: values[:, i] for i, target in enumerate(sizes.targets)}
+
+
+def batches(
+    crystals: Crystals,
+    *,
+    edges: bool = False,
+    features: Mapping[str, np.ndarray] | None = None,
+    conditions: Mapping[str, np.ndarray] | None = None,
+) -> Iterator[tuple[Rows, Assignment]]:
+    """Yield (rows, assignment) over all crystals in order, all of one shape.
+
+    Args:
+        crystals: any number.
+        edges: with the pairs of atoms that CSPNet wants.
+        features: name -> (A, width) of all atoms.
+        conditions: name -> (G, width) of all crystals.
+    """
+    if not len(crystals):
+        return
+    sizes = crystals.num_atoms
+    like = Layout.plan(sizes, _BATCH_SIZE, edges=edges)
+    parts = [sizes[i : i + _BATCH_SIZE] for i in range(0, len(sizes), _BATCH_SIZE)]
+    layout = Layout.for_batches(parts, like=like, coarse=True)
+    filled = in_order(crystals, layout, _BATCH_SIZE, atom_features=features, conditions=conditions)
+    for rows, where, _ in filled:
+        yield rows, where
+
+
+def check_latents(latents: Sequence[np.ndarray], width: int) -> None:
+    """Raise ValueError for what is not (n_atoms, width)."""
+    for index, z in enumerate(latents):
+        if np.ndim(z) != 2 or np.shape(z)[1] != width or not len(z):
+            raise ValueError(f"latent {index} has shape {np.shape(z)}, not (n_atoms, {width})")
+
+
+def _check_types(atom_types: Sequence[np.ndarray], latents: Sequence[np.ndarray]) -> None:
+    if len(atom_types) != len(latents):
+        raise ValueError(f"{len(latents)} latents, but {len(atom_types)} atom_types")
+    for index, (types, z) in enumerate(zip(atom_types, latents, strict=True)):
+        if np.shape(types) != (len(z),):
+            raise ValueError(
+                f"latent {index} has {len(z)} atoms, but its atom_types have the shape "
+                f"{np.shape(types)}"
+            )
+        if not np.isin(types, np.arange(1, MAX_ATOMIC_NUMBER + 1)).all():
+            raise ValueError(
+                f"atom_types of latent {index} are not atomic numbers 1 to {MAX_ATOMIC_NUMBER}"
+            )
+
+
+def _build(arrays: Any, index: int) -> Structure | None:
+    """Build a Structure from (atom_types, frac_coords, lattice), or from None say why not."""
+    try:
+        if arrays is None:
+            raise ValueError("the latent is not finite")
+        return structure_from_arrays(*arrays)
+    except ValueError as error:
+        warnings.warn(f"latent {index} decodes to no crystal: {error}", stacklevel=3)
+        return None
+
+
+@lru_cache(maxsize=8)
+def _jitted_encode(graphdef: Any) -> Any:
+    def encode(params: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
+        posterior = nnx.merge(graphdef, params).encode(rows)
+        return posterior.mean, posterior.logvar
+
+    return jax.jit(encode)
+
+
+@lru_cache(maxsize=8)
+def _jitted_decode(graphdef: Any) -> Any:
+    def decode(params: Any, rows: Rows) -> Reconstruction:
+        return reconstruct(nnx.merge(graphdef, params).decode(rows.features["latent"], rows), rows)
+
+    return jax.jit(decode)
+
+
+@lru_cache(maxsize=8)
+def _jitted_predict(vae_graphdef: Any, graphdef: Any) -> Any:
+    def predict(vae_params: Any, params: Any, rows: Rows) -> jax.Array:
+        posterior = nnx.merge(vae_graphdef, vae_params).encode(rows)
+        return nnx.merge(graphdef, params)(posterior, rows)
+
+    return jax.jit(predict)

@@ -1,0 +1,310 @@
+"""Sizes of the models: everything that determines their parameters, as frozen structs that become
+JSON. Free of JAX.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+from chemeleon2_jax.crystals.arrays import (
+    NUM_ATOM_CLASSES,
+)
+
+
+@dataclass(frozen=True)
+class EncoderSizes:
+    """Sizes of an encoder; `num_freqs` and `layer_norm` are for CSPNet, the heads and feedforward
+    for the transformer.
+    """
+
+    name: str = "transformer"
+    d_model: int = 512
+    nhead: int = 8
+    dim_feedforward: int = 2048
+    num_layers: int = 8
+    num_freqs: int = 10
+    layer_norm: bool = True
+
+
+@dataclass(frozen=True)
+class DecoderSizes:
+    """Sizes of the transformer decoder."""
+
+    d_model: int = 512
+    nhead: int = 8
+    dim_feedforward: int = 2048
+    num_layers: int = 8
+
+
+@dataclass(frozen=True)
+class VAESizes:
+    """Everything that determines the parameters of a VAE."""
+
+    latent_dim: int = 8
+    encoder: EncoderSizes = field(default_factory=EncoderSizes)
+    decoder: DecoderSizes = field(default_factory=DecoderSizes)
+    atom_type_predict: bool = True
+    foundation_alignment: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> VAESizes:
+        """Undo `to_dict`."""
+        encoder, decoder = EncoderSizes(**values["encoder"]), DecoderSizes(**values["decoder"])
+        return VAESizes(**{**values, "encoder": encoder, "decoder": decoder})
+
+
+@dataclass(frozen=True)
+class LoRASizes:
+    """Which layers have adapters, and of what size.
+
+    Attributes:
+        rank: inner width of the product.
+        alpha: strength; the product is multiplied by alpha / rank.
+        targets: dotted paths of linear layers, or their ends: "mlp.fc1" is that of every block.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.rank < 1 or not self.targets:
+            raise ValueError(
+                f"LoRA wants a rank of at least 1 and targets, not {self.rank} and {self.targets}"
+            )
+
+    @property
+    def scale(self) -> float:
+        """What the product is multiplied by."""
+        return self.alpha / self.rank
+
+    def applies_to(self, path: str) -> bool:
+        """Whether the layer at a dotted path has an adapter."""
+        parts = path.split(".")
+        return any(".".join(parts[i:]) in self._targets for i in range(len(parts)))
+
+    @cached_property
+    def _targets(self) -> frozenset[str]:
+        return frozenset(self.targets)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict, for JSON."""
+        return {**asdict(self), "targets": list(self.targets)}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> LoRASizes:
+        """Undo `to_dict`."""
+        return LoRASizes(**{**values, "targets": tuple(values["targets"])})
+
+
+_NAME = re.compile(r"[A-Za-z]\w*")
+
+
+KINDS = ("float", "composition", "chemical_system", "categorical", "text")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition.
+
+    Attributes:
+        name: what it is called in data and requests.
+        kind: one of KINDS. `text` is a placeholder of the original, whose input is zeros.
+        mean, std: of a `float`, in its unit, which is standardised where both are there.
+        num_classes: of a `categorical`.
+    """
+
+    name: str
+    kind: str
+    mean: float | None = None
+    std: float | None = None
+    num_classes: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.kind not in KINDS:
+            raise ValueError(
+                f"condition {self.name!r} is of kind {self.kind!r}; choose one of {KINDS}"
+            )
+        # It becomes an attribute of a module.
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"{self.name!r:.60} cannot be the name of a condition")
+        if self.kind == "categorical" and self.num_classes < 1:
+            raise ValueError(f"condition {self.name!r} is categorical, but has no num_classes")
+        if self.std is not None and not self.std > 0.0:
+            raise ValueError(f"condition {self.name!r} has std {self.std}; it must be positive")
+
+    @property
+    def width(self) -> int:
+        """Width of its input."""
+        return {"float": 1, "categorical": self.num_classes}.get(self.kind, NUM_ATOM_CLASSES)
+
+
+@dataclass(frozen=True)
+class ConditionSizes:
+    """Everything that determines the parameters of `Conditions`.
+
+    Attributes:
+        conditions: in the order in which their embeddings are joined.
+        hidden_dim: width of the embedding: that of the denoiser.
+        drop_prob: share of crystals that training gives the null condition.
+    """
+
+    conditions: tuple[Condition, ...]
+    hidden_dim: int
+    drop_prob: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check that there is something, and nothing twice."""
+        names = [condition.name for condition in self.conditions]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"conditions must be one or more with different names, not {names}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the conditions."""
+        return tuple(condition.name for condition in self.conditions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, for JSON."""
+        return {**asdict(self), "conditions": [asdict(c) for c in self.conditions]}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> ConditionSizes:
+        """Undo `to_dict`."""
+        conditions = tuple(Condition(**condition) for condition in values["conditions"])
+        return ConditionSizes(**{**values, "conditions": conditions})
+
+
+VARIANCE_LAYOUTS = ("per_token", "interleaved")
+
+
+@dataclass(frozen=True)
+class DiTSizes:
+    """Everything that determines the parameters of a DiT, and how its output is read.
+
+    variance_layout says where eps and variance are in the (T, 2L) output: `per_token` splits each
+    token's output; `interleaved` is the layout of published weights (see `split_output`).
+    `conditions` are what it can be asked for, `lora` says which of its layers have adapters.
+    """
+
+    latent_dim: int = 8
+    hidden_size: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    learn_sigma: bool = True
+    variance_layout: str = "per_token"
+    conditions: ConditionSizes | None = None
+    lora: LoRASizes | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, for JSON."""
+        parts = {"conditions": self.conditions, "lora": self.lora}
+        return {**asdict(self), **{name: p and p.to_dict() for name, p in parts.items()}}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> DiTSizes:
+        """Undo `to_dict`; what an older version did not write is None."""
+        given = {"conditions": None, "lora": None, **values}
+        readers = {"conditions": ConditionSizes.from_dict, "lora": LoRASizes.from_dict}
+        parts = {k: None if given[k] is None else read(given[k]) for k, read in readers.items()}
+        return DiTSizes(**{**given, **parts})
+
+
+# depth, hidden width, heads
+NAMED_SIZES = {
+    "S": (6, 384, 6),
+    "B": (12, 768, 12),
+    "L": (24, 1024, 16),
+    "XL": (28, 1152, 16),
+}
+
+
+REDUCTIONS = ("mean", "sum")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A property: its name, and mean and std in its unit; without them it is not standardised."""
+
+    name: str
+    mean: float | None = None
+    std: float | None = None
+
+
+@dataclass(frozen=True)
+class PredictorSizes:
+    """Everything that determines the parameters of a predictor, and how its output is read.
+
+    Attributes:
+        latent_dim: of the VAE.
+        encoder_dim: width of the VAE's encoder.
+        targets: what is predicted.
+        reduce: how atoms become a crystal: "mean" or "sum".
+        use_encoder_features: see the encoder's output beside the mean of the posterior.
+    """
+
+    latent_dim: int
+    encoder_dim: int
+    targets: tuple[Target, ...]
+    reduce: str = "mean"
+    use_encoder_features: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.reduce not in REDUCTIONS:
+            raise ValueError(f"reduce is {self.reduce!r}; choose one of {REDUCTIONS}")
+        names = [target.name for target in self.targets]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"targets must be one or more with different names, not {names}")
+
+    @property
+    def width(self) -> int:
+        """Width of what is known of an atom."""
+        return self.latent_dim + (self.encoder_dim if self.use_encoder_features else 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, for JSON."""
+        return {**asdict(self), "targets": [asdict(target) for target in self.targets]}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> PredictorSizes:
+        """Undo `to_dict`."""
+        targets = tuple(Target(**target) for target in values["targets"])
+        return PredictorSizes(**{**values, "targets": targets})
+
+
+TARGETS = ("eps", "x_0")
+
+
+MAX_STEPS = 100_000
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Of the chain that a model was trained on; `target` is what it predicts."""
+
+    num_steps: int = 1000
+    schedule: str = "linear"
+    target: str = "eps"
+
+    def __post_init__(self) -> None:
+        """Check target and length."""
+        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int):
+            raise ValueError(f"num_steps is {self.num_steps!r:.60}; it must be a whole number")
+        if not 1 <= self.num_steps <= MAX_STEPS:
+            raise ValueError(f"num_steps is {self.num_steps:.6g}; it is 1 to {MAX_STEPS}")
+        if self.target not in TARGETS:
+            raise ValueError(
+                f"diffusion target {self.target!r} is unknown; choose one of {TARGETS}"
+            )

@@ -1,0 +1,1 @@
+"""Trained models by name: run folders, checkpoints, published keys, PyTorch files."""

@@ -1,0 +1,280 @@
+"""One published file: fetched from the hub, or put in place by hand, and verified.
+
+huggingface_hub downloads into its own cache, with its users' settings (HF_HOME, HF_HUB_CACHE,
+HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE). It does not hash what it receives; that is done here. What
+the registry does not know of a file (commit, sha256, size) is recorded when the file first comes,
+and holds ever after.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from absl import logging
+
+from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.data.cache import hash_file
+from chemeleon2_jax.pretrained.hub_records import (
+    SHA256,
+    Published,
+    dropped_file,
+    hub_dir,
+    keep_record,
+    locked,
+    records_file,
+    with_record,
+)
+
+NUM_ATTEMPTS = 2
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A verified file: where it is, its sha256, and its commit ('' where that is not known)."""
+
+    path: Path
+    sha256: str
+    revision: str
+
+
+def fetch_file(published: Published) -> Fetched:
+    """Return a published file, verified; download it where it is not here yet.
+
+    A file put in place by hand comes first, then huggingface_hub's cache, then the network, which
+    is not asked for a file that is here and whose checksum is known.
+
+    Raises:
+        CheckpointError: it cannot be had, or is not what it should be; says what to do by hand.
+    """
+    try:
+        with locked(hub_dir() / f".{published.key}.lock"):
+            return _fetch(published)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot keep the checkpoint {published.key!r}: {error}. Make room, or set "
+            "XDG_CACHE_HOME (and HF_HOME for the download) to a folder that can be written"
+        ) from error
+
+
+def _fetch(published: Published) -> Fetched:
+    known = with_record(published)
+    if dropped_file(known).is_file():
+        return _take_dropped(published, known)
+    cached = _cached(known)
+    if cached is not None and known.sha256:
+        digest, problem = _check(cached, known)
+        if not problem:
+            return Fetched(cached, digest, _commit_of(cached, known))
+        logging.warning("%s is corrupt (%s).", cached, problem)
+    try:
+        offered = _ask(known)
+    # huggingface_hub and the HTTP library below it raise many types; here they are one thing.
+    except Exception as error:
+        if cached is None or known.sha256:
+            hint = _how_to_accept(published, known) if _is_gone(error) else ""
+            raise _failure(known, explain(error, known) + hint) from error
+        logging.info("No answer from the hub (%s); using %s.", error, cached)
+        offered = _as_cached(cached, known)
+    if known.sha256 and SHA256.fullmatch(offered.sha256) and known.sha256 != offered.sha256:
+        raise CheckpointError(
+            f"the hub now has another file as {_url(known)}, with sha256 {offered.sha256}; "
+            f"expected {known.sha256}{_how_to_accept(published, known)}"
+        )
+    offered = dataclasses.replace(offered, sha256=known.sha256 or offered.sha256)
+    fetched = _download(offered)
+    record(published, fetched)
+    return fetched
+
+
+def _take_dropped(published: Published, known: Published) -> Fetched:
+    path = dropped_file(known)
+    digest, problem = _check(path, known)
+    if problem:
+        raise CheckpointError(
+            f"{path}, put there by hand, is not the published file {known.key!r}: {problem}. "
+            f"Remove it, or replace it by a fresh download of {_url(known)}"
+            f"{_how_to_accept(published, known)}"
+        )
+    return Fetched(path, digest, known.revision if _COMMIT.fullmatch(known.revision) else "")
+
+
+def record(published: Published, fetched: Fetched) -> None:
+    """Write down what is now known of a fetched file, to be verified ever after.
+
+    Raises:
+        CheckpointError: there are records that cannot be read.
+        OSError: they cannot be written.
+    """
+    size = fetched.path.stat().st_size
+    keep_record(published, revision=fetched.revision, sha256=fetched.sha256, size=size)
+
+
+def _is_gone(error: BaseException) -> bool:
+    from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+
+    return isinstance(error, EntryNotFoundError | RevisionNotFoundError)
+
+
+def _how_to_accept(published: Published, known: Published) -> str:
+    if published.sha256 or not known.sha256:
+        return ""
+    return (
+        f". That was recorded when it first came; to accept the other file, remove the entry "
+        f"{known.key!r} from {records_file()}"
+    )
+
+
+def _ask(known: Published) -> Published:
+    """Return the entry with commit, sha256 and size as the hub has them ('' and 0: not said)."""
+    from huggingface_hub import constants, get_hf_file_metadata
+
+    metadata = get_hf_file_metadata(_url(known), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    if not metadata.commit_hash:
+        raise ValueError("the answer names no commit: this is no server of the hub's protocol")
+    etag = metadata.etag or ""
+    return dataclasses.replace(
+        known,
+        revision=metadata.commit_hash,
+        sha256=etag if SHA256.fullmatch(etag) else "",
+        size=metadata.size or 0,
+    )
+
+
+def _download(offered: Published) -> Fetched:
+    """Download a file of a known commit, unless it is cached; once more where it is corrupt."""
+    from huggingface_hub import hf_hub_download
+
+    logging.info("Fetching %s (%.0f MB).", _url(offered), offered.size / 1e6)
+    problem = ""
+    for attempt in range(NUM_ATTEMPTS):
+        try:
+            path = Path(
+                hf_hub_download(
+                    offered.repository,
+                    offered.path,
+                    revision=offered.revision,
+                    force_download=attempt > 0,
+                )
+            )
+        except Exception as error:  # see _fetch
+            raise _failure(offered, explain(error, offered)) from error
+        digest, problem = _check(path, offered)
+        if not problem:
+            return Fetched(path, digest, offered.revision)
+        logging.warning("%s came corrupt (%s).", path, problem)
+        _discard(path)
+    raise _failure(offered, f"what comes is corrupt, {NUM_ATTEMPTS} times: {problem}")
+
+
+def _check(path: Path, expected: Published) -> tuple[str, str]:
+    """Return the sha256 of a file, and what is wrong with it ('' where nothing is)."""
+    size = path.stat().st_size
+    if expected.size and size != expected.size:
+        return "", f"it has {size} bytes, expected {expected.size}"
+    digest = hash_file(path)
+    if expected.sha256 and digest != expected.sha256:
+        return digest, f"its sha256 is {digest}, expected {expected.sha256}"
+    return digest, ""
+
+
+def _cached(known: Published) -> Path | None:
+    """Return the file in huggingface_hub's cache, without asking the network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(known.repository, known.path, revision=known.revision)
+    return Path(path) if isinstance(path, str) else None
+
+
+def is_here(known: Published) -> bool:
+    """Whether the file was downloaded, or put in place by hand."""
+    return dropped_file(known).is_file() or _cached(known) is not None
+
+
+def _commit_of(cached: Path, known: Published) -> str:
+    # <cache>/models--<owner>--<name>/snapshots/<commit>/<path>
+    return cached.parents[len(PurePosixPath(known.path).parts) - 1].name
+
+
+def _as_cached(cached: Path, known: Published) -> Published:
+    """Return what the cache itself says of a file: its commit, and the ETag that it came with."""
+    etag = cached.readlink().name if cached.is_symlink() else ""
+    return dataclasses.replace(
+        known,
+        revision=_commit_of(cached, known),
+        sha256=etag if SHA256.fullmatch(etag) else "",
+    )
+
+
+def _discard(path: Path) -> None:
+    """Remove a file from huggingface_hub's cache: the snapshot's link, and what it points to."""
+    while path.is_symlink():
+        target = path.parent / path.readlink()
+        path.unlink()
+        path = target
+    path.unlink(missing_ok=True)
+
+
+def _url(known: Published) -> str:
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(known.repository, known.path, revision=known.revision)
+
+
+def _failure(known: Published, problem: str) -> CheckpointError:
+    url, dropped = _url(known), dropped_file(known)
+    return CheckpointError(
+        f"cannot download {url}: {problem}. Fetch it by hand, for instance with\n"
+        f"  curl -L --create-dirs -o {shlex.quote(str(dropped))} {url}\n"
+        "(or put it there from another machine); a file in that place is used first"
+    )
+
+
+def explain(error: BaseException, known: Published) -> str:
+    """Say in the user's terms why the hub did not give a file."""
+    from huggingface_hub import constants, errors
+
+    place = f"{known.repository} at revision {known.revision!r}"
+    match error:
+        case errors.OfflineModeIsEnabled():
+            return f"HF_HUB_OFFLINE is set, and the file is not in {constants.HF_HUB_CACHE}"
+        case errors.LocalEntryNotFoundError() | ValueError() if error.__cause__ is not None:
+            return explain(error.__cause__, known)
+        case errors.FileMetadataError() | ValueError():
+            return str(error)
+        case errors.RevisionNotFoundError():
+            return f"the repository {known.repository} has no revision {known.revision!r} any more"
+        case errors.EntryNotFoundError():
+            return f"{place} has no file {known.path}: it was renamed or removed"
+        case errors.GatedRepoError():
+            return f"{known.repository} asks for your consent on its page, and {_TOKEN_HINT}"
+        case errors.RepositoryNotFoundError():
+            return f"the hub shows no repository {known.repository}: it is gone, or {_TOKEN_HINT}"
+        case errors.HfHubHTTPError():
+            return _explain_status(error.response.status_code, place)
+        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"no room for it in {constants.HF_HUB_CACHE}; make room, or set HF_HOME"
+        case PermissionError():
+            return f"{constants.HF_HUB_CACHE} cannot be written ({error}); set HF_HOME"
+    reason = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
+    if "Timeout" in type(error).__name__:
+        return f"the server is too slow ({reason}); HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer"
+    return f"no connection, or it broke off ({reason}); try again where the network is good"
+
+
+_TOKEN_HINT = "it needs a token that may read it (set HF_TOKEN, or run `hf auth login`)"
+
+
+def _explain_status(status: int, place: str) -> str:
+    if status in (401, 403):
+        return f"access is refused (HTTP {status}): {_TOKEN_HINT}"
+    if status == 404:
+        return f"there is no such file in {place}, or no such repository (HTTP 404)"
+    if status == 429 or status >= 500:
+        return f"the server is busy or out of order (HTTP {status}); try again later"
+    return f"HTTP {status}"

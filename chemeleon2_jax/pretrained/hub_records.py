@@ -1,0 +1,150 @@
+"""Published files, and what is known of them: from the registry, and recorded at first download."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chemeleon2_jax.common.atomic_files import locked, replacing
+from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.data.cache import cache_dir
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint file that is published on the hub.
+
+    Attributes:
+        key: what it is called here and in Chemeleon2's configs.
+        repository: "owner/name" on the hub.
+        revision: commit, or a branch where no commit is known.
+        path: path in the repository.
+        sha256: of the file; '' where it is recorded at the first download.
+        size: bytes; 0 where it is recorded at the first download.
+        stage: "vae" or "ldm".
+        size_table: training set whose table of numbers of atoms an LDM samples with.
+        vae_heads: attention heads of the VAE, for a file that does not say.
+        description: a few words.
+    """
+
+    key: str
+    repository: str
+    revision: str
+    path: str
+    sha256: str = ""
+    size: int = 0
+    stage: str = ""
+    size_table: str = ""
+    vae_heads: int = 0
+    description: str = ""
+
+
+def hub_dir() -> Path:
+    """Return the folder of what is recorded here of the hub; it need not exist."""
+    return cache_dir() / "hub"
+
+
+def records_file() -> Path:
+    """Return the file with commit, sha256 and size of what was fetched, by key."""
+    return hub_dir() / "recorded.json"
+
+
+def dropped_file(published: Published) -> Path:
+    """Return where a file that was fetched by hand is looked for, before anything else."""
+    return hub_dir() / "files" / published.path
+
+
+def with_record(published: Published) -> Published:
+    """Return a registry entry with what was recorded of its file in place of what it leaves open.
+
+    Raises:
+        CheckpointError: the records cannot be read.
+    """
+    entry = {} if published.sha256 else _read_records().get(published.key, {})
+    if (entry.get("repository"), entry.get("path")) != (published.repository, published.path):
+        return published  # nothing recorded, or of another release
+    return dataclasses.replace(
+        published,
+        revision=entry["revision"] or published.revision,
+        sha256=entry["sha256"],
+        size=entry["size"],
+    )
+
+
+def keep_record(published: Published, *, revision: str, sha256: str, size: int) -> None:
+    """Write down what is now known of a file whose sha256 the registry does not have.
+
+    Args:
+        published: the registry's entry.
+        revision: commit; '' where it is not known.
+        sha256: of the file.
+        size: bytes.
+
+    Raises:
+        CheckpointError: there are records that cannot be read.
+        OSError: they cannot be written.
+    """
+    if published.sha256:
+        return
+    entry = {
+        "repository": published.repository,
+        "path": published.path,
+        "revision": revision,
+        "sha256": sha256,
+        "size": size,
+    }
+    with locked(hub_dir() / ".recorded.lock"):
+        records = _read_records()
+        if records.get(published.key) != entry:
+            text = json.dumps({**records, published.key: entry}, indent=2) + "\n"
+            with replacing(records_file()) as temporary:
+                temporary.write_text(text)
+
+
+def forget_record(published: Published) -> None:
+    """Take back what was recorded of a file that turned out to be no model."""
+    with locked(hub_dir() / ".recorded.lock"):
+        records = _read_records()
+        if records.pop(published.key, None) is not None:
+            with replacing(records_file()) as temporary:
+                temporary.write_text(json.dumps(records, indent=2) + "\n")
+
+
+def _read_records() -> dict[str, dict[str, Any]]:
+    path = records_file()
+    try:
+        records: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))
+        if all(_is_record(entry) for entry in records.values()):
+            return records
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}, with the checksums of downloaded checkpoints, cannot be read ({error}); set "
+            "XDG_CACHE_HOME to a folder that can be read and written"
+        ) from error
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(_damaged_records(path, str(error))) from error
+    raise CheckpointError(_damaged_records(path, "an entry is incomplete"))
+
+
+def _is_record(entry: Any) -> bool:
+    types = {"repository": str, "path": str, "revision": str, "sha256": str, "size": int}
+    return (
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(name), kind) for name, kind in types.items())
+        and SHA256.fullmatch(entry["sha256"]) is not None
+    )
+
+
+def _damaged_records(path: Path, reason: str) -> str:
+    return (
+        f"{path}, with the checksums of downloaded checkpoints, is damaged ({reason}); remove "
+        "it, and they are recorded again at the next download"
+    )

@@ -1,0 +1,188 @@
+"""What the command lines share: readable logs, one-line errors, exit codes, files they write."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags
+from absl import logging as absl_logging
+from tqdm import tqdm
+
+from chemeleon2_jax.common.atomic_files import replacing
+from chemeleon2_jax.common.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    RewardError,
+    SettingsError,
+)
+
+PACKAGE = "chemeleon2_jax"
+_SOURCES = str(Path(__file__).parents[1])
+INTERRUPTED = 130  # 128 + SIGINT
+ONLY_IN_FILE = "only_in_file"
+"""`extra={ONLY_IN_FILE: True}` keeps a record off the console: long lists."""
+
+_log = logging.getLogger(f"{PACKAGE}.cli")
+
+
+def run(
+    main: Callable[[], int], *, parse_flags: Callable[[list[str]], list[str]] | None = None
+) -> NoReturn:
+    """Run a command line and ends the process with its exit code.
+
+    An error that the user can mend is one line and exit code 1, any other shows its traceback.
+
+    Args:
+        main: returns the exit code.
+        parse_flags: parses the arguments; absl's own by default.
+    """
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            rest = (parse_flags or flags.FLAGS)(list(argv))
+            if rest[1:]:
+                raise ConfigError(f"unexpected argument {rest[1]!r}; flags are --name=value")
+        except (ConfigError, flags.Error) as error:
+            _fail(error)
+        return rest
+
+    def guarded(_argv: Sequence[str]) -> int:
+        _log_to_console()
+        # pymatgen, whenever it sorts the elements of a formula that has a noble gas in it.
+        warnings.filterwarnings("ignore", message="No Pauling electronegativity")
+        try:
+            return main()
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except Exception as error:
+            if not isinstance(error, expected_errors()):
+                raise
+            _fail(error)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def expected_errors() -> tuple[type[Exception], ...]:
+    """Return the errors whose text says what happened and what to do."""
+    # A module that nobody imported cannot have raised, and importing it would load JAX.
+    loop = sys.modules.get(f"{PACKAGE}.training.loop")
+    non_finite = () if loop is None else (loop.NonFiniteError,)
+    return (CheckpointError, ConfigError, DatasetError, RewardError, SettingsError, *non_finite)
+
+
+def _fail(error: Exception) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Libraries are heard from warnings on: Orbax alone logs pages at level INFO."""
+    # absl gives all its records one name; the path says who wrote them.
+    by_us = record.name.startswith(f"{PACKAGE}.") or record.pathname.startswith(_SOURCES)
+    return by_us or record.levelno >= logging.WARNING
+
+
+class _ConsoleHandler(logging.Handler):
+    """Plain lines on stderr that do not tear a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        tqdm.write(prefix + self.format(record), file=sys.stderr)
+
+
+def _log_to_console() -> None:
+    root = logging.getLogger()
+    root.removeHandler(absl_logging.get_absl_handler())
+    handler = _ConsoleHandler()
+    handler.addFilter(_is_ours)
+    handler.addFilter(lambda record: not getattr(record, ONLY_IN_FILE, False))
+    root.addHandler(handler)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file whose disk may fill up: that is said once, and the run goes on."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        del record
+        if not self._failed:
+            self._failed = True
+            reason = sys.exc_info()[1]
+            tqdm.write(f"warning: {self.baseFilename} ends here: {reason}", file=sys.stderr)
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Append what is logged inside to a file, and the error that ends it."""
+    handler = _LogFile(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(_is_ours)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        expected = isinstance(error, (*expected_errors(), KeyboardInterrupt, SystemExit))
+        handler.handle(
+            _log.makeRecord(
+                _log.name,
+                logging.ERROR,
+                __file__,
+                0,
+                f"{type(error).__name__}: {error}",
+                (),
+                None if expected else (type(error), error, error.__traceback__),
+            )
+        )
+        raise
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def check_output_dir(path: Path) -> None:
+    """Find out before the work whether --output_dir can be made, without making it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    except OSError as error:
+        raise ConfigError(f"--output_dir: {error}") from error
+    if not nearest.is_dir():
+        raise ConfigError(f"--output_dir: {nearest} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output_dir: {nearest} cannot be written to")
+
+
+def make_output_dir(path: Path) -> None:
+    """Make --output_dir if it is missing.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output_dir: {error}") from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file, so that a reader finds the old one or the new one, whole.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error}") from error

@@ -1,0 +1,180 @@
+"""Configs of runs: loading them, and what stages and the training core take from them.
+
+A config is a `ConfigDict` whose values are numbers, bools and strings. Absent is '' or 0, several
+names are one comma-separated string. No JAX is imported here, so that `--print_config` and the
+message about a misspelt key come at once.
+"""
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.training.config import (
+    EarlyStoppingConfig,
+    FitConfig,
+    OptimizerConfig,
+    SchedulerConfig,
+    WandbConfig,
+)
+
+_HUB_KEY = re.compile(r"\$\{hub:([^}]+)\}")
+
+
+def load_config(spec: str) -> ConfigDict:
+    """Load a config file.
+
+    Args:
+        spec: path of a Python file with `get_config(experiment)`, then ':' and an experiment's name
+            where one is wanted.
+
+    Raises:
+        ConfigError: no such file, no such experiment, or the file holds no config.
+    """
+    name, _, experiment = spec.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(f"there is no config file {name!r} (looked in {Path.cwd()})")
+    add_config_root(path)
+    module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise ConfigError(f"{name} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{name} has no function get_config(experiment)")
+    try:
+        config = module.get_config(experiment)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    config.lock()
+    return config
+
+
+def add_config_root(path: Path) -> None:
+    """Make the folder above `configs/` importable: the files there import their shared blocks."""
+    root = str(path.resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.insert(0, root)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested blocks into {dotted key: value}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping | ConfigDict):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def to_json(config: ConfigDict) -> str:
+    """Return the config as indented JSON."""
+    return json.dumps(config.to_dict(), indent=2)
+
+
+def module_of(config: ConfigDict) -> ConfigDict:
+    """Return the stage's own block: `vae_module` of train_vae, `ldm_module` of train_ldm."""
+    return config[f"{config.task_name.removeprefix('train_')}_module"]
+
+
+def fit_config(config: ConfigDict) -> FitConfig:
+    """Return what the training core takes from a config.
+
+    Raises:
+        ConfigError: a value that it does not take.
+    """
+    trainer, stopping, wandb = config.trainer, config.callbacks.early_stopping, config.logger.wandb
+    module = module_of(config)
+    optimizer, scheduler = module.optimizer, module.scheduler
+    try:
+        return FitConfig(
+            seed=config.seed,
+            max_steps=trainer.max_steps,
+            max_epochs=trainer.max_epochs,
+            check_val_every_n_epoch=trainer.check_val_every_n_epoch,
+            check_val_every_n_steps=trainer.check_val_every_n_steps,
+            save_every_n_steps=trainer.save_every_n_steps,
+            log_every_n_steps=trainer.log_every_n_steps,
+            gradient_clip_val=trainer.gradient_clip_val,
+            ema_decay=module.ema.decay if "ema" in module else 0.0,
+            num_devices=trainer.num_devices,
+            optimizer=OptimizerConfig(
+                name=optimizer.name,
+                learning_rate=optimizer.lr,
+                weight_decay=optimizer.weight_decay,
+                betas=(optimizer.beta1, optimizer.beta2),
+                eps=optimizer.eps,
+            ),
+            scheduler=SchedulerConfig(
+                name=scheduler.name,
+                warmup_steps=scheduler.warmup_steps,
+                total_steps=scheduler.decay_steps,
+                final_factor=scheduler.final_factor,
+                factor=scheduler.factor,
+                patience=scheduler.patience,
+                threshold=scheduler.threshold,
+                min_lr=scheduler.min_lr,
+                monitor=scheduler.monitor,
+                mode=scheduler.mode,
+            ),
+            early_stopping=EarlyStoppingConfig(
+                patience=stopping.patience,
+                monitor=stopping.monitor,
+                mode=stopping.mode,
+                min_delta=stopping.min_delta,
+            ),
+            keep_best=config.callbacks.model_checkpoint.save_top_k,
+            wandb=WandbConfig(
+                project=wandb.project,
+                name=wandb.name,
+                group=wandb.group or f"{config.task_name}/{dataset_label(config)}",
+                tags=split_names(wandb.tags),
+            ),
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def dataset_label(config: ConfigDict) -> str:
+    """Return a short name of the data set: that of the folder, where one is given."""
+    folder = str(config.data.data_dir)
+    return Path(folder).resolve().name if folder else str(config.data.name)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Split a comma-separated value."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def rename_columns(text: str) -> dict[str, str]:
+    """Read `data.rename`: 'column in the file:name here', comma-separated.
+
+    Raises:
+        ConfigError: a part that is not of that form.
+    """
+    columns = {}
+    for part in split_names(text):
+        column, colon, name = (piece.strip() for piece in part.partition(":"))
+        if not (column and colon and name):
+            raise ConfigError(
+                f"data.rename has the part {part!r}; it is 'column in the file:name here', "
+                "comma-separated, as in band_gap:dft_band_gap"
+            )
+        columns[column] = name
+    return columns
+
+
+def unwrap_hub_keys(config: ConfigDict) -> None:
+    """Replace every `${hub:name}`, as Chemeleon2's configs have it, by `name`, in place."""
+    for key, value in flatten(config).items():
+        match = _HUB_KEY.fullmatch(value) if isinstance(value, str) else None
+        if match:
+            config.update_from_flattened_dict({key: match[1]})

@@ -1,0 +1,212 @@
+"""Checks of a config and of its flags; each error is one line that says what to do."""
+
+import difflib
+import importlib.util
+import math
+import re
+from collections.abc import Iterable
+
+from ml_collections import ConfigDict
+
+from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.runs.config import fit_config, flatten, module_of, rename_columns
+
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
+
+_CHOICES = {
+    "callbacks.early_stopping.mode": ("min", "max"),
+    "callbacks.model_checkpoint.mode": ("min", "max"),
+    "ldm_module.denoiser.size": ("S", "B", "L", "XL", "custom"),
+    "ldm_module.diffusion.schedule": ("linear", "squaredcos_cap_v2"),
+    "ldm_module.diffusion.target": ("eps", "x_0"),
+    "ldm_module.diffusion.variance_layout": ("per_token", "interleaved"),
+    "ldm_module.sampling.sampler": ("ddim", "ddpm"),
+    "ldm_module.scheduler.mode": ("", "min", "max"),
+    "packing.layout": ("packed", "padded"),
+    "predictor_module.reduce": ("mean", "sum"),
+    "predictor_module.scheduler.mode": ("", "min", "max"),
+    "rl_module.reward_fn.normalize_fn": ("", "norm", "std", "subtract_mean"),
+    "rl_module.reward_fn.require": ("", "valid", "covalent"),
+    "rl_module.rl_configs.kl_reference": ("rollout", "initial"),
+    "rl_module.sampling_configs.sampler": ("ddim", "ddpm"),
+    "rl_module.scheduler.mode": ("", "min", "max"),
+    "trainer.precision": ("f32", "bf16"),
+    "vae_module.encoder.name": ("transformer", "cspnet"),
+    "vae_module.scheduler.mode": ("", "min", "max"),
+}
+_POSITIVE = (
+    "callbacks.model_checkpoint.save_top_k",
+    "data.batch_size",
+    "ldm_module.denoiser.depth",
+    "ldm_module.denoiser.hidden_size",
+    "ldm_module.denoiser.num_heads",
+    "ldm_module.diffusion.num_steps",
+    "ldm_module.sampling.steps",
+    "packing.max_shapes",
+    "rl_module.rl_configs.num_group_samples",
+    "rl_module.rl_configs.num_inner_batch",
+    "rl_module.validation.draw_every_n_steps",
+    "rl_module.validation.num_samples",
+    "trainer.log_every_n_steps",
+    "vae_module.decoder.d_model",
+    "vae_module.decoder.dim_feedforward",
+    "vae_module.decoder.nhead",
+    "vae_module.decoder.num_layers",
+    "vae_module.encoder.d_model",
+    "vae_module.encoder.dim_feedforward",
+    "vae_module.encoder.nhead",
+    "vae_module.encoder.num_freqs",
+    "vae_module.encoder.num_layers",
+    "vae_module.latent_dim",
+)
+_MORE_THAN_0 = (
+    "ldm_module.denoiser.mlp_ratio",
+    "ldm_module.lora_configs.lora_alpha",
+    "rl_module.reward_fn.eps",
+    "rl_module.reward_fn.timeout_s",
+    "rl_module.rl_configs.clip_ratio",
+    "vae_module.match_rate.timeout_s",
+)
+_ANY_SIGN = re.compile(r"rl_module\.reward_fn\.\w+\.weight|rl_module\.sampling_configs\.cfg_scale")
+_AT_MOST = {
+    "packing.max_shapes": 8,  # each is a program that is compiled
+    "ldm_module.condition_module.drop_prob": 1.0,
+    "vae_module.noise.ratio": 0.5,  # so many atoms are masked, and so many others moved
+}
+
+
+def check_overrides(config: ConfigDict, argv: Iterable[str]) -> None:
+    """Check every `--config.<key>=<value>` among the arguments against the config.
+
+    Raises:
+        ConfigError: a key that is not there (the nearest is named), that is a block or cannot be
+            set, or a value that is not of its type.
+    """
+    flat = flatten(config)
+    for argument in argv:
+        match = _OVERRIDE.fullmatch(argument)
+        if not match:
+            continue
+        key, text = match[1], match[2]
+        if key == "experiment":
+            raise ConfigError(
+                "name the experiment after the config file: --config=<file>:<experiment>"
+            )
+        if key in flat:
+            _check_type(key, text, flat[key])
+            continue
+        inside = [known for known in flat if known.startswith(f"{key}.")]
+        if inside:
+            names = ", ".join(known.removeprefix(f"{key}.") for known in inside)
+            raise ConfigError(f"--config.{key} is a block; set one of its values: {names}")
+        raise ConfigError(f"unknown config key {key!r}.{_nearest_key(key, list(flat))}")
+
+
+def _check_type(key: str, text: str | None, default: object) -> None:
+    if text is None:  # the value is the next argument, or the flag is a bare bool
+        return
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false", "t", "f", "1", "0"):
+            raise ConfigError(f"{key} is true or false, not {text!r}")
+    elif isinstance(default, int | float):
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        try:
+            type(default)(text)
+        except ValueError:
+            raise ConfigError(f"{key} is {kind}, not {text!r}") from None
+
+
+def _nearest_key(key: str, known: list[str]) -> str:
+    leaf = key.rpartition(".")[2]
+    same_leaf = [k for k in known if k.rpartition(".")[2] == leaf]
+    near = same_leaf or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not near:  # the block is left out, and the name is misspelt
+        leaves = {k.rpartition(".")[2]: k for k in known}
+        near = [leaves[k] for k in difflib.get_close_matches(leaf, list(leaves), n=1)]
+    if not near:
+        return " --print_config shows all keys."
+    return f" Did you mean {' or '.join(repr(k) for k in near[:3])}?"
+
+
+def check_config(config: ConfigDict) -> None:
+    """Check values that no model or data is needed for.
+
+    Raises:
+        ConfigError: a value that is none of its choices, or out of range.
+    """
+    for key, value in flatten(config).items():
+        _check_value(key, value)
+    _check_length(config)
+    _check_warmup(config)
+    _check_heads(config)
+    fit_config(config)
+    rename_columns(config.data.rename)
+    if config.logger.wandb.project and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            "logger.wandb.project is set, but wandb is not installed: pip install wandb"
+        )
+
+
+def _check_value(key: str, value: object) -> None:
+    choices = _CHOICES.get(key)
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{key} is {value!r}; it is one of {', '.join(choices)}.{hint}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if _ANY_SIGN.fullmatch(key) and math.isfinite(value):
+        return
+    if not math.isfinite(value) or value < 0:
+        raise ConfigError(f"{key} is {value}; it is a finite number, 0 or more")
+    if key in _POSITIVE and value < 1:
+        raise ConfigError(f"{key} is {value}; it is 1 or more")
+    if key in _MORE_THAN_0 and value <= 0:
+        raise ConfigError(f"{key} is {value}; it is more than 0")
+    if value > _AT_MOST.get(key, value):
+        raise ConfigError(f"{key} is {value}; it is at most {_AT_MOST[key]}")
+    if key == "seed" and value >= 2**32:  # JAX drops higher bits
+        raise ConfigError(f"{key} is {value}; it is less than 2**32")
+
+
+def _check_length(config: ConfigDict) -> None:
+    limited = config.trainer.max_steps or config.trainer.max_epochs
+    if not limited and not config.callbacks.early_stopping.patience:
+        raise ConfigError(
+            "the run would never end: set trainer.max_steps, trainer.max_epochs or "
+            "callbacks.early_stopping.patience"
+        )
+    scheduler = module_of(config).scheduler
+    if scheduler.name == "cosine" and not limited and not scheduler.decay_steps:
+        raise ConfigError(
+            "the cosine schedule needs an end: set scheduler.decay_steps, trainer.max_steps or "
+            "trainer.max_epochs"
+        )
+
+
+def _check_warmup(config: ConfigDict) -> None:
+    """Where epochs alone limit the run, its length is known with the data: `fit` checks it."""
+    name = f"{config.task_name.removeprefix('train_')}_module.scheduler"
+    scheduler, max_steps = module_of(config).scheduler, config.trainer.max_steps
+    end = scheduler.decay_steps or max_steps
+    if scheduler.name == "cosine" and 0 < end <= scheduler.warmup_steps:
+        key = f"{name}.decay_steps" if scheduler.decay_steps else "trainer.max_steps"
+        raise ConfigError(
+            f"{name}.warmup_steps is {scheduler.warmup_steps}, but the cosine ends at step {end} "
+            f"({key}): warm up for fewer steps, or train for more"
+        )
+
+
+def _check_heads(config: ConfigDict) -> None:
+    flat = flatten(config)
+    for width, heads in (
+        ("vae_module.encoder.d_model", "vae_module.encoder.nhead"),
+        ("vae_module.decoder.d_model", "vae_module.decoder.nhead"),
+        ("ldm_module.denoiser.hidden_size", "ldm_module.denoiser.num_heads"),
+    ):
+        # The index embedding has as many sines as cosines: the width is even.
+        if width in flat and (flat[width] % flat[heads] or flat[width] % 2):
+            raise ConfigError(
+                f"{width} is {flat[width]}; it must be even and a multiple of {heads} = "
+                f"{flat[heads]}"
+            )

@@ -1,0 +1,191 @@
+"""Folders of runs: making one, its `config.json`, and the config to resume it with."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.runs.config import flatten, to_json
+
+CONFIG_FILE = "config.json"
+# A run keeps these for life; prefixes of keys.
+_IDENTITY = (
+    "task_name",
+    "seed",
+    "data.name",
+    "data.data_dir",
+    "data.max_atoms",
+    "data.rename",
+    "data.target_condition",
+    "ldm_module.denoiser",
+    "ldm_module.diffusion",
+    "ldm_module.ldm_ckpt_path",
+    "ldm_module.vae_ckpt_path",
+    "rl_module.conditions",
+    "rl_module.ldm_ckpt_path",
+    "rl_module.reward_fn",
+    "rl_module.rl_configs.kl_reference",
+    "rl_module.rl_configs.num_inner_batch",
+    "rl_module.validation.num_samples",
+    "rl_module.vae_ckpt_path",
+    "vae_module.atom_type_predict",
+    "vae_module.decoder",
+    "vae_module.encoder",
+    "vae_module.foundation_features",
+    "vae_module.latent_dim",
+)
+
+
+# Of these it keeps whether they are on: a checkpoint has an item, or weights, more or not.
+_SWITCHES = ("ldm_module.ema.decay", "rl_module.ema.decay", "vae_module.loss_weights.fa")
+
+
+def make_run_dir(log_dir: str, task_name: str, *, now: datetime | None = None) -> Path:
+    """Make `<log_dir>/<task_name>/runs/<date and time>`, with `_1`, `_2`, ... where it is taken.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+    """
+    runs = Path(log_dir) / task_name / "runs"
+    stamp = (now or datetime.now()).strftime("%Y-%m-%d_%H-%M-%S")
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        run_dir, number = runs / stamp, 0
+        while not _make_new(run_dir):
+            number += 1
+            run_dir = runs / f"{stamp}_{number}"
+    except OSError as error:
+        raise ConfigError(f"paths.log_dir: cannot make a folder in {runs}: {error}") from error
+    return run_dir
+
+
+def _make_new(path: Path) -> bool:
+    # Making it is the test: two runs that start together get two folders.
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def remove_unused(run_dir: Path, log_name: str) -> None:
+    """Remove the folder of a run that never started; one that holds anything else stays."""
+    checkpoints = run_dir / "checkpoints"
+    with suppress(OSError):  # it is only tidier without the folder
+        if checkpoints.is_dir():
+            checkpoints.rmdir()
+        if {path.name for path in run_dir.iterdir()} <= {CONFIG_FILE, log_name}:
+            shutil.rmtree(run_dir)
+
+
+def save_config(config: ConfigDict, run_dir: Path) -> None:
+    """Write `config.json` into a run's folder, atomically.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    temporary = run_dir / f".{CONFIG_FILE}.{os.getpid()}"
+    try:
+        temporary.write_text(to_json(config) + "\n")
+        temporary.replace(run_dir / CONFIG_FILE)
+    except OSError as error:
+        raise ConfigError(f"cannot write {run_dir / CONFIG_FILE}: {error}") from error
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """Read a run's `config.json`.
+
+    Raises:
+        ConfigError: not a run's folder, or the file is broken.
+    """
+    path = run_dir / CONFIG_FILE
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"{run_dir} is not the folder of a run (it has no {CONFIG_FILE})"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} does not hold a config")
+    return content
+
+
+def resumed_config(
+    given: ConfigDict, overrides: Mapping[str, Any], run_dir: Path
+) -> tuple[ConfigDict, list[str]]:
+    """Return the config to go on with: that of the run, with the flags that are given now.
+
+    Args:
+        given: config of the command line; its keys and types are those of the result.
+        overrides: {dotted key: value} of the flags that are given now.
+        run_dir: folder of the run.
+
+    Returns:
+        The config, with an empty `resume_from`, and a line for each value that changes.
+
+    Raises:
+        ConfigError: not a run's folder, or another stage, experiment, model, data set or seed.
+    """
+    saved = flatten(read_config(run_dir))
+    _check_same_kind(saved, given, run_dir)
+    changes = []
+    for key, value in overrides.items():
+        if key == "resume_from" or key not in saved or _same(key, value, saved[key]):
+            continue
+        if _is_identity(key, value, saved[key]):
+            raise ConfigError(
+                f"{run_dir} has {key} = {saved[key]!r}, and a run keeps its model, data, rewards "
+                f"and seed: start a new run for {value!r}"
+            )
+        changes.append(f"{key} = {value!r} (was {saved[key]!r})")
+    config = given.copy_and_resolve_references()
+    try:
+        config.update_from_flattened_dict(saved)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{run_dir / CONFIG_FILE} holds a wrong value: {error}") from error
+    config.update_from_flattened_dict(dict(overrides))
+    config.resume_from = ""
+    return config, changes
+
+
+def _is_identity(key: str, value: Any, saved: Any) -> bool:
+    """Whether a run with another value would be another run."""
+    if key.endswith("timeout_s"):
+        return False
+    if key in _SWITCHES:
+        return bool(value) != bool(saved)
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in _IDENTITY)
+
+
+def _check_same_kind(saved: Mapping[str, Any], given: ConfigDict, run_dir: Path) -> None:
+    task, experiment = saved.get("task_name"), saved.get("experiment")
+    if task != given.task_name:
+        raise ConfigError(
+            f"{run_dir} is a run of {task}, not of {given.task_name}: give the config file that "
+            "it was started with"
+        )
+    if given.experiment and given.experiment != experiment:
+        raise ConfigError(
+            f"{run_dir} is a run of the experiment {experiment!r}, not of {given.experiment!r}: "
+            "start a new run, or name the config file alone"
+        )
+    unknown = sorted(saved.keys() - flatten(given).keys())
+    if unknown:
+        raise ConfigError(
+            f"{run_dir / CONFIG_FILE} has the key {unknown[0]!r}, which this version does not know"
+        )
+
+
+def _same(key: str, one: object, other: object) -> bool:
+    if one and other and key.endswith(("_dir", "_path")):
+        return Path(str(one)).resolve() == Path(str(other)).resolve()
+    return one == other

@@ -1,0 +1,1 @@
+"""Reinforcement learning: rollouts, rewards and updates of a latent diffusion model."""

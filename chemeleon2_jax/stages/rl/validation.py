@@ -1,0 +1,82 @@
+"""Validation of a model that is fine-tuned with rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from chemeleon2_jax.common.errors import RewardError
+from chemeleon2_jax.crystals.arrays import CrystalArrays
+from chemeleon2_jax.inference.generator import Generator
+from chemeleon2_jax.inference.requests import Prompts
+from chemeleon2_jax.metrics.matching import reduce_cells
+from chemeleon2_jax.metrics.uniqueness import unique
+from chemeleon2_jax.rewards.combine import RewardFunction, Rewards
+from chemeleon2_jax.stages.common import from_all_processes, from_first_process
+
+SEED = 0
+"""Of the prompts and the noise, the same at every validation of every run."""
+
+
+def value_names(components: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the values of a validation, for a check before training."""
+    own = ("reward", "reward_se", "refused_share", "valid_share", "unique_share")
+    of_components = (f"{name}{end}" for name in components for end in ("", "_failures"))
+    return tuple(f"val/{name}" for name in (*own, *of_components))
+
+
+def make_validate(
+    generator: Generator, prompts: Prompts, reward: RewardFunction, floors: dict[str, float]
+) -> Callable[[Any, int], Mapping[str, float]]:
+    """Raw rewards of crystals of the same prompts and noise every time, and what they must not
+    cost: validity and uniqueness. The first validation fills `floors`.
+    """
+
+    def validate(params: Any, step: int) -> dict[str, float]:
+        found = generator.generate(
+            prompts.num_atoms,
+            seed=SEED,
+            params=params,
+            conditions=prompts.conditions,
+            atom_types=prompts.atom_types,
+        ).crystals
+        rewards = _judge_together(reward, found, floors)
+        for name, judged in rewards.components.items():
+            floors.setdefault(name, judged.floor)
+            if judged.failures:
+                logging.warning(
+                    "validation: the reward %s failed for %d of %d crystals: %s",
+                    *(name, sum(judged.failures.values()), len(found), judged.reasons),
+                )
+        raw = rewards.raw
+        values = {
+            "reward": float(raw.mean()),
+            "reward_se": float(raw.std(ddof=1) / np.sqrt(len(raw))) if len(raw) > 1 else 0.0,
+            "refused_share": sum(why is not None for why in rewards.refused) / len(raw),
+            "valid_share": float(rewards.valid.mean()),
+            "unique_share": unique(reduce_cells(found, reward.pool), reward.pool).share,
+        }
+        for name, judged in rewards.components.items():
+            values[name] = float(judged.filled.mean())
+            values[f"{name}_failures"] = float(sum(judged.failures.values()))
+        return from_first_process({f"val/{name}": value for name, value in values.items()})
+
+    return validate
+
+
+def _judge_together(
+    reward: RewardFunction, crystals: Sequence[CrystalArrays], floors: Mapping[str, float]
+) -> Rewards:
+    """Judge crystals; where that fails in one process, it fails in all."""
+    rewards, error = None, None
+    try:
+        rewards = reward(crystals, floors)
+    except RewardError as found:
+        error = found
+    failed = from_all_processes({"failed": float(error is not None)})["failed"]
+    if rewards is None or failed:
+        raise error or RewardError("the rewards failed in another process; its messages say why")
+    return rewards

@@ -1,0 +1,1 @@
+"""Checkpoints of the PyTorch original, read and written without PyTorch."""

@@ -1,0 +1,100 @@
+"""Writing a model in either form, whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.models.abstract import count_parameters
+from chemeleon2_jax.models.lora import merge
+from chemeleon2_jax.models.sizes import DiTSizes
+from chemeleon2_jax.torch_format.model import Converted, Report
+from chemeleon2_jax.torch_format.to_torch import torch_content
+from chemeleon2_jax.torch_format.torch_writer import write_torch_file
+from chemeleon2_jax.training.checkpoint_reader import Checkpoint
+from chemeleon2_jax.training.checkpoint_writer import write_checkpoint
+from chemeleon2_jax.training.plain_trees import flat_names
+
+_KEPT = ("params", "ema", "vae")
+"""Items that a model is; the rest of a run's checkpoint is for going on with it."""
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """A checkpoint with its adapters added to the weights."""
+
+    source: Checkpoint | Converted
+    meta: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        return self.source.path
+
+    @property
+    def items(self) -> tuple[str, ...]:
+        return self.source.items
+
+    def restore(self, name: str) -> Any:
+        tree = self.source.restore(name)
+        lora = DiTSizes.from_dict(self.source.meta["dit"]).lora
+        return merge(tree, lora) if name != "vae" and lora is not None else tree
+
+
+def write_orbax(model: Checkpoint | Converted, folder: Path, *, merge_lora: bool = False) -> Report:
+    """Write a checkpoint folder, without what only training needs; what is there is replaced.
+
+    Raises:
+        CheckpointError: it cannot be written, or something is there that is no checkpoint.
+    """
+    source = _merged(model) if merge_lora else model
+    if folder.is_file() or (
+        folder.is_dir() and any(folder.iterdir()) and not (folder / "meta").is_dir()
+    ):
+        raise CheckpointError(f"{folder} is no checkpoint folder: it is not replaced")
+    trees = {name: source.restore(name) for name in source.items if name in _KEPT}
+    folder = folder.absolute()
+    # All that is written lies in here until it is whole, and what it replaces is moved in here.
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        write_checkpoint(temporary / "new", items=trees, meta=source.meta)
+        if folder.is_dir():
+            folder.rename(temporary / "old")
+        (temporary / "new").rename(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if isinstance(model, Converted):
+        return model.report
+    report = Report(str(model.meta.get("stage", "model")))
+    report.num_tensors = sum(len(flat_names(tree)) for tree in trees.values())
+    report.num_parameters = sum(count_parameters(tree) for tree in trees.values())
+    return report
+
+
+def write_torch(model: Checkpoint | Converted, path: Path, *, merge_lora: bool = False) -> Report:
+    """Write a checkpoint for the PyTorch original; see `to_torch`.
+
+    Raises:
+        CheckpointError: it cannot be written, or the original has no such model.
+    """
+    content, report = torch_content(_merged(model) if merge_lora else model)
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        write_torch_file(path, content)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error}") from error
+    return report
+
+
+def _merged(model: Checkpoint | Converted) -> Any:
+    if "dit" not in model.meta or model.meta["dit"].get("lora") is None:
+        raise CheckpointError(
+            f"{model.path} has no LoRA adapters to merge; leave --merge_lora away"
+        )
+    return _Merged(model, {**model.meta, "dit": {**model.meta["dit"], "lora": None}})

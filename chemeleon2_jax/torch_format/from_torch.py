@@ -1,0 +1,191 @@
+"""From a checkpoint of the PyTorch original to parameter trees and a meta as checkpoints here have.
+
+Nothing of the file is run, and only the tensors that are kept are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.data.sources import published_size_table
+from chemeleon2_jax.models.dit import DiT
+from chemeleon2_jax.models.predictor import Predictor
+from chemeleon2_jax.models.sizes import VAESizes
+from chemeleon2_jax.models.vae import VAE
+from chemeleon2_jax.torch_format.content import (
+    averages_of,
+    hyper_parameters_of,
+    kind_of,
+    listed,
+    own_entry,
+    state_dict_of,
+)
+from chemeleon2_jax.torch_format.denoiser_sizes import diffusion_config, ldm_sizes
+from chemeleon2_jax.torch_format.hyperparameters import part_of
+from chemeleon2_jax.torch_format.model import Converted, Options, Report
+from chemeleon2_jax.torch_format.names import (
+    LATENT_STD,
+    Entry,
+    condition_entries,
+    dit_entries,
+    predictor_entries,
+    vae_entries,
+)
+from chemeleon2_jax.torch_format.reading import TreeReader
+from chemeleon2_jax.torch_format.sizes import HeadsUnknownError, State, predictor_sizes, vae_sizes
+from chemeleon2_jax.torch_format.torch_file import TorchFile, open_torch_file
+from chemeleon2_jax.torch_format.vae_of_ldm import published_heads, vae_of_ldm, with_heads
+
+DEFAULT_SIZE_TABLE = "mp-20"
+
+# What values of a file that means harm, or is none of ours, may raise further down.
+_UNFORESEEN = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+def convert_file(path: str | Path, options: Options | None = None) -> Converted:
+    """Read a model of the PyTorch original: VAE, LDM (RL checkpoints are LDMs) or predictor.
+
+    Raises:
+        CheckpointError: it is no such file, it is broken, or a tensor is missing, unexpected or
+            has another shape.
+    """
+    options = options or Options()
+    with open_torch_file(path) as file:
+        try:
+            return _Converter(file, options).convert()
+        except CheckpointError as error:
+            if str(path) in str(error):
+                raise
+            raise CheckpointError(f"{path}: {error}") from error
+        except _UNFORESEEN as error:
+            raise CheckpointError(
+                f"{path}: it cannot be read as a model: {type(error).__name__}: {error!s:.300}"
+            ) from error
+
+
+class _Converter:
+    """One file being converted."""
+
+    def __init__(self, file: TorchFile, options: Options) -> None:
+        self.file, self.options = file, options
+        tensors = state_dict_of(file.content)
+        self.hyper = hyper_parameters_of(file.content)
+        self.report = Report(kind_of(tensors))
+        if options.only_vae and self.report.kind != "VAE":
+            raise CheckpointError(f"it is no VAE, but a checkpoint of an {self.report.kind}")
+        if options.ema:
+            tensors = averages_of(file.content, tensors)
+        elif isinstance(file.content, Mapping) and file.content.get("ema_state"):
+            self.report.ignored.append(("ema_state", "moving averages; --ema takes them instead"))
+        if isinstance(file.content, Mapping) and file.content.get("optimizer_states"):
+            self.report.ignored.append(("optimizer_states", "for going on with the training there"))
+        self.state = State(tensors)
+        self.reader = TreeReader(self.state, self.report)
+        self.meta: dict[str, Any] = {}
+        self.trees: dict[str, dict[str, Any]] = {}
+
+    def convert(self) -> Converted:
+        """Convert whatever the file holds."""
+        {"VAE": self._vae, "LDM": self._ldm, "predictor": self._predictor}[self.report.kind]()
+        if self.reader.left:
+            raise CheckpointError(
+                f"tensors that no known model has: {listed(list(self.reader.left))}. It was made "
+                "by another version or variant of Chemeleon2, which cannot be converted"
+            )
+        content = self.file.content
+        self.meta["source"] = {
+            "file": self.file.path.name,
+            "ema": self.options.ema,
+            "dtypes": self.reader.dtypes,
+            "notes": [*self.report.notes, *self.report.assumptions],
+            **{k: content[k] for k in ("epoch", "global_step") if isinstance(content.get(k), int)},
+        }
+        return Converted(self.file.path, self.meta, self.trees, self.report)
+
+    def _vae(self) -> None:
+        sizes = self._vae_sizes(self.state, self.hyper)
+        self._start("train_vae", sizes)
+        self.trees["params"] = self.reader.read(vae_entries(sizes), VAE, sizes)
+
+    def _ldm(self) -> None:
+        dit = ldm_sizes(self.state, self.hyper)
+        vae, vae_tree = vae_of_ldm(
+            self.file, self.reader, self.hyper, options=self.options, convert=convert_file
+        )
+        if dit.latent_dim != vae.latent_dim:
+            raise CheckpointError(
+                f"its denoiser works on latents of width {dit.latent_dim}, but the VAE has "
+                f"{vae.latent_dim}"
+            )
+        self._start("train_ldm", vae)
+        self.meta["dit"] = dit.to_dict()
+        self.meta["diffusion"] = asdict(diffusion_config(self.hyper))
+        self.meta["latent_std"] = self._latent_std()
+        self.meta["sample_weights"] = "raw"
+        self.meta["vae_config"] = {}
+        entries = [*dit_entries(dit), *condition_entries(dit)]
+        self.trees["params"] = self.reader.read(entries, DiT, dit)
+        self.trees["vae"] = vae_tree
+
+    def _predictor(self) -> None:
+        sizes = self._vae_sizes(self.state.below("vae."), self.hyper.get("vae"))
+        predictor = predictor_sizes(self.state, self.hyper, sizes)
+        self._start("train_predictor", sizes)
+        self.meta["predictor"] = predictor.to_dict()
+        entries = predictor_entries(predictor)
+        self.trees["params"] = self.reader.read(entries, Predictor, predictor)
+        self.trees["vae"] = self.reader.read(vae_entries(sizes, "vae."), VAE, sizes)
+
+    def _vae_sizes(self, state: State, module: Any) -> VAESizes:
+        """Sizes of a VAE whose modules the file should hold."""
+        modules = (part_of(module, "encoder"), part_of(module, "decoder"))
+        try:
+            return vae_sizes(state, *modules, heads=self.options.vae_heads)
+        except HeadsUnknownError:
+            sizes = vae_sizes(state, heads=(1, 1))
+            advice = (
+                'save it again with hyper_parameters = {"encoder": {"nhead": n}, "decoder": '
+                '{"nhead": n}} (for a predictor, below "vae")'
+            )
+            return with_heads(sizes, published_heads(sizes, self.report, advice=advice))
+
+    def _start(self, stage: str, vae: VAESizes) -> None:
+        self.meta.update(stage=stage, vae=vae.to_dict(), config={})
+        self.meta["size_table"] = self._size_table()
+
+    def _size_table(self) -> list[int]:
+        """What the file does not tell, unless this package wrote it; checked where it is used."""
+        if self.options.size_table:
+            return list(self.options.size_table)
+        own = own_entry(self.file.content).get("size_table")
+        if own is None:
+            return [int(n) for n in published_size_table(DEFAULT_SIZE_TABLE)]
+        if not isinstance(own, list) or not all(type(n) is int for n in own):
+            raise CheckpointError("its size_table is no list of numbers of crystals")
+        return own
+
+    def _latent_std(self) -> float:
+        if LATENT_STD not in self.state:
+            self.report.assumptions.append("it holds no latent_std: 1 is used")
+            return 1.0
+        if self.state.tensors[LATENT_STD].shape not in ((), (1,)):
+            raise CheckpointError("its latent_std has another shape than one number's")
+        value = float(self.reader.take(Entry(LATENT_STD, LATENT_STD)).reshape(()))
+        if not np.isfinite(value) or value <= 0:
+            raise CheckpointError(f"its latent_std is {value}; it must be more than 0")
+        return value

@@ -1,0 +1,256 @@
+"""Tensors of a PyTorch file: what they are is known at once, their values are read when wanted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+
+from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.torch_format.pickles import Name
+from chemeleon2_jax.torch_format.stubs import short
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    **{
+        name: np.dtype(name)
+        for name in (
+            *("float16", "float32", "float64", "complex64", "complex128", "bool"),
+            *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+        )
+    },
+    **{
+        name: np.dtype(getattr(ml_dtypes, name))
+        for name in (
+            *("bfloat16", "float8_e4m3fn", "float8_e5m2"),
+            *("float8_e4m3fnuz", "float8_e5m2fnuz"),
+        )
+    },
+}
+"""PyTorch's names of element types."""
+
+STORAGES = {
+    "torch.BFloat16Storage": "bfloat16",
+    "torch.BoolStorage": "bool",
+    "torch.ByteStorage": "uint8",
+    "torch.CharStorage": "int8",
+    "torch.ComplexDoubleStorage": "complex128",
+    "torch.ComplexFloatStorage": "complex64",
+    "torch.DoubleStorage": "float64",
+    "torch.FloatStorage": "float32",
+    "torch.HalfStorage": "float16",
+    "torch.IntStorage": "int32",
+    "torch.LongStorage": "int64",
+    "torch.ShortStorage": "int16",
+    "torch.storage.UntypedStorage": "uint8",
+    "torch.UntypedStorage": "uint8",
+}
+"""Classes of storages and what they hold; an untyped one holds bytes."""
+
+_MAX_DIMENSIONS = 64
+_INT64 = 1 << 63
+
+
+class Source(Protocol):
+    """Where the bytes of storages come from.
+
+    Attributes:
+        path: the file.
+        swapped: whether an element's bytes come in the other order than this machine's.
+    """
+
+    path: Path
+    swapped: bool
+
+    def read_storage(self, key: str, start: int, buffer: memoryview) -> None:
+        """Fill a buffer with a storage's bytes from `start` on."""
+
+    def check_view(self, tensor: Tensor) -> None:
+        """Raise CheckpointError where a tensor is far larger than what is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A run of elements in the file: its key, element type and number of elements."""
+
+    key: str
+    dtype: str
+    numel: int
+    source: Source
+
+    def __repr__(self) -> str:
+        return f"Storage({self.key!a}, {self.dtype}, {self.numel})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensor:
+    """A view of a storage. Nothing is read before `read`.
+
+    Attributes:
+        storage: what it views; tensors with the same `storage.key` share memory.
+        dtype: PyTorch's name of the element type, such as "bfloat16".
+        shape: lengths.
+        strides: steps between neighbours along each axis, in elements.
+        offset: of the first element in the storage, in elements.
+    """
+
+    storage: Storage
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.dtype}, {self.shape})"
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array that `read` returns."""
+        return self.size * DTYPES[self.dtype].itemsize
+
+    @property
+    def span(self) -> int:
+        """Number of elements of the storage from the first that it views to the last."""
+        if not self.size:
+            return 0
+        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+
+    def read(self) -> np.ndarray:
+        """Return the values: an array of its own, in C order.
+
+        Raises:
+            CheckpointError: the file is damaged there, or was closed; there is no memory for it.
+        """
+        self.storage.source.check_view(self)
+        try:
+            return self._read(DTYPES[self.dtype])
+        except MemoryError as error:
+            raise CheckpointError(
+                f"{self.storage.source.path}: no memory for a tensor of {self.nbytes} bytes"
+            ) from error
+
+    def _read(self, dtype: np.dtype[Any]) -> np.ndarray:
+        flat = np.empty(self.span * dtype.itemsize, np.uint8)
+        start = self.offset * dtype.itemsize
+        self.storage.source.read_storage(self.storage.key, start, flat.data)
+        if self.storage.source.swapped:
+            unit = dtype.itemsize // (2 if dtype.kind == "c" else 1)
+            flat.view(f"u{unit}").byteswap(inplace=True)
+        # Any byte but 0 is true; numpy counts on true being 1.
+        values = flat != 0 if dtype == np.bool_ else flat.view(dtype)
+        if values.size == self.size and self.strides == contiguous_strides(self.shape):
+            return values.reshape(self.shape)
+        strides = [stride * dtype.itemsize for stride in self.strides]
+        return np.lib.stride_tricks.as_strided(values, self.shape, strides).copy(order="C")
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides, in elements, of an array in C order."""
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def make_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *, dtype: str = "") -> Tensor:
+    """Return a view of a storage, once it is known to lie within it.
+
+    Raises:
+        CheckpointError: it does not, or is no view at all.
+    """
+    if not isinstance(storage, Storage):
+        raise CheckpointError(f"a tensor's storage is {short(storage)}")
+    dtype = dtype or storage.dtype
+    lengths, steps = _integers(shape, "shape"), _integers(strides, "strides")
+    (first,) = _integers((offset,), "offset")
+    if len(lengths) != len(steps) or len(lengths) > _MAX_DIMENSIONS:
+        raise CheckpointError(f"a tensor has {len(lengths)} lengths and {len(steps)} strides")
+    itemsize = DTYPES[dtype].itemsize
+    # Lengths of 0 count as 1 here, as in numpy.
+    if math.prod(max(n, 1) for n in lengths) * itemsize >= _INT64:
+        raise CheckpointError(f"a tensor has the shape {lengths}, more than any memory holds")
+    tensor = Tensor(storage, dtype, lengths, steps, first)
+    stored = storage.numel * DTYPES[storage.dtype].itemsize
+    if (first + tensor.span) * itemsize > stored:
+        raise CheckpointError(
+            f"a tensor of shape {lengths}, strides {steps} and offset {first} reaches beyond its "
+            f"storage {short(storage.key)} of {stored} bytes"
+        )
+    return tensor
+
+
+def _integers(values: Any, what: str) -> tuple[int, ...]:
+    if not isinstance(values, tuple):
+        raise CheckpointError(f"a tensor's {what} is {short(values)}")
+    for value in values[: _MAX_DIMENSIONS + 1]:
+        if type(value) is not int or not 0 <= value < _INT64:
+            raise CheckpointError(f"a tensor's {what} has {short(value)}")
+    return values
+
+
+# --- PyTorch's own functions that a pickle calls for a tensor; NotImplemented makes a stub --------
+
+
+def _tensor(args: tuple[Any, ...]) -> Any:
+    """Arguments: storage, offset, shape, strides, and what only training needs."""
+    if len(args) < 4:
+        return NotImplemented
+    # Conjugate and negated views are told apart by a dict at the end.
+    if len(args) > 6 and args[6]:
+        return NotImplemented
+    return make_tensor(*args[:4])
+
+
+def _tensor_of_dtype(args: tuple[Any, ...]) -> Any:
+    """As above for types without a storage class: requires_grad, hooks, then the type."""
+    if len(args) < 7 or not isinstance(args[6], Name) or (len(args) > 7 and args[7]):
+        return NotImplemented
+    return make_tensor(*args[:4], dtype=dtype_of(args[6]))
+
+
+def dtype_of(name: Name) -> str:
+    """Return the element type that a name such as `torch.float32` stands for."""
+    dtype = name.name.removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise CheckpointError(f"tensors of type {short(name.name)} cannot be read")
+    return dtype
+
+
+def _parameter(args: tuple[Any, ...]) -> Any:
+    return args[0] if args and isinstance(args[0], Tensor) else NotImplemented
+
+
+def _subclass(args: tuple[Any, ...]) -> Any:
+    """Arguments: the function that makes a plain tensor, the class, the function's arguments."""
+    function = args[0].name if args and isinstance(args[0], Name) else ""
+    if len(args) < 3 or function not in _PLAIN or not isinstance(args[2], tuple):
+        return NotImplemented
+    return _PLAIN[function](args[2])
+
+
+def _size(args: tuple[Any, ...]) -> Any:
+    if not args:
+        return ()
+    return tuple(args[0]) if isinstance(args[0], tuple | list) else NotImplemented
+
+
+_PLAIN = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
+}
+
+CALLS = {
+    **_PLAIN,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._tensor._rebuild_from_type": _subclass,
+    "torch._tensor._rebuild_from_type_v2": _subclass,
+    "torch.Size": _size,
+}
+"""The only functions of PyTorch that a file can have rebuilt, by name."""

@@ -1,0 +1,230 @@
+"""Reading checkpoints: of a run (`checkpoints/step_<n>`, `last`, `best`) or alone.
+
+A checkpoint holds, each as an item of its own: the stage's trees (`params`, `ema`, ...), `train`
+(optimiser, step, key), `meta` (JSON: how to build the model) and `progress` (JSON: validation
+values, early stopping). `store.py` writes them.
+"""
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.training.plain_trees import from_plain
+
+PyTree = Any
+
+DIRECTORY = "checkpoints"
+LAST, BEST = "last", "best"
+_STEP_NAME = re.compile(r"step_(\d+)")
+_JSON_FILE = "metadata"  # what Orbax calls the file of a JSON item
+
+
+@contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Keep Orbax's own log lines (dozens for each save) out of the run's log."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or "orbax" not in record.pathname
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk.
+
+    Attributes:
+        path: its folder.
+        meta: the stage's JSON item: how to build the model.
+        progress: JSON item of the training loop; {} for a checkpoint that no run wrote.
+    """
+
+    path: Path
+    meta: dict[str, Any]
+    progress: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Steps trained; 0 for a checkpoint that no run wrote."""
+        step: int = self.progress.get("step", 0)
+        return step
+
+    @property
+    def items(self) -> tuple[str, ...]:
+        """Names of the trees that can be restored."""
+        return tuple(sorted(p.parent.name for p in self.path.glob("*/_METADATA")))
+
+    def restore(self, name: str, target: PyTree | None = None) -> PyTree:
+        """Read one item as numpy arrays.
+
+        Args:
+            name: one of `items`.
+            target: pytree of arrays or shapes to fill, cast to its dtypes; None: nested dicts as
+                they are on disk, with list indices as strings.
+
+        Raises:
+            CheckpointError: no such item, a broken one, or one that does not fit the target.
+        """
+        if name not in self.items:
+            raise CheckpointError(
+                f"{self.path} has no item {name!r}; it has {', '.join(self.items) or 'none'}"
+            )
+        try:
+            plain = _read_arrays(self.path / name)
+        # Orbax and TensorStore raise many types on broken files; to the caller they are one thing.
+        except Exception as error:
+            raise CheckpointError(
+                f"item {name!r} of the checkpoint {self.path} cannot be read: the files are "
+                f"incomplete or damaged; use another checkpoint ({short_reason(error)})"
+            ) from error
+        if target is None:
+            return plain
+        try:
+            return from_plain(plain, target)
+        except ValueError as error:
+            raise CheckpointError(
+                f"item {name!r} of the checkpoint {self.path} does not fit the model: {error}"
+            ) from error
+
+
+def _read_arrays(directory: Path) -> dict[str, Any]:
+    with quiet_orbax(), _quiet_late_reads(), ocp.PyTreeCheckpointer() as reader:
+        tree = reader.metadata(directory).item_metadata.tree
+        # As numpy, so that it does not matter on how many devices it was saved.
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return reader.restore(directory, restore_args=restore_args)
+
+
+@contextmanager
+def _quiet_late_reads() -> Iterator[None]:
+    """Print nothing for reads that end, or fail too, after the first one has failed.
+
+    When one array of an item cannot be read, Orbax does not wait for the others. They may end long
+    after the error was raised and their event loop closed, hence nothing is put back then.
+    """
+    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
+
+    def print_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    def log_others(record: logging.LogRecord) -> bool:
+        return "exception was never retrieved" not in record.getMessage()
+
+    sys.unraisablehook = print_others
+    logger.addFilter(log_others)
+    yield
+    sys.unraisablehook = hook
+    logger.removeFilter(log_others)
+
+
+def short_reason(error: Exception) -> str:
+    """Return an error's type and the beginning of its text, on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((path / _JSON_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path / _JSON_FILE} cannot be read: the checkpoint is incomplete or damaged; use "
+            f"another one ({short_reason(error)})"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path / _JSON_FILE} does not hold a JSON object")
+    return content
+
+
+def open_folder(path: Path) -> Checkpoint:
+    """Open a checkpoint folder itself.
+
+    Raises:
+        CheckpointError: its JSON items are missing or broken.
+    """
+    progress = _read_json(path / "progress") if (path / "progress").is_dir() else {}
+    if not isinstance(progress.get("step", 0), int):
+        raise CheckpointError(f"{path / 'progress'} holds no step of a run")
+    return Checkpoint(path=path, meta=_read_json(path / "meta"), progress=progress)
+
+
+def complete_steps(directory: Path) -> dict[int, Path]:
+    """Return the checkpoints in a `checkpoints` folder by step, in order; links are not asked."""
+    if not directory.is_dir():
+        return {}
+    matches = ((_STEP_NAME.fullmatch(p.name), p) for p in directory.iterdir() if p.is_dir())
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
+
+
+def best_step(directory: Path) -> int | None:
+    """Return the step with the best score, the later of equals; None without any score.
+
+    Raises:
+        CheckpointError: a checkpoint's JSON items are missing or broken.
+    """
+    best: tuple[float, int] | None = None
+    for step, path in complete_steps(directory).items():
+        progress = _read_json(path / "progress")
+        score, mode = progress.get("score"), progress.get("mode")
+        if score is None:
+            continue
+        if not isinstance(score, int | float) or mode not in ("min", "max"):
+            raise CheckpointError(f"{path / 'progress'} holds no score and mode of a run")
+        ranked = (-score if mode == "min" else score, step)
+        best = ranked if best is None else max(best, ranked)
+    return None if best is None else best[1]
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a run folder (its best checkpoint, else its last) or a checkpoint folder.
+
+    Raises:
+        CheckpointError: it is none of these, or broken.
+    """
+    try:
+        return _find(Path(path).expanduser())
+    except (OSError, RuntimeError) as error:  # no such user's home is a RuntimeError
+        raise CheckpointError(f"{path} cannot be read: {short_reason(error)}") from error
+
+
+def _find(path: Path) -> Checkpoint:
+    if path.name in (LAST, BEST) and not (path / "meta").is_dir():
+        # A link that a killed process left behind: what it should point at is still there.
+        steps = complete_steps(path.parent)
+        if steps:
+            best = best_step(path.parent) if path.name == BEST else None
+            return open_folder(steps[max(steps) if best is None else best])
+    if not path.exists():
+        raise CheckpointError(f"there is no {path}: give a run folder or a checkpoint folder")
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is a file, not a run folder or a checkpoint folder")
+    if (path / "meta").is_dir():
+        return open_folder(path.resolve())
+    directory = path / DIRECTORY if (path / DIRECTORY).is_dir() else path
+    steps = complete_steps(directory)
+    if not steps:
+        files = sorted(file.name for file in path.glob("*.ckpt"))
+        hint = f"; name a file in it: {', '.join(files[:5])}" if files else ""
+        raise CheckpointError(
+            f"{path} is neither a run folder with a whole checkpoint ({DIRECTORY}/step_<n>) nor a "
+            f"checkpoint folder{hint}"
+        )
+    best = best_step(directory)
+    return open_folder(steps[max(steps) if best is None else best].resolve())

@@ -1,0 +1,26 @@
+"""Does with what a file holds what a converter does: walk, look up attributes, read tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chemeleon2_jax.torch_format.torch_file import Stub, Tensor
+
+
+def visit(content: Any) -> None:
+    """Walk through all that a file holds, also where it holds itself."""
+    stack, seen = [content], set()
+    while stack:
+        value = stack.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            value.read()
+        elif isinstance(value, dict):
+            stack.extend(value.values())
+        elif isinstance(value, list | tuple | set | frozenset):
+            stack.extend(value)
+        elif isinstance(value, Stub):
+            value.get("num_heads")
+            stack.extend((value.args, value.kwargs, value.state, value.items, value.mapping))
