@@ -12,7 +12,6 @@ summary.json. Shares are of all crystals asked for: what could not be built has 
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 TABLE_FILE = "metrics.csv"
 SUMMARY_FILE = "summary.json"
 
-log = logging.getLogger("chemeleon2_jax.evaluate")
 
 flags.DEFINE_string(
     "structures",

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
 import re
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
+from absl import flags, logging
 from tqdm import tqdm
 
 from chemeleon2_jax.common.atomic_files import REPORT_FILE, STRUCTURES_FILE
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 CIF_FOLDER = "cif"
 _CIF_NAME = re.compile(r"[0-9]{6,}_.+\.cif")
 
-log = logging.getLogger("chemeleon2_jax.sample")
 
 flags.DEFINE_string(
     "model",
@@ -188,14 +186,14 @@ def _write(output_dir: Path, model: LDMModel, structures: list[Structure], secon
         _write_cifs(output_dir / CIF_FOLDER, report.indices, structures)
     summary = _summary(report, len(structures), seconds)
     cli.write_file(output_dir / REPORT_FILE, json.dumps(summary, indent=2).encode())
-    log.info(
+    logging.info(
         "%d of %d crystals in %.1f s -> %s",
         *(len(structures), len(report.num_atoms), seconds, output_dir / STRUCTURES_FILE),
     )
     for failure in report.failures[:5]:
-        log.warning("crystal %d could not be built: %s", failure.index, failure.reason)
+        logging.warning("crystal %d could not be built: %s", failure.index, failure.reason)
     if len(report.failures) > 5:
-        log.warning(
+        logging.warning(
             "and %d more; all are in %s", len(report.failures) - 5, output_dir / REPORT_FILE
         )
 

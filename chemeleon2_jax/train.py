@@ -11,16 +11,15 @@ The part after the colon is an experiment; without one the base config runs. Eve
 config is a flag.
 """
 
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from chemeleon2_jax.common.errors import ConfigError, RewardError
+from chemeleon2_jax.common.errors import ConfigError, RewardError, UserError
 from chemeleon2_jax.runs import command_line as cli
 from chemeleon2_jax.runs.config import fit_config, load_config, to_json, unwrap_hub_keys
 from chemeleon2_jax.runs.config_checks import check_config, check_overrides
@@ -29,8 +28,6 @@ from chemeleon2_jax.runs.run_folder import make_run_dir, remove_unused, resumed_
 config_flags.DEFINE_config_file("config", None, "configs/train_<stage>.py[:experiment]")
 flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and exit.")
 
-# The module's own name is __main__ on the command line.
-log = logging.getLogger("chemeleon2_jax.train")
 _LOG_FILE = "train.log"
 
 _NEXT = {
@@ -134,7 +131,7 @@ def train(plan: Plan) -> int:
         if plan.resume_dir is None:
             save_config(config, run_dir)
         return _train_in(run_dir, plan, on_start=start)
-    except cli.expected_errors():
+    except UserError:
         if plan.resume_dir is None and not started:
             remove_unused(run_dir, _LOG_FILE)
         raise
@@ -143,9 +140,9 @@ def train(plan: Plan) -> int:
 def _train_in(run_dir: Path, plan: Plan, *, on_start: Callable[[], None]) -> int:
     config = plan.config
     with cli.log_file(run_dir / _LOG_FILE):
-        log.info("Run folder: %s", run_dir)
+        logging.info("Run folder: %s", run_dir)
         for change in plan.changes:
-            log.info("Changed for this part of the run: %s", change)
+            logging.info("Changed for this part of the run: %s", change)
         # After the log file is open: loading JAX and pymatgen takes seconds.
         from chemeleon2_jax import stages
         from chemeleon2_jax.training.compilation import enable_compilation_cache
@@ -174,8 +171,8 @@ def _train_in(run_dir: Path, plan: Plan, *, on_start: Callable[[], None]) -> int
             ) from error
         if result.status != "interrupted":
             best = "" if result.best_step is None else f"; the best is of step {result.best_step}"
-            log.info("Done at step %d%s", result.step, best)
-            log.info(_NEXT[config.task_name], run_dir)
+            logging.info("Done at step %d%s", result.step, best)
+            logging.info(_NEXT[config.task_name], run_dir)
     return result.exit_code
 
 

@@ -4,12 +4,13 @@ Every value is a number, a bool or a string, so that each can be overridden on t
 the whole config is plain JSON. Absent is '' or 0; several names are one comma-separated string.
 """
 
-import difflib
 import importlib
 from pathlib import Path
 from types import ModuleType
 
 from ml_collections import ConfigDict
+
+from chemeleon2_jax.common.suggest import did_you_mean
 
 _EXPERIMENTS = Path(__file__).parent / "experiment"
 
@@ -164,8 +165,7 @@ def with_experiment(config: ConfigDict, experiment: str) -> ConfigDict:
         return config
     known = experiments(config.task_name)
     if experiment not in known:
-        near = difflib.get_close_matches(experiment, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(experiment, known)
         raise ValueError(
             f"{config.task_name} has no experiment {experiment!r}.{hint} "
             f"There are: {', '.join(known)}."

@@ -86,7 +86,7 @@ def test_nothing_else_is_written_and_others_may_read_it(evaluated):
 MANY = """
 import json, sys
 from absl import flags
-from chemeleon2_jax.runs import command_line as cli
+from chemeleon2_jax.common.errors import UserError
 from chemeleon2_jax.evaluate import main
 from chemeleon2_jax.workers import pool
 pool.default_workers = lambda: 0  # to start a process takes longer than what it would do
@@ -98,7 +98,7 @@ for name, arguments in json.loads(sys.argv[1]).items():
     try:
         flags.FLAGS(["evaluate", *arguments])
         found[name] = main()
-    except (*cli.expected_errors(), flags.Error) as error:
+    except (UserError, flags.Error) as error:
         found[name] = f"{type(error).__name__}: {error}"
 print(json.dumps(found))
 """

@@ -107,7 +107,7 @@ MANY = """
 import json, sys
 from absl import flags
 from chemeleon2_jax import sample
-from chemeleon2_jax.runs import command_line as cli
+from chemeleon2_jax.common.errors import UserError
 names = ("num_atoms", "num_samples", "seed", "sampler", "steps", "eta", "chunk_size", "cif")
 names += ("condition", "cfg_scale")
 found = {}
@@ -117,7 +117,7 @@ for name, arguments in json.loads(sys.argv[1]).items():
     flags.FLAGS(["sample", *arguments])
     try:
         found[name] = sample.main()
-    except cli.expected_errors() as error:
+    except UserError as error:
         found[name] = str(error)
 print(json.dumps(found))
 """

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-_log = logging.getLogger(__name__)
+from absl import logging
 
 STRUCTURES_FILE = "generated_structures.json.gz"
 """What `sample` generated."""
@@ -53,7 +52,7 @@ def locked(path: Path) -> Iterator[bool]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _log.info("Waiting for another process that holds %s.", path)
+            logging.info("Waiting for another process that holds %s.", path)
             fcntl.flock(stream, fcntl.LOCK_EX)
         except OSError:
             is_held = False

@@ -1,27 +1,40 @@
-"""Errors that users of the package see and may catch."""
+"""Errors that users of the package see and may catch.
+
+A `UserError` is one that the user can mend: its text says what happened, to what (file, row, key)
+and what to do, and the command lines print it as one line. Everything else is a fault of the
+program and shows its traceback.
+"""
 
 
-class CheckpointError(ValueError):
-    """A checkpoint cannot be written, found or read; says what, where and what to do."""
+class UserError(Exception):
+    """What a user can mend; the base of all kinds below."""
 
 
-class RewardError(ValueError):
-    """A reward cannot be used, or fails for every crystal; says which, why and what to do."""
+class ConfigError(UserError, ValueError):
+    """A flag, a config or one of its values cannot be used."""
 
 
-class EnergyError(ValueError):
-    """An energy model or a hull cannot be had, or the two do not fit; says what to do."""
+class SettingsError(UserError, ValueError):
+    """Settings of a run do not fit the stage that they are for."""
 
 
-class DatasetError(ValueError):
-    """A data set is unknown, incomplete, corrupt or out of reach; the text says what to do."""
+class DatasetError(UserError, ValueError):
+    """A data set is unknown, incomplete, corrupt or out of reach."""
 
 
-class SettingsError(ValueError):
-    """Settings that do not fit the stage they are for; says which, and what there is."""
+class CheckpointError(UserError, ValueError):
+    """A checkpoint cannot be written, found or read."""
 
 
-class NonFiniteError(FloatingPointError):
+class RewardError(UserError, ValueError):
+    """A reward cannot be used, or fails for every crystal."""
+
+
+class EnergyError(UserError, ValueError):
+    """An energy model or a hull cannot be had, or the two do not fit."""
+
+
+class NonFiniteError(UserError, FloatingPointError):
     """The loss, the gradient or the parameters are not finite.
 
     Attributes:
@@ -32,7 +45,3 @@ class NonFiniteError(FloatingPointError):
     def __init__(self, step: int, names: list[str], *, advice: str = "") -> None:
         self.step, self.names = step, names
         super().__init__(f"step {step}: {', '.join(names)} not finite{advice}")
-
-
-class ConfigError(ValueError):
-    """A config, or a flag that changes it, is wrong; the text names the key and what to do."""

@@ -7,7 +7,6 @@ types, which.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Composition
 
+from chemeleon2_jax.common.suggest import did_you_mean
 from chemeleon2_jax.inference.condition_encoding import encode_values, read_composition
 from chemeleon2_jax.inference.generator import draw_num_atoms
 from chemeleon2_jax.models.sizes import ConditionSizes
@@ -119,10 +119,9 @@ def _by_name(conditions: Mapping[str, Any] | None, sizes: ConditionSizes | None)
     for name in asked:
         assert sizes is not None
         if name not in sizes.names:
-            near = difflib.get_close_matches(str(name), sizes.names, n=1)
-            hint = f"did you mean {near[0]!r}? It" if near else "it"
+            hint = did_you_mean(str(name), sizes.names)
             raise ValueError(
-                f"this model has no condition {name!r}; {hint} takes {', '.join(sizes.names)}"
+                f"this model has no condition {name!r}.{hint} It takes {', '.join(sizes.names)}"
             )
     return asked
 

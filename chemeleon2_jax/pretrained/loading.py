@@ -7,7 +7,6 @@ CheckpointError.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from absl import logging
 from flax import nnx
 
 from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.common.suggest import did_you_mean
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.models.abstract import abstract_module
 from chemeleon2_jax.models.dit import DiT
@@ -139,8 +139,7 @@ def open_model(
                     "again"
                 ) from error
         return _warned(convert_file(hub.fetch(key).path, _published_options(key, options)))
-    near = difflib.get_close_matches(str(name), hub.REGISTRY, n=1, cutoff=0.7)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(str(name), hub.REGISTRY, cutoff=0.7)
     raise CheckpointError(
         f"there is no {name}.{hint} Give a run folder, a checkpoint folder, a PyTorch .ckpt file, "
         f"or the key of a published checkpoint: {', '.join(hub.REGISTRY)}"

@@ -5,7 +5,6 @@ For each component: raw values; the floor where a crystal has none; normalised; 
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -14,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from chemeleon2_jax.common.errors import RewardError
 from chemeleon2_jax.common.scores import Scores
@@ -22,8 +22,6 @@ from chemeleon2_jax.metrics.structure import covalent_share, validity
 from chemeleon2_jax.rewards.components import NOT_JUDGED, Component, Crystal
 from chemeleon2_jax.rewards.normalise import EPSILON, normalise
 from chemeleon2_jax.workers import Background, WorkerPool
-
-log = logging.getLogger(__name__)
 
 REQUIREMENTS = ("", "valid", "covalent")
 """What a crystal must be to be judged: anything, or what passes a check of `metrics.structure`."""
@@ -296,7 +294,7 @@ def _judge(
 @cache
 def _warn_of_floor(name: str, floor: float) -> None:
     """Warn, once."""
-    log.warning(
+    logging.warning(
         "rl_module.reward_fn.%s.floor is %g, which is better than the best crystal of a rollout: "
         "where it is, crystals without a value get less than the worst instead. Give another floor",
         *(name, floor),

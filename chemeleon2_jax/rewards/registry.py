@@ -7,7 +7,6 @@ alone have that form too (`FUNCTIONS`).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ import numpy as np
 
 from chemeleon2_jax.common.errors import EnergyError, RewardError
 from chemeleon2_jax.common.scores import Scores
+from chemeleon2_jax.common.suggest import did_you_mean
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.metrics.uniqueness import References
 from chemeleon2_jax.rewards.components import (
@@ -113,8 +113,7 @@ def build_component(name: str, options: Options, context: Context) -> Component:
             return _function(FUNCTIONS[name], options, context.timeout_s)
     except (EnergyError, RewardError) as error:
         raise RewardError(f"reward {name}: {error}") from error
-    near = difflib.get_close_matches(name, names(), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, names())
     raise RewardError(f"there is no reward {name!r}.{hint} There are: {', '.join(names())}")
 
 

@@ -14,21 +14,13 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from chemeleon2_jax.common.atomic_files import replacing
-from chemeleon2_jax.common.errors import (
-    CheckpointError,
-    ConfigError,
-    DatasetError,
-    RewardError,
-    SettingsError,
-)
+from chemeleon2_jax.common.errors import ConfigError, UserError
 
 PACKAGE = "chemeleon2_jax"
 _SOURCES = str(Path(__file__).parents[1])
 INTERRUPTED = 130  # 128 + SIGINT
 ONLY_IN_FILE = "only_in_file"
 """`extra={ONLY_IN_FILE: True}` keeps a record off the console: long lists."""
-
-_log = logging.getLogger(f"{PACKAGE}.cli")
 
 
 def run(
@@ -61,20 +53,10 @@ def run(
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
-        except Exception as error:
-            if not isinstance(error, expected_errors()):
-                raise
+        except UserError as error:
             _fail(error)
 
     app.run(guarded, flags_parser=parse)
-
-
-def expected_errors() -> tuple[type[Exception], ...]:
-    """Return the errors whose text says what happened and what to do."""
-    # A module that nobody imported cannot have raised, and importing it would load JAX.
-    loop = sys.modules.get(f"{PACKAGE}.training.loop")
-    non_finite = () if loop is None else (loop.NonFiniteError,)
-    return (CheckpointError, ConfigError, DatasetError, RewardError, SettingsError, *non_finite)
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -84,9 +66,8 @@ def _fail(error: Exception) -> NoReturn:
 
 def _is_ours(record: logging.LogRecord) -> bool:
     """Libraries are heard from warnings on: Orbax alone logs pages at level INFO."""
-    # absl gives all its records one name; the path says who wrote them.
-    by_us = record.name.startswith(f"{PACKAGE}.") or record.pathname.startswith(_SOURCES)
-    return by_us or record.levelno >= logging.WARNING
+    # All records of absl's logger have one name; the path says who wrote them.
+    return record.pathname.startswith(_SOURCES) or record.levelno >= logging.WARNING
 
 
 class _ConsoleHandler(logging.Handler):
@@ -123,16 +104,16 @@ class _LogFile(logging.FileHandler):
 def log_file(path: Path) -> Iterator[None]:
     """Append what is logged inside to a file, and the error that ends it."""
     handler = _LogFile(path, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(module)s: %(message)s"))
     handler.addFilter(_is_ours)
     logging.getLogger().addHandler(handler)
     try:
         yield
     except BaseException as error:
-        expected = isinstance(error, (*expected_errors(), KeyboardInterrupt, SystemExit))
+        expected = isinstance(error, UserError | KeyboardInterrupt | SystemExit)
         handler.handle(
-            _log.makeRecord(
-                _log.name,
+            logging.getLogger().makeRecord(
+                PACKAGE,
                 logging.ERROR,
                 __file__,
                 0,

@@ -1,6 +1,5 @@
 """Checks of a config and of its flags; each error is one line that says what to do."""
 
-import difflib
 import importlib.util
 import math
 import re
@@ -9,6 +8,7 @@ from collections.abc import Iterable
 from ml_collections import ConfigDict
 
 from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.common.suggest import did_you_mean, nearest
 from chemeleon2_jax.runs.config import fit_config, flatten, module_of, rename_columns
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
@@ -119,13 +119,13 @@ def _check_type(key: str, text: str | None, default: object) -> None:
 def _nearest_key(key: str, known: list[str]) -> str:
     leaf = key.rpartition(".")[2]
     same_leaf = [k for k in known if k.rpartition(".")[2] == leaf]
-    near = same_leaf or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not near:  # the block is left out, and the name is misspelt
+    if same_leaf:
+        return f" Did you mean {' or '.join(repr(k) for k in same_leaf[:3])}?"
+    near = nearest(key, known, cutoff=0.5)
+    if near is None:  # the block is left out, and the name is misspelt
         leaves = {k.rpartition(".")[2]: k for k in known}
-        near = [leaves[k] for k in difflib.get_close_matches(leaf, list(leaves), n=1)]
-    if not near:
-        return " --print_config shows all keys."
-    return f" Did you mean {' or '.join(repr(k) for k in near[:3])}?"
+        near = leaves.get(nearest(leaf, leaves) or "")
+    return " --print_config shows all keys." if near is None else f" Did you mean {near!r}?"
 
 
 def check_config(config: ConfigDict) -> None:
@@ -150,8 +150,7 @@ def check_config(config: ConfigDict) -> None:
 def _check_value(key: str, value: object) -> None:
     choices = _CHOICES.get(key)
     if choices and value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(str(value), choices)
         raise ConfigError(f"{key} is {value!r}; it is one of {', '.join(choices)}.{hint}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return

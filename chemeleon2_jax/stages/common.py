@@ -4,7 +4,6 @@ terms.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -34,8 +34,6 @@ from chemeleon2_jax.training.checkpoint_reader import (
 )
 from chemeleon2_jax.training.parallel import make_mesh, replicated, shard_batch
 from chemeleon2_jax.workers import WorkerPool
-
-log = logging.getLogger(__name__)
 
 PRECISIONS = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
@@ -157,8 +155,8 @@ def _log_skipped(split: Split) -> None:
     if not rest:
         return
     lines = "\n".join(f"  {row.describe()}" for row in rest)
-    log.info("%s: the other skipped rows\n%s", split.source, lines, extra={ONLY_IN_FILE: True})
-    log.info("%s: all skipped rows are listed in the run's train.log", split.source)
+    logging.info("%s: the other skipped rows\n%s", split.source, lines, extra={ONLY_IN_FILE: True})
+    logging.info("%s: all skipped rows are listed in the run's train.log", split.source)
 
 
 def _layout_in_order(crystals: Crystals, batch_size: int, like: Layout, mesh: Mesh) -> Layout:

@@ -1,7 +1,6 @@
 """The training loop, the same for every stage."""
 
 import json
-import logging
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -34,8 +34,6 @@ from chemeleon2_jax.training.state import (
 from chemeleon2_jax.training.step import Updater, all_finite, make_train_step
 from chemeleon2_jax.training.step_metrics import StepMetrics
 from chemeleon2_jax.training.writer import Writers, open_writers
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,13 +103,13 @@ def fit(
                 f"--config.resume_from={store.run_dir}, or train in another folder"
             )
         if resume and not checkpoint:
-            log.info("%s holds no whole checkpoint: starting at step 0", store.directory)
+            logging.info("%s holds no whole checkpoint: starting at step 0", store.directory)
         run = _Run(stage, config, updater=updater, mesh=mesh, store=store)
         run.start(checkpoint)
         if on_start is not None:
             on_start()
         if run.finished():
-            log.info("the run is finished at step %d: nothing is left to train", run.step)
+            logging.info("the run is finished at step %d: nothing is left to train", run.step)
             return run.result(None)
         first_step = run.step + 1 if checkpoint else 0
         opened = open_writers(
@@ -173,7 +171,7 @@ class _Run:
         self.values = progress["values"]
         self.stopping = self.stopping.from_json(progress["early_stopping"])
         self.plateau = self.plateau.from_json(progress["plateau"])
-        log.info("resumed at step %d from %s", self.step, checkpoint.path)
+        logging.info("resumed at step %d from %s", self.step, checkpoint.path)
 
     def train(self, interrupts: Interrupts, writers: Writers) -> None:
         """Train to the end, or until a signal; the last thing done is to save."""
@@ -240,7 +238,7 @@ class _Run:
         if not self.compiled:
             jax.block_until_ready(metrics)
             now = time.perf_counter()
-            log.info(
+            logging.info(
                 "step %d is done %.1f s after the start of training, %.1f s of it for this step "
                 "with its compilation",
                 *(self.step, now - self.started, now - start),
@@ -273,7 +271,7 @@ class _Run:
             step=self.step,
         )
         bar.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
-        log.info("step %d/%s %s", self.step, self.total or "-", _format(values))
+        logging.info("step %d/%s %s", self.step, self.total or "-", _format(values))
 
     def _validate(self, interrupts: Interrupts) -> dict[str, float] | None:
         """Return the validation values; None when a signal cut it short."""
@@ -295,7 +293,7 @@ class _Run:
         seconds = time.perf_counter() - start
         self.measured.pause(seconds)
         self.writers.scalars(values, step=self.step)
-        log.info("step %d validation (%.1f s) %s", self.step, seconds, _format(values))
+        logging.info("step %d validation (%.1f s) %s", self.step, seconds, _format(values))
         self._watch(values)
         return values
 
@@ -318,7 +316,7 @@ class _Run:
             if scale != before:
                 lr_scale = replicate(jnp.float32(scale), self.mesh)
                 self.state = replace(self.state, lr_scale=lr_scale)
-                log.info("%s is on a plateau: learning rate times %.3g", name, scale)
+                logging.info("%s is on a plateau: learning rate times %.3g", name, scale)
 
     def _check_monitored(self, values: Mapping[str, float]) -> None:
         names = monitors.monitored_names(self.config, default=self.stage.monitor)
@@ -357,14 +355,14 @@ class _Run:
         status, exit_code = "finished", 0
         if not self.finished() and received is not None:
             status, exit_code = "interrupted", 128 + received
-            log.warning(
+            logging.warning(
                 "%s: stopped%s at step %d; go on with --config.resume_from=%s",
                 *(received.name, "" if self.store.last_step is None else " and saved"),
                 *(self.step, self.store.run_dir),
             )
         elif self.total is None or self.step < self.total:
             status = "early_stopped"
-            log.info(
+            logging.info(
                 "stopped early at step %d: no improvement in %d validations",
                 *(self.step, self.stopping.num_bad),
             )

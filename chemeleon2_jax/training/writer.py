@@ -1,6 +1,5 @@
 """Where a run's numbers, pictures and texts go: TensorBoard, and Weights & Biases if asked for."""
 
-import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,10 +8,9 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from absl import logging
 
 from chemeleon2_jax.training.config import WandbConfig
-
-log = logging.getLogger(__name__)
 
 
 class Writer(Protocol):
@@ -96,7 +94,7 @@ class TensorBoardWriter:
         try:
             action(self._events)
         except OSError as error:
-            log.warning("TensorBoard events end here: %s", error)
+            logging.warning("TensorBoard events end here: %s", error)
             self._events = None
 
 

@@ -130,12 +130,12 @@ SALT = {"composition": "NaCl"}
         (
             CONDITIONAL,
             {"num_samples": 1, "conditions": {"composittion": "NaCl"}},
-            "no condition 'composittion'; did you mean 'composition'.* takes composition, gap",
+            "no condition 'composittion'. Did you mean 'composition'.* takes composition, gap",
         ),
         (
             CONDITIONAL,
             {"num_samples": 1, "conditions": {"weight": 1.0}},
-            "no condition 'weight'; it takes composition, gap, group",
+            "no condition 'weight'. It takes composition, gap, group",
         ),
         (
             CONDITIONAL,
