@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ from chemeleon2_jax.stages.conditions import (
 )
 from chemeleon2_jax.training.parallel import replicate
 from chemeleon2_jax.training.plain_trees import from_plain, to_plain
-from chemeleon2_jax.training.stage import Stage, params_and_ema
+from chemeleon2_jax.training.stage import Stage, ValidateFn, Validation, params_and_ema
 
 _VALIDATION_SEED = 0
 
@@ -337,7 +337,7 @@ def _check_sampling(sampler: SamplerConfig, schedule: Schedule, vae: VAEParts) -
 
 def _make_validate(
     config: ConfigDict, data: StageData, ldm: LDMParts, schedule: Schedule, sampler: SamplerConfig
-) -> Callable[[Any, int], Mapping[str, float]]:
+) -> ValidateFn:
     """Loss over the validation set, always with the same times and noises, and validity of samples
     if asked for.
     """
@@ -349,7 +349,7 @@ def _make_validate(
     num_samples = config.ldm_module.sampling.num_samples
     generator = Generator(ldm, sampler, mesh=data.mesh) if num_samples else None
 
-    def validate(params: Any, step: int) -> dict[str, float]:
+    def validate(params: Any, _: Mapping[str, Any]) -> Validation:
         batches = (rows for rows, _, _ in data.val_batches())
         sums = sum_terms(jitted(params, ldm.vae.params, rows) for rows in batches)
         values = {f"val/{name}": total / count for name, (total, count) in sums.items()}
@@ -358,6 +358,6 @@ def _make_validate(
             found = generator.generate(sizes, seed=_VALIDATION_SEED, params=params).crystals
             values["val/valid_share"] = validity(found).share
             values["val/covalent_share"] = covalent_share(found).share
-        return values
+        return Validation(values)
 
     return validate

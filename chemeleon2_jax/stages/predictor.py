@@ -37,7 +37,7 @@ from chemeleon2_jax.stages.common import (
     resumed_from,
 )
 from chemeleon2_jax.training.parallel import replicate
-from chemeleon2_jax.training.stage import Stage, params_and_ema
+from chemeleon2_jax.training.stage import Stage, Validation, params_and_ema
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,14 @@ def build_predictor(config: ConfigDict, *, resume_dir: Path | None = None) -> St
     }
     predict = _make_predict(graphdef, pool(data, vae, sizes, data.val_batches()), data)
     known = _in_units(data.val, names)
+
+    def validate(params: Any, _: Mapping[str, Any]) -> Validation:
+        predicted = predict(params)
+        return Validation(
+            _scores(predicted, known, sizes),
+            _parity_plots(to_units(predicted, sizes), known, sizes),
+        )
+
     return Stage(
         name="train_predictor",
         init_params=jax.device_get(params),
@@ -141,12 +149,11 @@ def build_predictor(config: ConfigDict, *, resume_dir: Path | None = None) -> St
             data.mesh.devices.size,
         ),
         meta=meta,
-        validate=lambda params, _: _scores(predict(params), known, sizes),
+        validate=validate,
         monitor=config.callbacks.model_checkpoint.monitor,
         mode=config.callbacks.model_checkpoint.mode,
         value_names=value_names(names),
         items=lambda params, ema: {**params_and_ema(params, ema), "vae": vae.params},
-        pictures=lambda params, _: _parity_plots(to_units(predict(params), sizes), known, sizes),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from chemeleon2_jax.stages.common import (
     make_pool,
     sum_terms,
 )
-from chemeleon2_jax.training.stage import Stage
+from chemeleon2_jax.training.stage import Stage, ValidateFn, Validation
 
 FOUNDATION = "foundation"
 _VALIDATION_SEED = 0
@@ -134,7 +134,7 @@ def autoencoder_terms(vae: VAE, clean: Rows, seen: Rows, key: jax.Array) -> Term
 
 def _make_validate(
     config: ConfigDict, data: StageData, graphdef: Any, weights: LossWeights
-) -> Callable[[Any, int], Mapping[str, float]]:
+) -> ValidateFn:
     """Losses on the whole validation set as it is, and the match rate of a sample of it."""
     module = config.vae_module
     matching = module.structure_matcher
@@ -155,7 +155,7 @@ def _make_validate(
     count = min(module.match_rate.num_samples, len(data.val))
     chosen = set(np.linspace(0, len(data.val) - 1, count).astype(int).tolist()) if count else set()
 
-    def validate(params: Any, step: int) -> dict[str, float]:
+    def validate(params: Any, _: Mapping[str, Any]) -> Validation:
         parts, pairs = [], []
         for rows, where, indices in data.val_batches():
             terms, crystals = jitted(params, rows)
@@ -175,7 +175,7 @@ def _make_validate(
                 values[f"val/{name}"] = result.rate
                 values[f"val/{name}_rms"] = result.rate_by_rms
             values["val/match_timeouts"] = float(results["match_rate"].num_timeouts)
-        return from_first_process(values)
+        return Validation(from_first_process(values))
 
     return validate
 

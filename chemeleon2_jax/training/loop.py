@@ -149,11 +149,8 @@ class _Run:
         self.plateau = monitors.plateau(config.scheduler, mode=stage.mode)
         self.measured = StepMetrics()
         self.frozen = replicate(stage.frozen, mesh)
-        self.train_step: StepFn
-        if stage.loss_fn is not None:
-            self.train_step = make_train_step(stage.loss_fn, updater, mesh=mesh)
-        elif stage.make_step is not None:
-            self.train_step = stage.make_step(updater, mesh)
+        self.validation_state = stage.validation_state
+        self.train_step = _make_step(stage, updater, mesh)
         self.compiled = False
         self.state: TrainState
 
@@ -169,6 +166,7 @@ class _Run:
         progress = checkpoint.progress
         self.step, self.validated_step = checkpoint.step, progress["validated_step"]
         self.values = progress["values"]
+        self.validation_state = progress.get("validation_state", self.validation_state)
         self.stopping = self.stopping.from_json(progress["early_stopping"])
         self.plateau = self.plateau.from_json(progress["plateau"])
         logging.info("resumed at step %d from %s", self.step, checkpoint.path)
@@ -229,12 +227,11 @@ class _Run:
 
     def _train_one(self, batch: Batch) -> None:
         start = time.perf_counter()
-        self.state, metrics = self.train_step(self.state, self.frozen, batch.arrays)
+        self.state, metrics, pictures = self.train_step(self.state, self.frozen, batch.arrays)
         self.step += 1
         self.measured.add(self.step, metrics, batch)
-        if self.stage.step_pictures is not None:
-            for name, pixels in self.stage.step_pictures(self.step).items():
-                self.writers.image(name, pixels, step=self.step)
+        for name, pixels in pictures.items():
+            self.writers.image(name, pixels, step=self.step)
         if not self.compiled:
             jax.block_until_ready(metrics)
             now = time.perf_counter()
@@ -282,14 +279,14 @@ class _Run:
         params = state.params if state.ema_params is None else state.ema_params
         try:
             with interrupts.during_validation():
-                found = self.stage.validate(params, self.step)
+                validation = self.stage.validate(params, self.validation_state)
         except ValidationInterrupted:
             return None
-        values = {name: float(value) for name, value in found.items()}
+        values = {name: float(value) for name, value in validation.values.items()}
         self.values, self.validated_step = values, self.step
-        if self.stage.pictures is not None:
-            for name, pixels in self.stage.pictures(params, self.step).items():
-                self.writers.image(name, pixels, step=self.step)
+        self.validation_state = validation.state
+        for name, pixels in validation.pictures.items():
+            self.writers.image(name, pixels, step=self.step)
         seconds = time.perf_counter() - start
         self.measured.pause(seconds)
         self.writers.scalars(values, step=self.step)
@@ -343,6 +340,7 @@ class _Run:
                 "epoch": self.step // self.steps_per_epoch,
                 "validated_step": self.validated_step,
                 "values": self.values,
+                "validation_state": self.validation_state,
                 "early_stopping": self.stopping.to_json(),
                 "plateau": self.plateau.to_json(),
             },
@@ -374,6 +372,14 @@ class _Run:
             values=self.values,
             best_step=self.store.best_step,
         )
+
+
+def _make_step(stage: Stage, updater: Updater, mesh: Mesh) -> StepFn:
+    if stage.make_step is not None:
+        return stage.make_step(updater, mesh)
+    assert stage.loss_fn is not None
+    train_step = make_train_step(stage.loss_fn, updater, mesh=mesh)
+    return lambda state, frozen, batch: (*train_step(state, frozen, batch), {})
 
 
 def _format(values: Mapping[str, float]) -> str:

@@ -12,16 +12,32 @@ from chemeleon2_jax.rows.batch import BatchSource
 PyTree = Any
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[PyTree, PyTree, jax.Array, PyTree], tuple[jax.Array, Metrics]]
-ValidateFn = Callable[[PyTree, int], Mapping[str, float]]
-PicturesFn = Callable[[PyTree, int], Mapping[str, np.ndarray]]
-StepPicturesFn = Callable[[int], Mapping[str, np.ndarray]]
-StepFn = Callable[[Any, PyTree, PyTree], tuple[Any, Mapping[str, Any]]]
+Pictures = Mapping[str, np.ndarray]
+StepFn = Callable[[Any, PyTree, PyTree], tuple[Any, Mapping[str, Any], Pictures]]
 ItemsFn = Callable[[PyTree, PyTree | None], Mapping[str, PyTree]]
 
 
 def params_and_ema(params: PyTree, ema_params: PyTree | None) -> dict[str, PyTree]:
     """Return the items that every checkpoint holds: `params`, and `ema` where there is one."""
     return {"params": params} if ema_params is None else {"params": params, "ema": ema_params}
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a validation found; the same in every process.
+
+    Attributes:
+        values: numbers by name, e.g. 'val/total_loss'.
+        pictures: (height, width, 3) uint8 by name.
+        state: JSON-able; the next validation receives it, also after a resume.
+    """
+
+    values: Mapping[str, float]
+    pictures: Pictures = field(default_factory=dict)
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+
+ValidateFn = Callable[[PyTree, Mapping[str, Any]], Validation]
 
 
 @dataclass(frozen=True)
@@ -37,22 +53,21 @@ class Stage:
         batches: training batches.
         meta: JSON-able: what is needed to build the model again; saved with every checkpoint.
         frozen: pytree of arrays that the loss needs and that are not trained; {} if none.
-        validate: `(params, step) -> values by name`, called with the EMA parameters where EMA is
-            on; must return the same values in every process. None: no validation.
+        validate: `(params, state) -> Validation`, called with the EMA parameters where EMA is on
+            and the state of the validation before. None: no validation.
+        validation_state: state for the first validation of a run, and of a run whose checkpoint
+            holds none.
         monitor: name of the validation value that chooses the best checkpoint.
         mode: 'min' or 'max': which value of `monitor` is better.
         value_names: names of what `validate` returns, so that a wrong monitor is found before
             training; () if they are known only then.
         items: `(params, ema_params or None) -> trees to save by name`. Must keep `params` and `ema`
             as they are given (a run resumes from them) and may add others, e.g. a frozen `vae`.
-        make_step: `(updater, mesh) -> step`, where a step is more than one gradient of `loss_fn`;
-            called as the step of `step.make_train_step` is.
+        make_step: `(updater, mesh) -> step`, where a step is more than one gradient of `loss_fn`:
+            `(state, frozen, batch) -> (state, metrics, pictures)`, which donates the state.
         updates_per_step: how often a step changes the parameters: learning rate schedules count
             updates.
         validate_first: validate before the first step, too.
-        step_pictures: `(step) -> pictures by name` of the step that was just done; {} mostly.
-        pictures: `(params, step) -> pictures by name`, (height, width, 3) uint8, drawn after each
-            validation, with the same parameters; called in every process.
     """
 
     name: str
@@ -62,18 +77,17 @@ class Stage:
     meta: Mapping[str, Any]
     frozen: PyTree = field(default_factory=dict)
     validate: ValidateFn | None = None
+    validation_state: Mapping[str, Any] = field(default_factory=dict)
     monitor: str = "val/total_loss"
     mode: str = "min"
     value_names: tuple[str, ...] = ()
     items: ItemsFn = params_and_ema
-    pictures: PicturesFn | None = None
     make_step: Callable[[Any, Any], StepFn] | None = None
     updates_per_step: int = 1
     validate_first: bool = False
-    step_pictures: StepPicturesFn | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError on a mode that is none, and on no step or two."""
+        """Validate `mode`; require exactly one of `loss_fn` and `make_step`."""
         if self.mode not in ("min", "max"):
             raise ValueError(f"Stage.mode is {self.mode!r}; it is 'min' or 'max'")
         if (self.loss_fn is None) == (self.make_step is None):

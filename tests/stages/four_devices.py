@@ -41,12 +41,12 @@ def train(config: ConfigDict, num_devices: int) -> dict[str, Any]:
         arrays = shard_batch(stage.batches.batch(index).arrays, mesh)
         for array in jax.tree.leaves(arrays):
             assert len(array.sharding.device_set) == num_devices
-        state, values = step(state, frozen, arrays)
+        state, values, *_ = step(state, frozen, arrays)
         names = [name for name in sorted(values) if not name.endswith("seconds")]
         metrics.append([float(values[name]) for name in names])
     params = state.params if state.ema_params is None else state.ema_params
     assert stage.validate is not None
-    found = stage.validate(params, STEPS)
+    found = stage.validate(params, stage.validation_state).values
     return {
         "metrics": metrics,
         "params": numbers(state.params),

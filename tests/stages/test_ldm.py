@@ -147,11 +147,11 @@ def test_learns_the_latents_of_two_crystals(tmp_path, tiny_vae):
         trainer={"max_steps": 700, "check_val_every_n_epoch": 0},
     )
     stage = build(config)
-    before = stage.validate(stage.init_params, 0)
+    before = stage.validate(stage.init_params, {}).values
     result = fit(stage, fit_config(config), run_dir=tmp_path / "run")
     assert result.values["val/total_loss"] < 0.2 * before["val/total_loss"]
     # What validates is the moving average, and it is what the checkpoint says it samples with.
-    assert stage.validate(result.state.ema_params, 0) == pytest.approx(result.values)
+    assert stage.validate(result.state.ema_params, {}).values == pytest.approx(result.values)
     parts, meta = load_ldm(tmp_path / "run")
     assert meta["sample_weights"] == "ema"
     jax.tree.map(np.testing.assert_array_equal, parts.params, result.state.ema_params)
@@ -198,8 +198,8 @@ def test_start_weights_bring_their_vae_and_latent_std(tiny_data, tiny_ldm, stage
     for params, item in ((started.init_params, "ema"), (started.frozen, "vae")):
         saved = checkpoint.restore(item)
         assert numbers(by_name(params)).tolist() == numbers(by_name(saved)).tolist()
-    trained = started.validate(started.init_params, 0)["val/total_loss"]
-    assert trained < 0.5 * stage.validate(stage.init_params, 0)["val/total_loss"]
+    trained = started.validate(started.init_params, {}).values["val/total_loss"]
+    assert trained < 0.5 * stage.validate(stage.init_params, {}).values["val/total_loss"]
     assert started.meta["vae_config"]["task_name"] == "train_vae"
 
 
@@ -291,18 +291,18 @@ def test_resumed_run_without_a_checkpoint_starts_as_a_new_one(tmp_path, tiny_dat
 def test_validation_is_repeatable_and_sees_no_batches(tiny_data, tiny_vae, stage):
     other = build(ldm_config(tiny_data, tiny_vae.path, data={"batch_size": 3}))
     params = noisy(stage.init_params)
-    first = stage.validate(params, 0)
+    first = stage.validate(params, {}).values
     assert set(first) == {"val/total_loss", "val/loss_mse", "val/loss_vb"}
     assert set(first) == set(stage.value_names)
-    assert stage.validate(params, 7) == first
+    assert stage.validate(params, {}).values == first
     # latent_std differs in its last digits: its sum is over other batches.
-    assert other.validate(params, 0) == pytest.approx(first, rel=1e-4)
+    assert other.validate(params, {}).values == pytest.approx(first, rel=1e-4)
 
 
 def test_validation_samples_if_asked_to(tiny_data, tiny_ldm):
     given = {"sampling.num_samples": 6, "sampling.steps": 5, "ldm_ckpt_path": str(tiny_ldm.path)}
     stage = build(ldm_config(tiny_data, "", ldm_module=given))
-    found = stage.validate(stage.init_params, 0)
+    found = stage.validate(stage.init_params, {}).values
     parts, _ = load_ldm(tiny_ldm.path)
     sizes = draw_num_atoms(parts.size_table, 6, 0)
     crystals = Generator(parts, SamplerConfig(steps=5)).generate(sizes, seed=0).crystals
@@ -311,7 +311,7 @@ def test_validation_samples_if_asked_to(tiny_data, tiny_ldm):
     assert found["val/covalent_share"] == covalent_share(crystals).share
     # Sampled with the parameters that are given, not with those it started from.
     broken = jax.tree.map(lambda x: x * np.nan, stage.init_params)
-    assert stage.validate(broken, 0)["val/valid_share"] == 0.0
+    assert stage.validate(broken, {}).values["val/valid_share"] == 0.0
 
 
 @pytest.mark.parametrize(

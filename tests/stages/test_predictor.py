@@ -129,7 +129,7 @@ def test_stopped_and_resumed_is_the_same(folder, tiny_vae, tmp_path):
 
 
 def test_pictures_show_the_validation(stage):
-    pictures = stage.pictures(stage.init_params, 0)
+    pictures = stage.validate(stage.init_params, {}).pictures
     assert set(pictures) == {f"val/parity_{name}" for name in NAMES}
     for pixels in pictures.values():
         assert pixels.dtype == np.uint8
@@ -138,7 +138,7 @@ def test_pictures_show_the_validation(stage):
 
 
 def test_values_of_a_validation_are_named(stage):
-    values = stage.validate(stage.init_params, 0)
+    values = stage.validate(stage.init_params, {}).values
     assert set(values) == set(stage.value_names)
     assert all(np.isfinite(list(values.values())))
 

@@ -174,7 +174,7 @@ def test_alignment_with_features_of_a_file(tmp_path, tiny_data, features, base):
     np.savez(tmp_path / "other.npz", **{name: -array for name, array in features.items()})
     _, other, _ = first_step(aligned(tiny_data, tmp_path / "other.npz"))
     assert {name for name in terms if abs(terms[name] - other[name]) > 1e-3} == {"loss_fa"}
-    values = stage.validate(stage.init_params, 0)
+    values = stage.validate(stage.init_params, {}).values
     assert values["val/loss_fa"] > 0
     assert set(stage.value_names) == set(values)
     assert VAESizes.from_dict(stage.meta["vae"]).foundation_alignment
@@ -222,7 +222,7 @@ def test_learns_two_crystals_by_heart(tmp_path):
         trainer={"max_steps": 250, "check_val_every_n_epoch": 0},
     )
     stage = build(config)
-    before = stage.validate(stage.init_params, 0)
+    before = stage.validate(stage.init_params, {}).values
     after = fit(stage, fit_config(config), run_dir=tmp_path / "run").values
     assert before["val/match_rate"] == 0.0
     assert set(stage.value_names) == set(before)
@@ -235,9 +235,9 @@ def test_learns_two_crystals_by_heart(tmp_path):
 def test_validation_is_repeatable_and_sees_no_batches(tiny_data):
     stage, other = (build(vae_config(tiny_data, data={"batch_size": size})) for size in (12, 3))
     params = stage.init_params
-    first = stage.validate(params, 0)
-    assert stage.validate(params, 7) == first
-    assert other.validate(params, 0) == pytest.approx(first, rel=1e-5)
+    first = stage.validate(params, {}).values
+    assert stage.validate(params, {}).values == first
+    assert other.validate(params, {}).values == pytest.approx(first, rel=1e-5)
     assert set(stage.value_names) == set(first)
     assert set(first) == {
         "val/total_loss",

@@ -20,6 +20,7 @@ from toy_stage import (
     toy_stage,
     validate,
     validation_from,
+    validation_values,
 )
 
 from chemeleon2_jax.common.errors import CheckpointError, NonFiniteError, SettingsError
@@ -32,6 +33,7 @@ from chemeleon2_jax.training.config import (
 )
 from chemeleon2_jax.training.interrupts import Interrupts
 from chemeleon2_jax.training.loop import FitResult, fit
+from chemeleon2_jax.training.stage import Validation
 from chemeleon2_jax.training.step import make_train_step
 
 OPTIMIZER = OptimizerConfig(learning_rate=0.01, weight_decay=0.01)
@@ -50,6 +52,11 @@ def settings(**changes: Any) -> FitConfig:
 
 def same_states(first: FitResult, second: FitResult) -> bool:
     return same_trees(arrays_of(first.state), arrays_of(second.state))
+
+
+def validated_steps(run_dir: Path) -> list[int]:
+    events = EventAccumulator(str(run_dir)).Reload()
+    return [event.step for event in events.Scalars("val/total_loss")]
 
 
 @pytest.mark.parametrize(
@@ -83,14 +90,15 @@ def test_checkpoint_is_the_state_and_holds_what_the_stage_adds(tmp_path: Path) -
     assert same_trees(checkpoint.restore("ema"), result.state.ema_params)
     assert checkpoint.progress["metrics"] == result.values
     # Validated are the averaged parameters.
-    assert result.values == validate(result.state.ema_params, 4)
+    assert result.values == validation_values(result.state.ema_params)
 
 
 def test_learns_and_shapes_may_change(tmp_path: Path) -> None:
     stage = toy_stage(batches=ToyBatches(alternate=True))
     config = settings(max_steps=150, check_val_every_n_epoch=10, save_every_n_steps=0)
     result = fit(stage, config, run_dir=tmp_path)
-    assert result.values["val/total_loss"] < 0.5 * validate(stage.init_params, 0)["val/total_loss"]
+    start = validation_values(stage.init_params)
+    assert result.values["val/total_loss"] < 0.5 * start["val/total_loss"]
 
 
 def test_finished_run_resumed_does_nothing(
@@ -129,43 +137,44 @@ def test_resuming_another_model_is_an_error(tmp_path: Path) -> None:
 
 
 def test_validates_by_epoch_and_at_the_end_and_keeps_the_best(tmp_path: Path) -> None:
-    steps: list[int] = []
-    values = iter([3.0, 1.0, 2.0])
-
-    def recording(params: Any, step: int) -> dict[str, float]:
-        del params
-        steps.append(step)
-        return {"val/total_loss": next(values)}
-
     config = settings(max_steps=18, check_val_every_n_epoch=2, save_every_n_steps=3)
-    result = fit(toy_stage(validate=recording), config, run_dir=tmp_path)
-    assert steps == [8, 16, 18]
+    stage = toy_stage(validate=validation_from([3.0, 1.0, 2.0]))
+    result = fit(stage, config, run_dir=tmp_path)
+    assert validated_steps(tmp_path) == [8, 16, 18]
     assert result.best_step == 16
     assert step_folders(tmp_path) == ["step_16", "step_18"]
 
 
 def test_validates_by_steps_and_before_the_first_one(tmp_path: Path) -> None:
-    steps: list[int] = []
-    values = iter([1.0, 3.0, 2.0, 4.0])
-
-    def recording(params: Any, step: int) -> dict[str, float]:
-        del params
-        steps.append(step)
-        return {"val/total_loss": next(values)}
-
     config = settings(max_steps=7, check_val_every_n_steps=3, save_every_n_steps=0)
-    stage = toy_stage(validate=recording, validate_first=True)
+    stage = toy_stage(validate=validation_from([1.0, 3.0, 2.0, 4.0]), validate_first=True)
     result = fit(stage, config, run_dir=tmp_path)
-    assert steps == [0, 3, 6, 7]
+    assert validated_steps(tmp_path) == [0, 3, 6, 7]
     # Training made it worse: the start is the best.
     assert result.best_step == 0
     assert step_folders(tmp_path) == ["step_0", "step_7"]
     fit(stage, config, run_dir=tmp_path, resume=True)
-    assert steps == [0, 3, 6, 7]
+    assert validated_steps(tmp_path) == [0, 3, 6, 7]  # not once more
+
+
+def test_a_validation_hands_its_state_to_the_next_also_over_a_resume(tmp_path: Path) -> None:
+    def drawing(params: Any, state: Any) -> Validation:
+        pictures = {"toy": np.zeros((4, 4, 3), np.uint8)}
+        return replace(validate(params, state), pictures=pictures)
+
+    stage = toy_stage(validate=drawing, validation_state={"count": 5})
+    config = settings(max_steps=4, check_val_every_n_steps=2)
+    fit(stage, config, run_dir=tmp_path)
+    assert open_checkpoint(tmp_path).progress["validation_state"] == {"count": 7}
+    fit(stage, replace(config, max_steps=6), run_dir=tmp_path, resume=True)
+    last = open_checkpoint(tmp_path / "checkpoints" / "last")
+    assert last.progress["validation_state"] == {"count": 8}
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Images("toy")] == [2, 4, 6]
 
 
 def two_updates(updater: Any, mesh: Any) -> Any:
-    """A step of two updates, that of `toy_stage` twice."""
+    """A step of two updates, that of `toy_stage` twice, with a picture of the fourth step."""
     step = make_train_step(loss_fn, updater, mesh=mesh)
 
     def twice(state: Any, frozen: Any, batch: Any) -> Any:
@@ -173,7 +182,8 @@ def two_updates(updater: Any, mesh: Any) -> Any:
         state, metrics = step(state, frozen, batch)
         if int(state.step) % 6 == 0:  # of every third step
             metrics = {**metrics, "sometimes": 6.0}
-        return state, metrics
+        fourth = int(state.step) == 8
+        return state, metrics, {"toy": np.zeros((4, 4, 3), np.uint8)} if fourth else {}
 
     return twice
 
@@ -181,18 +191,9 @@ def two_updates(updater: Any, mesh: Any) -> Any:
 def test_a_step_may_be_several_updates(tmp_path: Path) -> None:
     scheduler = SchedulerConfig(name="cosine")
     config = settings(max_steps=6, log_every_n_steps=6, scheduler=scheduler)
-    drawn: list[int] = []
-
-    def pictures(step: int) -> dict[str, np.ndarray]:
-        drawn.append(step)
-        return {"toy": np.zeros((4, 4, 3), np.uint8)} if step == 4 else {}
-
-    stage = toy_stage(
-        loss_fn=None, make_step=two_updates, updates_per_step=2, step_pictures=pictures
-    )
+    stage = toy_stage(loss_fn=None, make_step=two_updates, updates_per_step=2)
     whole = fit(stage, config, run_dir=tmp_path / "whole")
     assert (whole.step, int(whole.state.step)) == (6, 12)
-    assert drawn == [1, 2, 3, 4, 5, 6]
     events = EventAccumulator(str(tmp_path / "whole")).Reload()
     assert [event.step for event in events.Images("toy")] == [4]
     # The schedule counts updates; what a step does not report was 0 there.
@@ -369,10 +370,10 @@ def test_signal_saves_and_the_resumed_run_is_the_same(
 def test_signal_in_a_validation_ends_it_and_it_is_made_up_for(
     tmp_path: Path, max_steps: int
 ) -> None:
-    def interrupted(params: Any, step: int) -> dict[str, float]:
+    def interrupted(params: Any, state: Any) -> Validation:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
-        return validate(params, step)
+        return validate(params, state)
 
     config = settings(max_steps=max_steps)
     whole = fit(toy_stage(), config, run_dir=tmp_path / "whole")

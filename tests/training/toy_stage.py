@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chemeleon2_jax.rows.batch import Batch
-from chemeleon2_jax.training.stage import Stage
+from chemeleon2_jax.training.stage import Stage, Validation
 
 ROWS, WIDTH, HIDDEN = 8, 4, 16
 STEPS_PER_EPOCH = 4
@@ -63,11 +63,15 @@ def loss_fn(params: Any, frozen: Any, key: jax.Array, batch: Any) -> tuple[jax.A
     return loss, {"abs_error": jnp.mean(jnp.abs(error))}
 
 
-def validate(params: Any, step: int) -> dict[str, float]:
-    del step
+def validation_values(params: Any) -> dict[str, float]:
     x = np.random.default_rng(1).normal(size=(32, WIDTH)).astype(np.float32)
     error = predict(params, x) - np.sin(x.sum(axis=1))
     return {"val/total_loss": float(jnp.mean(error**2)), "val/other": 1.0}
+
+
+def validate(params: Any, state: Any) -> Validation:
+    """Counts the validations of the run in its state."""
+    return Validation(validation_values(params), state={"count": state.get("count", 0) + 1})
 
 
 FROZEN = {"gain": np.float32(1.5)}
@@ -95,7 +99,7 @@ def toy_stage(**changes: Any) -> Stage:
 def validation_from(values: list[float]) -> Any:
     """A validation that returns the given values, one after the other."""
     remaining = iter(values)
-    return lambda params, step: {"val/total_loss": next(remaining)}
+    return lambda params, state: Validation({"val/total_loss": next(remaining)})
 
 
 def same_trees(first: Any, second: Any) -> bool:

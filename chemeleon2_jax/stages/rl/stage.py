@@ -95,24 +95,21 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         *(batches.parts[-1].stop, group_size, batches.parts[-1].stop // group_size),
         len(batches.parts),
     )
-    steps: list[RolloutStep] = []
 
     def make_step(updater: Any, mesh: Any) -> RolloutStep:
         programs = make_programs(
             parts, settings, updater=updater, mesh=mesh, with_reference=bool(start.reference)
         )
-        step = RolloutStep(programs, settings, batches=batches, reward=reward, mesh=mesh)
-        steps.append(step)
-        return step
+        return RolloutStep(programs, settings, batches=batches, reward=reward, mesh=mesh)
 
     meta = {
-        **start.meta,
+        **{key: value for key, value in start.meta.items() if key != "validation_floors"},
         "stage": "train_rl",
         "sample_weights": "ema" if module.ema.decay > 0 else "raw",
         "config": config.to_dict(),
-        # Of components without a floor: those of the first validation, so that all can be compared.
-        "validation_floors": dict(start.meta.get("validation_floors", {}) if resumed else {}),
     }
+    # Runs that keep no state of their validation have the floors in the meta.
+    floors = resumed.meta.get("validation_floors", {}) if resumed else {}
     extra = {"vae": parts.vae.params} | ({"reference": start.reference} if start.reference else {})
     generator = Generator(
         replace(parts, params=None), sampler, cfg_scale=settings.cfg_scale, mesh=mesh
@@ -124,7 +121,8 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         batches=batches,
         meta=meta,
         frozen={"vae": parts.vae.params, "reference": start.reference},
-        validate=make_validate(generator, val_prompts, reward, meta["validation_floors"]),
+        validate=make_validate(generator, val_prompts, reward),
+        validation_state={"floors": floors},
         monitor=config.callbacks.model_checkpoint.monitor,
         mode=config.callbacks.model_checkpoint.mode,
         value_names=value_names(split_names(module.reward_fn.components)),
@@ -132,7 +130,6 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         make_step=make_step,
         updates_per_step=module.rl_configs.num_inner_batch,
         validate_first=True,
-        step_pictures=lambda step: steps[-1].pictures(step),
     )
 
 

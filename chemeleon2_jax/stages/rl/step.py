@@ -29,6 +29,7 @@ from chemeleon2_jax.stages.common import from_first_process
 from chemeleon2_jax.stages.rl.programs import Programs, Settings
 from chemeleon2_jax.stages.rl.requests import PromptBatches, to_slots
 from chemeleon2_jax.training.parallel import DATA_AXIS, shard_batch
+from chemeleon2_jax.training.stage import Pictures
 from chemeleon2_jax.training.state import TrainState
 
 _MOST_USELESS = 3
@@ -46,7 +47,7 @@ class _Recorded:
 
 
 class RolloutStep:
-    """The step of the training loop: `(state, frozen, batch) -> (state, metrics)`.
+    """The step of the training loop: `(state, frozen, batch) -> (state, metrics, pictures)`.
 
     Args:
         programs: see `make_programs`.
@@ -69,12 +70,11 @@ class RolloutStep:
         self.reward, self.mesh = reward, mesh
         self.num_updates = batches.parts[-1].mini_batch + 1
         self._key = named_key(settings.seed, "rollout")
-        self._pictures: tuple[int, list[CrystalArrays], Rewards] | None = None
         self._num_useless = 0  # rollouts in a row
 
     def __call__(
         self, state: TrainState, frozen: Mapping[str, Any], batch: tuple[Rows, ...]
-    ) -> tuple[TrainState, dict[str, Any]]:
+    ) -> tuple[TrainState, dict[str, Any], Pictures]:
         """Roll out, judge, update."""
         number = int(state.step) // self.num_updates
         start = time.perf_counter()
@@ -87,12 +87,11 @@ class RolloutStep:
         judged = time.perf_counter()
         self._report(number + 1, rewards)
         self._check_problem(number + 1, rewards)
-        if self.settings.num_drawn and (number + 1) % self.settings.draw_every == 0:
-            self._pictures = (number + 1, crystals, rewards)
         found = self._advantages(rewards, number)
         state, metrics = self._update(state, frozen, recorded, found)
         jax.block_until_ready(metrics)
-        return state, {
+        drawn = self.settings.num_drawn and (number + 1) % self.settings.draw_every == 0
+        measured = {
             **metrics,
             **{f"reward/{name}": value for name, value in rewards.summary().items()},
             "advantage_std": float(found.std()),
@@ -101,6 +100,7 @@ class RolloutStep:
             "reward_seconds": judged - scored,  # that the device waited for
             "update_seconds": time.perf_counter() - judged + scored - rolled_out,
         }
+        return state, measured, self._draw(crystals, rewards) if drawn else {}
 
     def _roll_out(
         self,
@@ -222,12 +222,8 @@ class RolloutStep:
             raise RewardError(f"{_MOST_USELESS} rollouts in a row were of no use; {problem}")
         logging.warning("step %d: nothing to learn from, %s", step, problem)
 
-    def pictures(self, step: int) -> dict[str, np.ndarray]:
-        """Draw the best and worst crystals of this step's rollout, every so many steps."""
-        kept, self._pictures = self._pictures, None
-        if kept is None or kept[0] != step:
-            return {}
-        _, crystals, rewards = kept
+    def _draw(self, crystals: Sequence[CrystalArrays], rewards: Rewards) -> Pictures:
+        """Draw the best and worst crystals of a rollout."""
         order = np.argsort(-rewards.raw, kind="stable")
         judged = [int(i) for i in order if rewards.refused[i] is None]
         count = self.settings.num_drawn

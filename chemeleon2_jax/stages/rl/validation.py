@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from chemeleon2_jax.metrics.matching import reduce_cells
 from chemeleon2_jax.metrics.uniqueness import unique
 from chemeleon2_jax.rewards.combine import RewardFunction, Rewards
 from chemeleon2_jax.stages.common import from_all_processes, from_first_process
+from chemeleon2_jax.training.stage import ValidateFn, Validation
 
 SEED = 0
 """Of the prompts and the noise, the same at every validation of every run."""
@@ -28,14 +29,16 @@ def value_names(components: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"val/{name}" for name in (*own, *of_components))
 
 
-def make_validate(
-    generator: Generator, prompts: Prompts, reward: RewardFunction, floors: dict[str, float]
-) -> Callable[[Any, int], Mapping[str, float]]:
+def make_validate(generator: Generator, prompts: Prompts, reward: RewardFunction) -> ValidateFn:
     """Raw rewards of crystals of the same prompts and noise every time, and what they must not
-    cost: validity and uniqueness. The first validation fills `floors`.
+    cost: validity and uniqueness.
+
+    Components without a floor keep that of the first validation, so that all can be compared: it
+    is the validation's state.
     """
 
-    def validate(params: Any, step: int) -> dict[str, float]:
+    def validate(params: Any, state: Mapping[str, Any]) -> Validation:
+        floors = dict(state["floors"])
         found = generator.generate(
             prompts.num_atoms,
             seed=SEED,
@@ -62,7 +65,8 @@ def make_validate(
         for name, judged in rewards.components.items():
             values[name] = float(judged.filled.mean())
             values[f"{name}_failures"] = float(sum(judged.failures.values()))
-        return from_first_process({f"val/{name}": value for name, value in values.items()})
+        named = {f"val/{name}": value for name, value in values.items()}
+        return Validation(from_first_process(named), state={"floors": floors})
 
     return validate
 

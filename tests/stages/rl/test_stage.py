@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from dataclasses import replace
@@ -70,7 +71,7 @@ def run(config, run_dir, *, steps, resume=False):
 
 
 def one_step(config):
-    """(stage, the state before as numbers, the state after a step, its metrics)."""
+    """(stage, the state before as numbers, the state after a step, its metrics, pictures)."""
     stage = build(config)
     updater = Updater.from_config(fit_config(config), total_steps=10)
     mesh = make_mesh(config.trainer.num_devices)
@@ -78,8 +79,8 @@ def one_step(config):
     state = init_state(stage.init_params, updater.tx, seed=0, ema=False, mesh=mesh)
     before = numbers(state.params)
     batch = shard_batch(stage.batches.batch(0).arrays, mesh)
-    state, metrics = step(state, stage.frozen, batch)
-    return stage, before, state, {name: float(value) for name, value in metrics.items()}
+    state, metrics, pictures = step(state, stage.frozen, batch)
+    return stage, before, state, {name: float(value) for name, value in metrics.items()}, pictures
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def base(tiny_data, tiny_ldm):
 
 
 def test_a_step_is_a_rollout_and_its_updates(base):
-    _, (stage, before, state, metrics) = base
+    _, (stage, before, state, metrics, _) = base
     assert int(state.step) == stage.updates_per_step == 2
     assert np.isfinite(numbers(state.params)).all()
     assert not np.array_equal(numbers(state.params), before)
@@ -108,8 +109,8 @@ def test_a_step_is_a_rollout_and_its_updates(base):
 def test_shuffled_rewards_are_those_of_other_crystals(base, tiny_data, tiny_ldm):
     """The same rollout, the same rewards, another update: the control of an experiment."""
     changes = custom("number_of_sites", shuffle=True)
-    _, _, state, metrics = one_step(config_of(tiny_data, tiny_ldm.path, **changes))
-    _, (_, before, expected, theirs) = base
+    _, _, state, metrics, _ = one_step(config_of(tiny_data, tiny_ldm.path, **changes))
+    _, (_, before, expected, theirs, _) = base
     for name in ("reward/custom_mean", "reward/custom_max", "advantage_std"):
         assert metrics[name] == pytest.approx(theirs[name], rel=1e-5)
     moved, wanted = numbers(state.params) - before, numbers(expected.params) - before
@@ -120,7 +121,7 @@ def test_groups_are_alike_in_size_so_that_size_is_worth_nothing_within_them(tiny
     grouped = {"rl_module.rl_configs.group_reward_norm": True}
     config = config_of(tiny_data, tiny_ldm.path, **custom("number_of_sites"))
     config.update_from_flattened_dict(grouped)
-    _, _, _, metrics = one_step(config)
+    _, _, _, metrics, _ = one_step(config)
     assert metrics["advantage_std"] == 0
     assert metrics["surrogate"] == 0
 
@@ -128,8 +129,8 @@ def test_groups_are_alike_in_size_so_that_size_is_worth_nothing_within_them(tiny
 def test_chunks_change_nothing(base, tiny_data, tiny_ldm):
     """Noise and mini-batches belong to the crystals, not to what is on the device at once."""
     changes = custom("number_of_sites") | {"rl_module.sampling_configs.chunk_size": 5}
-    stage, _, state, metrics = one_step(config_of(tiny_data, tiny_ldm.path, **changes))
-    _, (_, before, expected, theirs) = base
+    stage, _, state, metrics, _ = one_step(config_of(tiny_data, tiny_ldm.path, **changes))
+    _, (_, before, expected, theirs, _) = base
     assert len(stage.batches.parts) == 6
     for name in ("loss", "log_prob", "reward/custom_mean", "advantage_std", "surrogate"):
         assert metrics[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
@@ -139,7 +140,7 @@ def test_chunks_change_nothing(base, tiny_data, tiny_ldm):
 
 def test_first_mini_batch_alone_has_a_ratio_of_1(tiny_data, tiny_ldm):
     changes = custom("number_of_sites") | {"rl_module.rl_configs.num_inner_batch": 1}
-    _, _, state, metrics = one_step(config_of(tiny_data, tiny_ldm.path, **changes))
+    _, _, state, metrics, _ = one_step(config_of(tiny_data, tiny_ldm.path, **changes))
     assert metrics["ratio"] == 1.0
     assert metrics["kl_rollout"] == metrics["clip_share"] == 0.0
     assert int(state.step) == 1
@@ -152,7 +153,7 @@ def test_plain_policy_gradient(tiny_data, tiny_ldm, sampler):
         "rl_module.sampling_configs.sampler": sampler,
         "data.batch_size": 24,
     }
-    _, before, state, metrics = one_step(config_of(tiny_data, tiny_ldm.path, **changes))
+    _, before, state, metrics, _ = one_step(config_of(tiny_data, tiny_ldm.path, **changes))
     assert metrics["advantage_std"] == pytest.approx(1.0, rel=0.05)
     assert not np.array_equal(numbers(state.params), before)
 
@@ -160,7 +161,7 @@ def test_plain_policy_gradient(tiny_data, tiny_ldm, sampler):
 def test_without_data_sizes_come_from_the_model(tiny_ldm):
     config = config_of("", tiny_ldm.path, **custom("number_of_sites"))
     config.data.name = ""
-    stage, _, _, metrics = one_step(config)
+    stage, _, _, metrics, _ = one_step(config)
     assert set(stage.batches.prompts(0).num_atoms) <= {2, 5, 8}
     assert metrics["reward/custom_failures"] == 0
 
@@ -218,30 +219,39 @@ def test_best_is_chosen_on_raw_reward(tiny_data, tiny_ldm, tmp_path):
     }
     config = config_of(tiny_data, tiny_ldm.path, **changes)
     config.trainer.max_steps = 3
-    stage, found = build(config), {}
+    stage, validations = build(config), []
 
-    def validate(params, step):
-        found[step] = stage.validate(params, step)
-        return found[step]
+    def validate(params, state):
+        validations.append(stage.validate(params, state))
+        return validations[-1]
 
     result = fit(replace(stage, validate=validate), fit_config(config), run_dir=tmp_path / "run")
-    raw = {step: values["val/reward"] for step, values in found.items()}
-    assert set(raw) == {0, 1, 2, 3}
-    assert len(set(raw.values())) > 1
-    assert result.best_step == max(raw, key=raw.get)
+    raw = [validation.values["val/reward"] for validation in validations]
+    assert len(raw) == 4
+    assert len(set(raw)) > 1
+    assert result.best_step == np.argmax(raw)
     assert set(result.values) == set(stage.value_names)
-    for values in found.values():
-        assert values["val/reward"] == pytest.approx(values["val/volume"])
     # Crystals without a value get the same at every validation, and after a resume.
-    floors = open_checkpoint(tmp_path / "run").meta["validation_floors"]
+    floors = validations[0].state["floors"]
     assert set(floors) == {"volume"}
-    assert build(config, resume_dir=tmp_path / "run").meta["validation_floors"] == floors
+    for validation in validations:
+        assert validation.values["val/reward"] == pytest.approx(validation.values["val/volume"])
+        assert validation.state == {"floors": floors}
+    saved = open_checkpoint(tmp_path / "run").progress["validation_state"]
+    assert saved == {"floors": floors}
+    # Runs without a state of their validation have the floors in the meta.
+    for folder in (tmp_path / "run" / "checkpoints").glob("step_*"):
+        meta = json.loads((folder / "meta" / "metadata").read_text())
+        (folder / "meta" / "metadata").write_text(json.dumps(meta | {"validation_floors": floors}))
+    resumed = build(config, resume_dir=tmp_path / "run")
+    assert resumed.validation_state == {"floors": floors}
+    assert "validation_floors" not in resumed.meta
 
 
 def test_failures_cost_crystals_and_are_counted(tiny_data, tiny_ldm, caplog):
     changes = custom("fails_for_five")
     with caplog.at_level(logging.WARNING):
-        _, _, state, metrics = one_step(config_of(tiny_data, tiny_ldm.path, **changes))
+        _, _, state, metrics, _ = one_step(config_of(tiny_data, tiny_ldm.path, **changes))
     count = metrics["reward/custom_failures"]
     assert 0 < count < 24
     assert metrics["reward/custom_failures/RuntimeError"] == count
@@ -256,14 +266,14 @@ def test_failing_for_all_ends_the_run(tiny_data, tiny_ldm, caplog):
     """At the first validation; in rollouts, where it may be bad luck, at the third in a row."""
     stage = build(config_of(tiny_data, tiny_ldm.path, **custom("always_fails")))
     with pytest.raises(RewardError, match=r"'custom' failed for all 12 .*nothing is good enough"):
-        stage.validate(stage.init_params, 0)
+        stage.validate(stage.init_params, stage.validation_state)
     config = config_of(tiny_data, tiny_ldm.path)
     updater, mesh = Updater.from_config(fit_config(config), total_steps=10), make_mesh()
     step = stage.make_step(updater, mesh)
     state = init_state(stage.init_params, updater.tx, seed=0, ema=False, mesh=mesh)
     for number in range(2):
         batch = shard_batch(stage.batches.batch(number).arrays, mesh)
-        state, metrics = step(state, stage.frozen, batch)
+        state, metrics, _ = step(state, stage.frozen, batch)
         assert metrics["advantage_std"] == 0
     assert caplog.text.count("nothing to learn from") == 2
     batch = shard_batch(stage.batches.batch(2).arrays, mesh)
@@ -274,17 +284,15 @@ def test_failing_for_all_ends_the_run(tiny_data, tiny_ldm, caplog):
 def test_pictures_of_the_best_and_worst(tiny_data, tiny_ldm):
     config = config_of(tiny_data, tiny_ldm.path, **custom("number_of_sites"))
     config.rl_module.validation.draw_every_n_steps = 1
-    stage, *_ = one_step(config)
-    pictures = stage.step_pictures(1)
+    *_, pictures = one_step(config)
     assert set(pictures) == {"rollout/best", "rollout/worst"}
     for pixels in pictures.values():
         assert pixels.dtype == np.uint8
         assert pixels.ndim == 3
         assert pixels.std() > 1
-    assert stage.step_pictures(1) == {}
     config.rl_module.validation.draw_every_n_steps = 2
-    stage, *_ = one_step(config)
-    assert stage.step_pictures(1) == {}
+    *_, pictures = one_step(config)
+    assert pictures == {}
 
 
 def test_conditions_of_the_crystals_are_asked_for(tiny_data, tiny_ldm):
@@ -329,7 +337,7 @@ def test_given_atom_types_are_those_of_the_prompts(tiny_data, csp_run, tmp_path)
     types = {"condition_module.condition_type": "composition:composition"}
     ldm = fit_quickly(ldm_config(tiny_data, csp_run, ldm_module=types), tmp_path / "ldm", steps=1)
     changes = custom("heaviest_element")
-    stage, _, state, metrics = one_step(config_of(tiny_data, ldm, **changes))
+    stage, _, state, metrics, _ = one_step(config_of(tiny_data, ldm, **changes))
     assert np.isfinite(numbers(state.params)).all()
     prompts = stage.batches.prompts(0)
     assert set(prompts.conditions) == {"composition"}
