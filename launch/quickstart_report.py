@@ -27,8 +27,8 @@ from chemeleon2_jax.data.datasets import load_split
 from chemeleon2_jax.metrics.structure import (
     COVALENT_FACTOR,
     MIN_VOLUME_PER_ATOM,
-    covalent_share,
-    validity,
+    covalent_check,
+    validity_check,
 )
 from chemeleon2_jax.runs import command_line as cli
 from chemeleon2_jax.runs.run_folder import read_config
@@ -80,7 +80,7 @@ def density_error(structures: list[Structure], target: float) -> float:
     """Return the mean distance of the densities of valid crystals from a target, in atoms in a
     cubic angstrom: what the fine-tuning is rewarded for making small.
     """
-    passed = validity(structures).passed
+    passed = validity_check(structures).passed
     valid = [s for s, good in zip(structures, passed, strict=True) if good]
     return float(np.mean([abs(len(s) / s.volume - target) for s in valid])) if valid else np.nan
 
@@ -106,7 +106,7 @@ def check_shares(
     asked = [*structures, *[None] * (num_samples - len(structures))]
     return {
         name: Shares(*(check(group).share for group in (asked, references, randomised)))
-        for name, check in (("valid", validity), ("covalent", covalent_share))
+        for name, check in (("valid", validity_check), ("covalent", covalent_check))
     }
 
 
@@ -128,8 +128,8 @@ def rewarded(
         "built": len(structures),
         "target": target,
         "density_error": [density_error(group, target) for group in (before, structures)],
-        "valid": {"generated": validity(crystals).share},
-        "covalent": {"generated": covalent_share(crystals).share},
+        "valid": {"generated": validity_check(crystals).share},
+        "covalent": {"generated": covalent_check(crystals).share},
     }
     picture = save_grid(structures[:NUM_DRAWN] or [None], samples / PICTURE_FILE)
     return summary, {"fine-tuned": picture, "fine-tuned model": run_dir}

@@ -42,7 +42,7 @@ class CompositionCheck(Check):
     errors: tuple[str | None, ...]
 
 
-def composition_validity(
+def composition_check(
     structures: Iterable[Any], *, max_combinations: int = MAX_COMBINATIONS
 ) -> CompositionCheck:
     """Check that oxidation states exist that balance, anions being the more electronegative.

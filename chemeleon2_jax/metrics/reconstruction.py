@@ -103,33 +103,6 @@ class MatchResult:
         return dict(Counter(kinds).most_common())
 
 
-def match_rate(
-    pairs: Sequence[Pair],
-    pool: WorkerPool,
-    *,
-    ltol: float = 0.2,
-    stol: float = 0.3,
-    angle_tol: float = 5.0,
-    timeout_s: float = 3.0,
-    on_done: Callable[[int], None] | None = None,
-) -> MatchResult:
-    """Match every generated crystal to its reference.
-
-    Args:
-        pairs: (generated or None, reference), each (atom_types, frac_coords, lattice).
-        pool: processes to match in.
-        ltol: relative tolerance of lengths.
-        stol: tolerance of sites over (V / N) ** (1/3).
-        angle_tol: tolerance of angles in degrees.
-        timeout_s: limit for one pair, in seconds.
-        on_done: called with the number of pairs that have just been finished.
-    """
-    tolerances = {"only": Tolerances(ltol, stol, angle_tol)}
-    return match_rates(pairs, pool, tolerances=tolerances, timeout_s=timeout_s, on_done=on_done)[
-        "only"
-    ]
-
-
 def match_rates(
     pairs: Sequence[Pair],
     pool: WorkerPool,
@@ -138,10 +111,10 @@ def match_rates(
     timeout_s: float = 3.0,
     on_done: Callable[[int], None] | None = None,
 ) -> dict[str, MatchResult]:
-    """Match every pair with several tolerances at once; the limit is for each pair and tolerance.
+    """Match every generated crystal to its reference, with several tolerances at once.
 
     Args:
-        pairs: as for :func:`match_rate`.
+        pairs: (generated or None, reference), each (atom_types, frac_coords, lattice).
         pool: processes to match in.
         tolerances: name -> tolerances.
         timeout_s: limit for one pair with one set of tolerances, in seconds.

@@ -10,11 +10,11 @@ from types import MappingProxyType
 from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.crystals.arrays import CrystalArrays
 from chemeleon2_jax.crystals.geometry import Geometry, mass_density, measure
-from chemeleon2_jax.metrics.composition import composition_validity
+from chemeleon2_jax.metrics.composition import composition_check
 from chemeleon2_jax.metrics.matching import Cell, reduce_cells
 from chemeleon2_jax.metrics.reconstruction import Tolerances
-from chemeleon2_jax.metrics.structure import Check, covalent_share, validity
-from chemeleon2_jax.metrics.uniqueness import Comparison, References, novel, unique
+from chemeleon2_jax.metrics.structure import Check, covalent_check, validity_check
+from chemeleon2_jax.metrics.uniqueness import Comparison, References, find_novel, find_unique
 from chemeleon2_jax.workers import WorkerPool
 
 Values = Sequence[bool | float | None]
@@ -67,13 +67,15 @@ class Subject:
     @cached_property
     def unique(self) -> Comparison:
         """The crystals compared with each other."""
-        return unique(self.cells, self.pool, tolerances=self.tolerances, timeout_s=self.timeout_s)
+        return find_unique(
+            self.cells, self.pool, tolerances=self.tolerances, timeout_s=self.timeout_s
+        )
 
     @cached_property
     def novel(self) -> Comparison:
         """The crystals compared with the references."""
         assert self.references is not None  # `choose_metrics` saw to it
-        return novel(
+        return find_novel(
             self.cells,
             self.references,
             self.pool,
@@ -165,7 +167,7 @@ def _geometric(check: Callable[[Sequence[Geometry]], Check]) -> Callable[[Subjec
 
 
 def _composition_valid(subject: Subject) -> Column:
-    check = composition_validity(subject.crystals)
+    check = composition_check(subject.crystals)
     return _column(check, check.errors)
 
 
@@ -195,8 +197,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "unique": Metric("first of those that are the same", _unique),
         "novel": Metric("same as no reference", _novel, needs_reference=True),
         "unique_novel": Metric("both", _unique_novel, needs_reference=True),
-        "valid": Metric("distances and volume possible", _geometric(validity)),
-        "covalent": Metric("no pair closer than covalent radii allow", _geometric(covalent_share)),
+        "valid": Metric("distances and volume possible", _geometric(validity_check)),
+        "covalent": Metric("no pair closer than covalent radii allow", _geometric(covalent_check)),
         "composition_valid": Metric("oxidation states balance (SMACT)", _composition_valid),
         "density": Metric("mass over volume", _density, unit="g/cm3"),
         "atomic_density": Metric("atoms over volume", _atomic_density, unit="1/A3"),

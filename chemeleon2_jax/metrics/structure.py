@@ -40,7 +40,7 @@ class Check:
         return float(self.passed.mean()) if len(self.passed) else 0.0
 
 
-def validity(
+def validity_check(
     structures: Iterable[Any],
     *,
     min_distance: float = MIN_DISTANCE,
@@ -48,7 +48,7 @@ def validity(
 ) -> Check:
     """Check that all distances and the volume per atom are above a minimum.
 
-    A weak test, which many a crystal with random coordinates passes: see :func:`covalent_share`.
+    A weak test, which many a crystal with random coordinates passes: see :func:`covalent_check`.
 
     Args:
         structures: pymatgen structures, (atom_types, frac_coords, lattice) triples, or their
@@ -67,14 +67,14 @@ def validity(
     return _check(structures, judge)
 
 
-def covalent_share(structures: Iterable[Any], *, factor: float = COVALENT_FACTOR) -> Check:
+def covalent_check(structures: Iterable[Any], *, factor: float = COVALENT_FACTOR) -> Check:
     """Check that all pairs of atoms are farther apart than ``factor`` times the sum of their radii.
 
     The radii are Cordero's covalent radii. Real crystals pass; the same cells with random
     coordinates hardly ever do (:func:`randomise_coordinates`).
 
     Args:
-        structures: as for :func:`validity`.
+        structures: as for :func:`validity_check`.
         factor: share of the sum of covalent radii.
     """
 

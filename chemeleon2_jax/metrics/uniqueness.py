@@ -104,7 +104,7 @@ class References:
         return self._distances[row, k]
 
 
-def unique(
+def find_unique(
     structures: Iterable[Any],
     pool: WorkerPool | None = None,
     *,
@@ -149,7 +149,7 @@ def unique(
     return _comparison(matches, errors, other="structure")
 
 
-def novel(
+def find_novel(
     structures: Iterable[Any],
     references: References,
     pool: WorkerPool | None = None,
@@ -160,7 +160,7 @@ def novel(
     """Find the crystals that are the same as no reference.
 
     Args:
-        structures: as for :func:`unique`.
+        structures: as for :func:`find_unique`.
         references: what is known already.
         pool: processes to work in; None works in this one.
         tolerances: of StructureMatcher; None are its defaults.

@@ -18,7 +18,7 @@ from absl import logging
 from chemeleon2_jax.common.errors import RewardError
 from chemeleon2_jax.common.scores import Scores
 from chemeleon2_jax.crystals.geometry import Geometry, measure
-from chemeleon2_jax.metrics.structure import covalent_share, validity
+from chemeleon2_jax.metrics.structure import covalent_check, validity_check
 from chemeleon2_jax.rewards.components import NOT_JUDGED, Component, Crystal
 from chemeleon2_jax.rewards.normalise import EPSILON, normalise
 from chemeleon2_jax.workers import Background, WorkerPool
@@ -86,7 +86,7 @@ class Rewards:
         raw: (G,) weighted sum of the raw values, with floors.
         components: by name.
         refused: for each crystal, None, or why it was not judged at all.
-        valid: (G,) bool, crystals that `metrics.structure.validity` passes.
+        valid: (G,) bool, crystals that `metrics.structure.validity_check` passes.
         problem: None, or why these rewards tell nothing: no crystal may be judged, or a component
             failed for all that were.
     """
@@ -216,12 +216,12 @@ class _Prepared:
 def _prepare(reward: RewardFunction, crystals: list[Crystal]) -> _Prepared:
     outcomes = reward.pool.map(measure, crystals, chunk_size=_CHUNK_SIZE)
     geometries = [outcome.value or Geometry(error=outcome.error) for outcome in outcomes]
-    valid = validity(geometries)
+    valid = validity_check(geometries)
     reasons: list[str | None] = [geometry.error for geometry in geometries]
     if reward.require == "valid":
         reasons = list(valid.reasons)
     elif reward.require == "covalent":
-        covalent = covalent_share(geometries).reasons
+        covalent = covalent_check(geometries).reasons
         reasons = [a or b for a, b in zip(valid.reasons, covalent, strict=True)]
     judged = [c if why is None else None for c, why in zip(crystals, reasons, strict=True)]
     entries = {

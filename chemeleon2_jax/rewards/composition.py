@@ -75,7 +75,7 @@ def composition_validity(structures: Sequence[Structure]) -> list[float]:
     Raises:
         ValueError: a composition that cannot be checked, of too many elements for instance.
     """
-    check = metrics_composition.composition_validity(structures)
+    check = metrics_composition.composition_check(structures)
     for error in check.errors:
         if error is not None:
             raise ValueError(error)

@@ -16,7 +16,7 @@ from chemeleon2_jax.metrics.distribution import (
 )
 from chemeleon2_jax.metrics.matching import TIMEOUT_S, Cell, reduce_cells
 from chemeleon2_jax.metrics.reconstruction import Tolerances
-from chemeleon2_jax.metrics.uniqueness import References, novel, unique
+from chemeleon2_jax.metrics.uniqueness import References, find_novel, find_unique
 from chemeleon2_jax.workers import WorkerPool
 
 SAME_DISTANCE = 1e-6
@@ -46,8 +46,8 @@ def creativity(
         timeout_s: limit for one comparison, in seconds.
     """
     cells = reduce_cells(structures, pool, timeout_s=timeout_s)
-    is_unique = unique(cells, pool, tolerances=tolerances, timeout_s=timeout_s)
-    is_novel = novel(cells, references, pool, tolerances=tolerances, timeout_s=timeout_s)
+    is_unique = find_unique(cells, pool, tolerances=tolerances, timeout_s=timeout_s)
+    is_novel = find_novel(cells, references, pool, tolerances=tolerances, timeout_s=timeout_s)
     errors = [a or b for a, b in zip(is_unique.errors, is_novel.errors, strict=True)]
     values = np.where(is_unique.passed & is_novel.passed, 1.0, 0.0)
     between = [

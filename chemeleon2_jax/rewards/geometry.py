@@ -8,7 +8,7 @@ from pymatgen.core import Structure
 
 from chemeleon2_jax.crystals.geometry import Geometry, as_arrays, measure
 from chemeleon2_jax.crystals.geometry import mass_density as density_of
-from chemeleon2_jax.metrics.structure import MIN_VOLUME_PER_ATOM, covalent_share, validity
+from chemeleon2_jax.metrics.structure import MIN_VOLUME_PER_ATOM, covalent_check, validity_check
 from chemeleon2_jax.rewards.options import check_flag, check_positive
 
 
@@ -76,13 +76,13 @@ def structural_validity(structures: Sequence[Structure], *, covalent: bool = Tru
     """Score 1 for crystals with possible distances and volumes, else 0.
 
     Atoms are more than 0.5 angstrom apart and have more than 0.1 cubic angstrom each
-    (:func:`chemeleon2_jax.metrics.structure.validity`). What cannot be measured, such as a flat
-    cell, scores 0.
+    (:func:`chemeleon2_jax.metrics.structure.validity_check`). A crystal that cannot be measured,
+    such as a flat cell, scores 0.
 
     Args:
         structures: the crystals.
         covalent: all pairs of atoms must also be farther apart than 0.7 of the sum of their
-            covalent radii (:func:`chemeleon2_jax.metrics.structure.covalent_share`); without that
+            covalent radii (:func:`chemeleon2_jax.metrics.structure.covalent_check`); without that
             many a crystal with random coordinates passes.
 
     Raises:
@@ -90,9 +90,9 @@ def structural_validity(structures: Sequence[Structure], *, covalent: bool = Tru
     """
     covalent = check_flag(covalent, "covalent")
     geometries = [measure(crystal) for crystal in structures]
-    passed = validity(geometries).passed
+    passed = validity_check(geometries).passed
     if covalent:
-        passed = passed & covalent_share(geometries).passed
+        passed = passed & covalent_check(geometries).passed
     return [float(one) for one in passed]
 
 

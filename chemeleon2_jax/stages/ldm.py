@@ -21,7 +21,7 @@ from chemeleon2_jax.diffusion.gaussian import training_loss
 from chemeleon2_jax.diffusion.sampler import SamplerConfig, step_constants
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.inference.generator import Generator, draw_num_atoms
-from chemeleon2_jax.metrics.structure import covalent_share, validity
+from chemeleon2_jax.metrics.structure import covalent_check, validity_check
 from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.dit import DiT, split_output
 from chemeleon2_jax.models.lora import merge, only_adapters
@@ -356,8 +356,8 @@ def _make_validate(
         if generator is not None:
             sizes = draw_num_atoms(ldm.size_table, num_samples, _VALIDATION_SEED)
             found = generator.generate(sizes, seed=_VALIDATION_SEED, params=params).crystals
-            values["val/valid_share"] = validity(found).share
-            values["val/covalent_share"] = covalent_share(found).share
+            values["val/valid_share"] = validity_check(found).share
+            values["val/covalent_share"] = covalent_check(found).share
         return Validation(values)
 
     return validate

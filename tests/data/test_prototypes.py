@@ -14,7 +14,7 @@ from chemeleon2_jax.data import prototype_cells, prototypes
 from chemeleon2_jax.data.preprocess import crystals_to_arrays
 from chemeleon2_jax.data.prototype_cells import read_prototypes
 from chemeleon2_jax.data.prototypes import build_prototypes, load_prototypes, split_of
-from chemeleon2_jax.metrics.structure import covalent_share, validity
+from chemeleon2_jax.metrics.structure import covalent_check, validity_check
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def test_ids_are_unique_and_tell_the_formula(everything) -> None:
 
 def test_every_crystal_is_physically_sensible(everything) -> None:
     crystals = [everything.crystal(i) for i in range(len(everything))]
-    assert np.all(validity(crystals).passed)
-    assert np.all(covalent_share(crystals).passed)
+    assert np.all(validity_check(crystals).passed)
+    assert np.all(covalent_check(crystals).passed)
     ratios = [measure(crystal).min_covalent_ratio for crystal in crystals]
     assert min(ratios) > prototype_cells.MIN_RATIO - 1e-4
     assert max(ratios) < prototype_cells.MAX_RATIO + 1e-4

@@ -11,7 +11,7 @@ from chemeleon2_jax.metrics import composition
 from chemeleon2_jax.metrics.composition import (
     MAX_COMBINATIONS,
     NOT_BALANCED,
-    composition_validity,
+    composition_check,
 )
 
 
@@ -40,7 +40,7 @@ def crystal(formula):
     ],
 )
 def test_validity(formula, reason):
-    check = composition_validity([crystal(formula)])
+    check = composition_check([crystal(formula)])
     assert check.reasons == (reason,)
     assert check.errors == (None,)
     assert check.passed.tolist() == [reason is None]
@@ -50,14 +50,14 @@ def test_what_is_no_crystal_is_an_error():
     disordered = Structure(Lattice.cubic(4.0), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])
     empty = ([], np.zeros((0, 3)), np.eye(3))
     unknown = ([120], np.zeros((1, 3)), np.eye(3))
-    check = composition_validity([crystal("NaCl"), None, disordered, empty, unknown])
+    check = composition_check([crystal("NaCl"), None, disordered, empty, unknown])
     assert check.passed.tolist() == [True, False, False, False, False]
     assert check.errors[:2] == (None, "not built")
     assert check.errors[2].startswith("not a crystal: partial occupancy")
     assert check.errors[3] == "not a crystal: no atom"
     assert check.errors[4].startswith("not a crystal: ")
     assert check.share == 0.2
-    assert composition_validity([]).passed.shape == (0,)
+    assert composition_check([]).passed.shape == (0,)
 
 
 MANY_STATES = "NCPSMnAsTeOsBiSiGe"
@@ -65,23 +65,23 @@ MANY_STATES = "NCPSMnAsTeOsBiSiGe"
 
 def test_too_many_combinations_are_not_gone_through():
     """All of these would take minutes."""
-    check = composition_validity([crystal(MANY_STATES), crystal("NaCl")])
+    check = composition_check([crystal(MANY_STATES), crystal("NaCl")])
     assert check.passed.tolist() == [False, True]
     assert check.errors[1] is None
     assert check.errors[0] == check.reasons[0]
     assert check.errors[0].startswith("not checked: ")
     assert check.errors[0].endswith(f"of 11 elements, the limit is {MAX_COMBINATIONS}")
-    assert composition_validity([crystal("NaCl")], max_combinations=1).errors[0] is not None
+    assert composition_check([crystal("NaCl")], max_combinations=1).errors[0] is not None
 
 
 def test_alloys_have_no_limit():
     metals = "CrFeMnCoNiMoRuReOsNb"
-    assert composition_validity([crystal(metals)], max_combinations=1).passed.tolist() == [True]
+    assert composition_check([crystal(metals)], max_combinations=1).passed.tolist() == [True]
 
 
 def test_a_formula_is_judged_once():
     composition._find_fault.cache_clear()
-    check = composition_validity([crystal("NaCl"), crystal("Na3Cl3"), crystal("NaCl2")])
+    check = composition_check([crystal("NaCl"), crystal("Na3Cl3"), crystal("NaCl2")])
     assert check.passed.tolist() == [True, True, False]
     assert composition._find_fault.cache_info().misses == 2
 

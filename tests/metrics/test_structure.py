@@ -19,7 +19,7 @@ from chemeleon2_jax.crystals.geometry import (
     reduce_lattice,
 )
 from chemeleon2_jax.crystals.structures import structure_from_cif
-from chemeleon2_jax.metrics.structure import covalent_share, validity
+from chemeleon2_jax.metrics.structure import covalent_check, validity_check
 
 ROCK_SALT = Structure.from_spacegroup(
     "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
@@ -93,7 +93,7 @@ def test_checks_and_reasons():
     close = ([6, 8], [[0, 0, 0], [0.2, 0, 0]], np.eye(3) * 4)
     dense = (np.full(20, 1), np.random.default_rng(0).random((20, 3)), np.eye(3))
     crystals = [ROCK_SALT, overlapping, close, dense, None]
-    check = validity(crystals)
+    check = validity_check(crystals)
     np.testing.assert_array_equal(check.passed, [True, False, True, False, False])
     assert check.share == pytest.approx(0.4)
     assert check.reasons == (
@@ -103,7 +103,7 @@ def test_checks_and_reasons():
         "volume 0.05 cubic angstrom an atom",
         "not built",
     )
-    check = covalent_share([measure(crystal) for crystal in crystals])  # measured once for both
+    check = covalent_check([measure(crystal) for crystal in crystals])  # measured once for both
     np.testing.assert_array_equal(check.passed, [True, False, False, False, False])
     assert check.reasons[2] == "atoms 0.576 of the sum of covalent radii apart"
     assert check.reasons[4] == "not built"
@@ -135,17 +135,19 @@ def test_what_cannot_be_measured(crystal, error):
     geometry = measure(crystal)
     assert geometry.error.startswith(error)
     assert geometry == Geometry(error=geometry.error)
-    assert validity([crystal]).reasons == covalent_share([crystal]).reasons == (geometry.error,)
+    assert (
+        validity_check([crystal]).reasons == covalent_check([crystal]).reasons == (geometry.error,)
+    )
 
 
 def test_all_elements_have_a_radius():
     crystals = [([z], [[0, 0, 0]], np.eye(3) * 6) for z in range(1, 100)]
-    assert covalent_share(crystals).share == 1.0
+    assert covalent_check(crystals).share == 1.0
 
 
 def test_no_crystals():
-    assert validity([]).share == 0.0
-    assert covalent_share([]).reasons == ()
+    assert validity_check([]).share == 0.0
+    assert covalent_check([]).reasons == ()
 
 
 def test_random_coordinates():
@@ -169,8 +171,8 @@ def test_real_crystals_pass_and_random_coordinates_do_not(shared_dir, name):
     with gzip.open(path, "rt") as file:
         rows = [row for row, _ in zip(csv.DictReader(file), range(200), strict=False)]
     crystals = [structure_from_cif(row["cif"]) for row in rows]
-    assert validity(crystals).share == 1.0
-    assert covalent_share(crystals).share >= 0.99
+    assert validity_check(crystals).share == 1.0
+    assert covalent_check(crystals).share >= 0.99
     randomised = randomise_coordinates(crystals, 0)
-    assert validity(randomised).share > 0.7  # which is why there is a second check
-    assert covalent_share(randomised).share < 0.15
+    assert validity_check(randomised).share > 0.7  # which is why there is a second check
+    assert covalent_check(randomised).share < 0.15

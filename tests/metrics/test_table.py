@@ -12,7 +12,7 @@ from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.metrics import matching, registry
 from chemeleon2_jax.metrics.reconstruction import Tolerances
 from chemeleon2_jax.metrics.registry import METRICS, Metric, choose_metrics
-from chemeleon2_jax.metrics.structure import covalent_share
+from chemeleon2_jax.metrics.structure import covalent_check
 from chemeleon2_jax.metrics.table import Report, evaluate
 from tests.tiny import caesium_chloride, perovskite, rocksalt
 
@@ -280,5 +280,5 @@ def test_what_is_no_structure_is_a_row():
 def test_public_name():
     report = c2.evaluate([SALT], metrics=["covalent", "atomic_density"], num_workers=0)
     assert isinstance(report, Report)
-    assert report.table["covalent"].tolist() == covalent_share([SALT]).passed.tolist()
+    assert report.table["covalent"].tolist() == covalent_check([SALT]).passed.tolist()
     assert math.isclose(report.table["atomic_density"][0], 8 / 5.64**3)

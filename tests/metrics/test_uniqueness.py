@@ -13,7 +13,7 @@ from chemeleon2_jax.crystals.structures import structures_to_crystals
 from chemeleon2_jax.metrics import matching
 from chemeleon2_jax.metrics.matching import reduce_cells, reduced_formula
 from chemeleon2_jax.metrics.reconstruction import Tolerances
-from chemeleon2_jax.metrics.uniqueness import References, novel, unique
+from chemeleon2_jax.metrics.uniqueness import References, find_novel, find_unique
 from chemeleon2_jax.workers import WorkerPool
 
 FACE_CENTRED = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
@@ -48,7 +48,7 @@ def test_unique():
         DISORDERED,
         caesium_chloride().perturb(0.05),
     ]
-    found = unique(structures)
+    found = find_unique(structures)
     assert found.passed.tolist() == [True, False, True, False, False, True, False, False]
     assert found.matches == (None, 0, None, None, 0, None, None, 2)
     assert found.reasons[1] == "same as structure 0"
@@ -86,7 +86,7 @@ def test_groups_are_those_of_the_matcher():
     groups = StructureMatcher().group_structures(structures)
     place = {id(structure): index for index, structure in enumerate(structures)}
     expected = sorted(place[id(group[0])] for group in groups)
-    found = unique(structures)
+    found = find_unique(structures)
     assert np.flatnonzero(found.passed).tolist() == expected
     assert 1 < len(expected) < len(structures)
     sizes = Counter(index if match is None else match for index, match in enumerate(found.matches))
@@ -102,7 +102,7 @@ def test_novel():
         rock_salt().make_supercell(2, in_place=False),
         caesium_chloride("K"),
     ]
-    found = novel(structures, references)
+    found = find_novel(structures, references)
     assert found.passed.tolist() == [False, True, False, False, True]
     assert found.matches == (2, None, None, 0, None)
     assert found.reasons == ("same as reference 2", None, "not built", "same as reference 0", None)
@@ -113,11 +113,11 @@ def test_tolerances_are_used():
     moved = caesium_chloride()
     moved.translate_sites([1], [0.1, 0.0, 0.0])
     strict = Tolerances(stol=0.01)
-    assert unique([caesium_chloride(), moved]).passed.tolist() == [True, False]
-    assert unique([caesium_chloride(), moved], tolerances=strict).passed.all()
+    assert find_unique([caesium_chloride(), moved]).passed.tolist() == [True, False]
+    assert find_unique([caesium_chloride(), moved], tolerances=strict).passed.all()
     references = References([caesium_chloride()])
-    assert not novel([moved], references).passed[0]
-    assert novel([moved], references, tolerances=strict).passed[0]
+    assert not find_novel([moved], references).passed[0]
+    assert find_novel([moved], references, tolerances=strict).passed[0]
 
 
 def test_worker_processes_give_the_same():
@@ -125,28 +125,28 @@ def test_worker_processes_give_the_same():
     references = References(carbons()[:3])
     with WorkerPool(2) as pool:
         cells = reduce_cells(structures, pool)
-        for function, arguments in ((unique, ()), (novel, (references,))):
+        for function, arguments in ((find_unique, ()), (find_novel, (references,))):
             here, there = function(structures, *arguments), function(cells, *arguments, pool)
             assert here.matches == there.matches
             assert here.errors == there.errors
 
 
 def test_nothing_to_compare():
-    for found in (unique([]), novel([], References([rock_salt()]))):
+    for found in (find_unique([]), find_novel([], References([rock_salt()]))):
         assert found.passed.shape == (0,)
         assert found.share == 0.0
-    assert novel([rock_salt()], References([])).passed.tolist() == [True]
+    assert find_novel([rock_salt()], References([])).passed.tolist() == [True]
 
 
 def test_cells_that_would_fill_the_memory_are_not_compared():
     long = (np.array([84]), np.zeros((1, 3)), np.diag([3.0, 3.0, 1e3]))
-    found = unique([THIN, long, cubic(3.0)])
+    found = find_unique([THIN, long, cubic(3.0)])
     assert found.passed.tolist() == [False, False, True]
     assert found.errors[0] == (
         "ValueError: a cell of 1e-09 x 3 x 3 angstrom is too thin or too long to be compared"
     )
     layered = Structure(Lattice.tetragonal(3.0, 80.0), ["C"], [[0, 0, 0]])
-    assert unique([layered, layered]).matches == (None, 0)
+    assert find_unique([layered, layered]).matches == (None, 0)
 
 
 # --- references ----------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_references_are_reduced_and_measured_once(monkeypatch):
 
     monkeypatch.setattr(matching, "_reduce", count)
     for _ in range(2):
-        novel([rock_salt()], references)
+        find_novel([rock_salt()], references)
     assert len(reduced) == 4  # two references once, one generated crystal twice
 
 
@@ -242,8 +242,8 @@ def replace_matcher(monkeypatch, *arguments):
 def test_a_group_goes_by_its_first_crystal(monkeypatch):
     replace_matcher(monkeypatch)
     cubes = [cubic(3.0), cubic(4.0), cubic(5.0), cubic(5.5)]
-    assert unique(cubes).matches == (None, 0, None, 2)
-    assert unique([cubes[1], cubes[0], cubes[2], cubes[3]]).matches == (None, 0, 0, None)
+    assert find_unique(cubes).matches == (None, 0, None, 2)
+    assert find_unique([cubes[1], cubes[0], cubes[2], cubes[3]]).matches == (None, 0, 0, None)
 
 
 @pytest.mark.parametrize("trouble", [fail, never_end])
@@ -252,10 +252,10 @@ def test_a_failing_crystal_costs_itself(monkeypatch, trouble):
     # Reduced beforehand: the limit is for the comparisons.
     bad, *others = reduce_cells([cubic(edge) for edge in (7.0, 3.0, 3.5, 9.0, 9.1)])
     reason = "RuntimeError: no lattice" if trouble is fail else "timeout after 0.2 s"
-    last = unique([*others, bad], timeout_s=0.2)
+    last = find_unique([*others, bad], timeout_s=0.2)
     assert last.matches == (None, 0, None, 2, None)
     assert last.errors == (*[None] * 4, f"comparison with structure 0: {reason}")
-    first = unique([bad, *others], timeout_s=0.2)
+    first = find_unique([bad, *others], timeout_s=0.2)
     assert first.matches == (None, None, 1, None, 3)
     assert first.errors == (f"comparison with most others: {reason}", *[None] * 4)
     assert first.passed.tolist() == [False, True, False, True, False]
@@ -265,7 +265,7 @@ def test_a_failure_among_many_is_found_in_its_batch(monkeypatch):
     replace_matcher(monkeypatch, 7.0, fail)
     edges = [3.0] * 40
     edges[29] = 7.0
-    found = unique([cubic(edge) for edge in edges])
+    found = find_unique([cubic(edge) for edge in edges])
     assert [i for i, error in enumerate(found.errors) if error] == [29]
     assert set(found.matches) == {None, 0}
     assert found.passed.sum() == 1
@@ -273,7 +273,7 @@ def test_a_failure_among_many_is_found_in_its_batch(monkeypatch):
 
 def test_a_failing_first_crystal_is_given_up_early(monkeypatch):
     matcher = replace_matcher(monkeypatch, 7.0, fail)
-    found = unique([cubic(edge) for edge in [7.0, *[3.0] * 100]])
+    found = find_unique([cubic(edge) for edge in [7.0, *[3.0] * 100]])
     assert found.errors[0] is not None
     assert found.passed.sum() == 1
     # 7 batches and 16 single pairs with the first crystal, 7 batches with the second.
@@ -283,11 +283,11 @@ def test_a_failing_first_crystal_is_given_up_early(monkeypatch):
 def test_a_failing_reference(monkeypatch):
     replace_matcher(monkeypatch, 7.0, fail)
     references = References([cubic(7.0), cubic(3.0)])
-    found = novel([cubic(3.0), cubic(5.0), cubic(5.0, "Fe")], references)
+    found = find_novel([cubic(3.0), cubic(5.0), cubic(5.0, "Fe")], references)
     # One match decides; without a match the failures leave it open.
     assert found.matches == (1, None, None)
     failure = "comparison with reference 0: RuntimeError: no lattice"
     assert found.errors == (None, failure, None)
     assert found.passed.tolist() == [False, False, True]
-    only_thin = novel([cubic(5.0)], References([cubic(3.0), THIN]))
+    only_thin = find_novel([cubic(5.0)], References([cubic(3.0), THIN]))
     assert only_thin.errors[0].startswith("comparison with reference 1: ValueError: a cell of")

@@ -17,7 +17,7 @@ from chemeleon2_jax.metrics.distribution import (
     squared_mmd,
 )
 from chemeleon2_jax.metrics.matching import reduce_cells
-from chemeleon2_jax.metrics.uniqueness import References, novel, unique
+from chemeleon2_jax.metrics.uniqueness import References, find_novel, find_unique
 from chemeleon2_jax.rewards.creativity import creativity
 from chemeleon2_jax.rewards.diversity import diversity
 from chemeleon2_jax.rewards.normalise import normalise
@@ -59,8 +59,10 @@ def generated(golden):
 
 def test_unique_and_novel(golden, generated):
     cells, references = generated
-    np.testing.assert_array_equal(unique(cells).passed, golden.arrays["metrics/unique"])
-    np.testing.assert_array_equal(novel(cells, references).passed, golden.arrays["metrics/novel"])
+    np.testing.assert_array_equal(find_unique(cells).passed, golden.arrays["metrics/unique"])
+    np.testing.assert_array_equal(
+        find_novel(cells, references).passed, golden.arrays["metrics/novel"]
+    )
 
 
 def test_creativity(golden, generated):

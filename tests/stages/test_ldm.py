@@ -16,7 +16,7 @@ from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.datasets import load_split
 from chemeleon2_jax.diffusion.sampler import SamplerConfig
 from chemeleon2_jax.inference.generator import Generator, draw_num_atoms
-from chemeleon2_jax.metrics.structure import covalent_share, validity
+from chemeleon2_jax.metrics.structure import covalent_check, validity_check
 from chemeleon2_jax.models.sizes import DiTSizes, VAESizes
 from chemeleon2_jax.models.vae import sample_posterior
 from chemeleon2_jax.pretrained.loading import load_ldm, load_vae
@@ -307,8 +307,8 @@ def test_validation_samples_if_asked_to(tiny_data, tiny_ldm):
     sizes = draw_num_atoms(parts.size_table, 6, 0)
     crystals = Generator(parts, SamplerConfig(steps=5)).generate(sizes, seed=0).crystals
     assert set(found) == set(stage.value_names)
-    assert found["val/valid_share"] == validity(crystals).share
-    assert found["val/covalent_share"] == covalent_share(crystals).share
+    assert found["val/valid_share"] == validity_check(crystals).share
+    assert found["val/covalent_share"] == covalent_check(crystals).share
     # Sampled with the parameters that are given, not with those it started from.
     broken = jax.tree.map(lambda x: x * np.nan, stage.init_params)
     assert stage.validate(broken, {}).values["val/valid_share"] == 0.0

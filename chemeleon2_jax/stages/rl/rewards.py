@@ -15,13 +15,13 @@ from chemeleon2_jax.inference.vae import PredictorModel, VAEModel
 from chemeleon2_jax.pretrained.loading import VAEParts, load_predictor
 from chemeleon2_jax.rewards.combine import RewardFunction, Weighted
 from chemeleon2_jax.rewards.components import Crystal
+from chemeleon2_jax.rewards.normalise import NORMALISATIONS
 from chemeleon2_jax.rewards.registry import Context, Models, build_component, names, read_number
 from chemeleon2_jax.runs.config import split_names
 from chemeleon2_jax.workers import WorkerPool
 
 _KEY = "rl_module.reward_fn"
 _OF_ALL = ("weight", "normalize_fn", "floor")
-NORMALISATIONS = ("", "norm", "std", "subtract_mean")  # "clip" needs bounds, which no block has
 
 
 def make_reward(

@@ -13,7 +13,7 @@ from chemeleon2_jax.crystals.arrays import CrystalArrays
 from chemeleon2_jax.inference.generator import Generator
 from chemeleon2_jax.inference.requests import Prompts
 from chemeleon2_jax.metrics.matching import reduce_cells
-from chemeleon2_jax.metrics.uniqueness import unique
+from chemeleon2_jax.metrics.uniqueness import find_unique
 from chemeleon2_jax.rewards.combine import RewardFunction, Rewards
 from chemeleon2_jax.stages.common import from_all_processes, from_first_process
 from chemeleon2_jax.training.stage import ValidateFn, Validation
@@ -60,7 +60,7 @@ def make_validate(generator: Generator, prompts: Prompts, reward: RewardFunction
             "reward_se": float(raw.std(ddof=1) / np.sqrt(len(raw))) if len(raw) > 1 else 0.0,
             "refused_share": sum(why is not None for why in rewards.refused) / len(raw),
             "valid_share": float(rewards.valid.mean()),
-            "unique_share": unique(reduce_cells(found, reward.pool), reward.pool).share,
+            "unique_share": find_unique(reduce_cells(found, reward.pool), reward.pool).share,
         }
         for name, judged in rewards.components.items():
             values[name] = float(judged.filled.mean())
