@@ -54,6 +54,17 @@ def shared_dir() -> Path:
     return path
 
 
+@pytest.fixture
+def file_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A `tests.common.file_server.FileServer` as the mirror of GitHub, and an empty cache."""
+    from tests.common.file_server import serving_files
+
+    with serving_files() as server:
+        monkeypatch.setenv("CHEMELEON2_JAX_DATA_URL", server.url + "/")
+        monkeypatch.setenv(_CACHE_VARIABLE, str(tmp_path))
+        yield server
+
+
 # --- a tiny VAE and a tiny LDM, trained once for all tests of the session -------------------------
 
 # Of tests and of their child processes: the same small programs are compiled again and again.

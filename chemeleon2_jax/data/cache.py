@@ -1,4 +1,4 @@
-"""Files that can be computed again: where they live, and how they are read and written.
+"""Arrays that can be computed again, in files of the cache.
 
 Writing is atomic (a temporary file, then a rename), so that processes may share a cache. A file
 that cannot be read counts as absent, and a folder that cannot be written costs time, not the run.
@@ -6,8 +6,6 @@ that cannot be read counts as absent, and a folder that cannot be written costs 
 
 from __future__ import annotations
 
-import hashlib
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -28,21 +26,6 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-
-
-def cache_dir() -> Path:
-    """Return `$XDG_CACHE_HOME/chemeleon2_jax`, by default under `~/.cache`; it need not exist."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "chemeleon2_jax"
-
-
-def hash_file(path: Path, algorithm: str = "sha256", *, prefix: bytes = b"") -> str:
-    """Return the hexadecimal digest of `prefix` and the bytes of a file."""
-    digest = hashlib.new(algorithm, prefix)
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray] | None:

@@ -25,14 +25,23 @@ Fields = list[str]
 _LARGEST = float(np.finfo(np.float32).max)
 
 
+def check_split(split: str) -> None:
+    """Check the name of a split.
+
+    Raises:
+        DatasetError: it is none; names the nearest.
+    """
+    if split not in SPLITS:
+        raise DatasetError(f"no split {split!r}: {suggest(split, SPLITS)}")
+
+
 def find_split_file(folder: Path, split: str) -> Path:
     """Return `{split}.csv` of a folder, or else `{split}.csv.gz`.
 
     Raises:
         DatasetError: no such folder, split or file.
     """
-    if split not in SPLITS:
-        raise DatasetError(f"no split {split!r}: {suggest(split, SPLITS)}")
+    check_split(split)
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder; data.data_dir must hold {split}.csv[.gz]")
     for name in (f"{split}.csv", f"{split}.csv.gz"):

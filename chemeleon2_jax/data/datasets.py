@@ -18,26 +18,9 @@ from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data import csv_files, prototypes
-from chemeleon2_jax.data.cache import cache_dir
-from chemeleon2_jax.data.csv_files import SPLITS
 from chemeleon2_jax.data.download import fetch_split
 from chemeleon2_jax.data.preprocess import SkippedRow, parse_file, read_property
-from chemeleon2_jax.data.sources import NAMED_SETS, NamedSet, published_size_table
-
-__all__ = [
-    "NAMED_SETS",
-    "PROTOTYPES",
-    "SPLITS",
-    "DatasetError",
-    "NamedSet",
-    "SkippedRow",
-    "Split",
-    "cache_dir",
-    "canonical_name",
-    "load_split",
-    "published_size_table",
-    "size_table",
-]
+from chemeleon2_jax.data.sources import NAMED_SETS
 
 PROTOTYPES = "prototypes"
 """Name of the set that is built from pymatgen's prototype structures."""
@@ -205,8 +188,7 @@ def _keep_good(
 def _load_prototypes(
     split: str, targets: Sequence[str], rename: Mapping[str, str], *, max_atoms: int
 ) -> Split:
-    if split not in SPLITS:
-        raise DatasetError(f"no split {split!r}: {suggest(split, SPLITS)}")
+    csv_files.check_split(split)
     crystals = prototypes.load_prototypes()[split]
     here = {rename.get(name, name): values for name, values in crystals.targets.items()}
     for target in targets:

@@ -20,10 +20,11 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from chemeleon2_jax.common.cache import cache_dir, hash_file
 from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.crystals.arrays import CrystalArrays, Crystals
 from chemeleon2_jax.data import csv_files
-from chemeleon2_jax.data.cache import cache_dir, hash_file, load_arrays, store_arrays
+from chemeleon2_jax.data.cache import load_arrays, store_arrays
 from chemeleon2_jax.data.csv_files import field_of
 from chemeleon2_jax.workers import Outcome, WorkerPool, default_workers
 

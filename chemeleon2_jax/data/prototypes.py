@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import logging
 
+from chemeleon2_jax.common.cache import cache_dir
 from chemeleon2_jax.crystals.arrays import NUM_ATOM_CLASSES, CrystalArrays, Crystals
-from chemeleon2_jax.data.cache import cache_dir, load_arrays, store_arrays
+from chemeleon2_jax.data.cache import load_arrays, store_arrays
 from chemeleon2_jax.data.csv_files import SPLITS
 from chemeleon2_jax.data.preprocess import crystals_from_arrays, crystals_to_arrays
 

@@ -16,7 +16,9 @@ from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.crystals.structures import arrays_from_structure
-from chemeleon2_jax.data.datasets import NAMED_SETS, PROTOTYPES, SPLITS, canonical_name, load_split
+from chemeleon2_jax.data.csv_files import SPLITS
+from chemeleon2_jax.data.datasets import PROTOTYPES, canonical_name, load_split
+from chemeleon2_jax.data.sources import NAMED_SETS
 from chemeleon2_jax.data.structure_files import read_entries
 from chemeleon2_jax.workers import WorkerPool
 

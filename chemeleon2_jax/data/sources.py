@@ -3,48 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from types import MappingProxyType
-from typing import Any
 
-import numpy as np
-
-from chemeleon2_jax.common.errors import DatasetError
-from chemeleon2_jax.common.suggest import suggest
-
-MIRROR_VARIABLE = "CHEMELEON2_JAX_DATA_URL"
-"""Environment variable: a mirror that serves <repository>/<commit>/<path> below this URL."""
-
-RAW_URL = "https://raw.githubusercontent.com"
-LFS_URL = "https://media.githubusercontent.com/media"
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of a public GitHub repository.
-
-    Attributes:
-        repository: "owner/name".
-        commit: commit, or branch, that holds the file.
-        path: path in the repository.
-        git_blob_sha1: checksum by git's rule; empty where it is recorded at first download.
-        is_lfs: kept by git-lfs, which another host serves.
-    """
-
-    repository: str
-    commit: str
-    path: str
-    git_blob_sha1: str = ""
-    is_lfs: bool = False
-
-    @property
-    def url(self) -> str:
-        """Where the file is, with respect to a mirror that the environment names."""
-        base = os.environ.get(MIRROR_VARIABLE) or (LFS_URL if self.is_lfs else RAW_URL)
-        return f"{base.rstrip('/')}/{self.repository}/{self.commit}/{self.path}"
+from chemeleon2_jax.common.fetch import RemoteFile
 
 
 @dataclass(frozen=True)
@@ -62,14 +26,10 @@ class NamedSet:
     archive: RemoteFile | None = None
 
 
-def _read_sources() -> dict[str, Any]:
-    text = resources.files("chemeleon2_jax.data").joinpath("sources.json").read_text("utf-8")
-    return json.loads(text)
-
-
 def _read_named_sets() -> dict[str, NamedSet]:
+    text = resources.files(__package__).joinpath("sources.json").read_text("utf-8")
     named_sets = {}
-    for name, entry in _read_sources()["data_sets"].items():
+    for name, entry in json.loads(text)["data_sets"].items():
         place = (entry["repository"], entry["commit"])
         files = {
             split: RemoteFile(*place, file["path"], file.get("git_blob_sha1", ""))
@@ -84,15 +44,3 @@ def _read_named_sets() -> dict[str, NamedSet]:
 
 NAMED_SETS: Mapping[str, NamedSet] = MappingProxyType(_read_named_sets())
 """The published sets, by name."""
-
-
-def published_size_table(name: str) -> np.ndarray:
-    """Return the size table of a published training set, (largest + 1,) int64.
-
-    Raises:
-        DatasetError: none is known for that name.
-    """
-    tables = {key: value for key, value in _read_sources()["size_tables"].items() if key != "note"}
-    if name not in tables:
-        raise DatasetError(f"no published size table for {name!r}: {suggest(name, tables)}")
-    return np.array(tables[name], np.int64)

@@ -16,14 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
 from absl import logging
 
-from chemeleon2_jax.common.atomic_files import locked
-from chemeleon2_jax.common.errors import CheckpointError, DatasetError
+from chemeleon2_jax.common.cache import cache_dir, cache_folder
+from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.common.suggest import suggest
-from chemeleon2_jax.data.cache import cache_dir
-from chemeleon2_jax.data.sources import published_size_table
 from chemeleon2_jax.pretrained.hub_download import Fetched, fetch_file, is_here, record
 from chemeleon2_jax.pretrained.hub_records import Published, forget_record, with_record
 
@@ -37,7 +34,6 @@ __all__ = [
     "fetch",
     "hub_key",
     "lookup",
-    "size_table",
 ]
 
 CONVERSION_VERSION = 1
@@ -92,18 +88,6 @@ def lookup(key: str) -> Published:
     return REGISTRY[key]
 
 
-def size_table(name: str) -> np.ndarray:
-    """Return the crystals by number of atoms of a published training set, (largest + 1,) int64.
-
-    Raises:
-        CheckpointError: none is known for that name.
-    """
-    try:
-        return published_size_table(name)
-    except DatasetError as error:
-        raise CheckpointError(str(error)) from error
-
-
 def fetch(key: str) -> Fetched:
     """Return the verified file of a key, downloaded with a progress bar where it is not here.
 
@@ -132,25 +116,20 @@ def converted(key: str, convert: Callable[[Path, Path], None]) -> Path:
     folder = _converted_folder(known)
     if folder is not None and folder.is_dir():
         return folder
-    root = _converted_root()
-    try:
-        with locked(root / f".{key}.lock") as is_alone:
-            fetched = fetch_file(published)
-            folder = root / _folder_name(key, fetched.sha256)
-            if not folder.is_dir():  # another process may have made it while this one waited
-                try:
-                    _make(folder, lambda empty: convert(fetched.path, empty), is_alone=is_alone)
-                except CheckpointError:
-                    if not known.sha256:  # no model: the right file may come yet
-                        forget_record(published)
-                    raise
-            record(published, fetched)  # one put there by hand is known to be good only now
-            return folder
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot keep the converted form of {key!r} in {root}: {error}. Make room, or set "
-            "XDG_CACHE_HOME to a folder that can be written"
-        ) from error
+    content = f"the converted form of {key!r}"
+    root, lock = _converted_root(), f".{key}.lock"
+    with cache_folder(root, content, error=CheckpointError, lock=lock) as is_alone:
+        fetched = fetch_file(published)
+        folder = root / _folder_name(key, fetched.sha256)
+        if not folder.is_dir():  # another process may have made it while this one waited
+            try:
+                _make(folder, lambda empty: convert(fetched.path, empty), is_alone=is_alone)
+            except CheckpointError:
+                if not known.sha256:  # no model: the right file may come yet
+                    forget_record(published)
+                raise
+        record(published, fetched)  # one put there by hand is known to be good only now
+        return folder
 
 
 def _converted_root() -> Path:

@@ -11,26 +11,25 @@ from __future__ import annotations
 import dataclasses
 import errno
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from absl import logging
 
+from chemeleon2_jax.common.cache import cache_folder, hash_file
+from chemeleon2_jax.common.download import TransferError
 from chemeleon2_jax.common.errors import CheckpointError
-from chemeleon2_jax.data.cache import hash_file
+from chemeleon2_jax.common.fetch import describe_failure, try_again
 from chemeleon2_jax.pretrained.hub_records import (
     SHA256,
     Published,
     dropped_file,
     hub_dir,
     keep_record,
-    locked,
     records_file,
     with_record,
 )
 
-NUM_ATTEMPTS = 2
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -52,14 +51,14 @@ def fetch_file(published: Published) -> Fetched:
     Raises:
         CheckpointError: it cannot be had, or is not what it should be; says what to do by hand.
     """
-    try:
-        with locked(hub_dir() / f".{published.key}.lock"):
-            return _fetch(published)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot keep the checkpoint {published.key!r}: {error}. Make room, or set "
-            "XDG_CACHE_HOME (and HF_HOME for the download) to a folder that can be written"
-        ) from error
+    with cache_folder(
+        hub_dir(),
+        f"the checkpoint {published.key!r}",
+        error=CheckpointError,
+        otherwise=" (and HF_HOME for the download)",
+        lock=f".{published.key}.lock",
+    ):
+        return _fetch(published)
 
 
 def _fetch(published: Published) -> Fetched:
@@ -151,25 +150,27 @@ def _download(offered: Published) -> Fetched:
     from huggingface_hub import hf_hub_download
 
     logging.info("Fetching %s (%.0f MB).", _url(offered), offered.size / 1e6)
-    problem = ""
-    for attempt in range(NUM_ATTEMPTS):
-        try:
-            path = Path(
-                hf_hub_download(
-                    offered.repository,
-                    offered.path,
-                    revision=offered.revision,
-                    force_download=attempt > 0,
-                )
+
+    def fetch_once(attempt: int) -> tuple[Fetched, str]:
+        path = Path(
+            hf_hub_download(
+                offered.repository,
+                offered.path,
+                revision=offered.revision,
+                force_download=attempt > 0,
             )
-        except Exception as error:  # see _fetch
-            raise _failure(offered, explain(error, offered)) from error
+        )
         digest, problem = _check(path, offered)
-        if not problem:
-            return Fetched(path, digest, offered.revision)
-        logging.warning("%s came corrupt (%s).", path, problem)
-        _discard(path)
-    raise _failure(offered, f"what comes is corrupt, {NUM_ATTEMPTS} times: {problem}")
+        if problem:
+            _discard(path)
+            problem = f"it came corrupt: {problem}"
+        return Fetched(path, digest, offered.revision), problem
+
+    try:
+        return try_again(_url(offered), fetch_once)
+    except Exception as error:  # see _fetch
+        reason = str(error) if isinstance(error, TransferError) else explain(error, offered)
+        raise _failure(offered, reason) from error
 
 
 def _check(path: Path, expected: Published) -> tuple[str, str]:
@@ -227,12 +228,7 @@ def _url(known: Published) -> str:
 
 
 def _failure(known: Published, problem: str) -> CheckpointError:
-    url, dropped = _url(known), dropped_file(known)
-    return CheckpointError(
-        f"cannot download {url}: {problem}. Fetch it by hand, for instance with\n"
-        f"  curl -L --create-dirs -o {shlex.quote(str(dropped))} {url}\n"
-        "(or put it there from another machine); a file in that place is used first"
-    )
+    return CheckpointError(describe_failure(_url(known), dropped_file(known), problem))
 
 
 def explain(error: BaseException, known: Published) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from chemeleon2_jax.common.atomic_files import locked, replacing
+from chemeleon2_jax.common.cache import cache_dir
 from chemeleon2_jax.common.errors import CheckpointError
-from chemeleon2_jax.data.cache import cache_dir
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 

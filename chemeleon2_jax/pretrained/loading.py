@@ -29,6 +29,7 @@ from chemeleon2_jax.models.vae import VAE
 from chemeleon2_jax.pretrained import hub
 from chemeleon2_jax.torch_format.from_torch import convert_file
 from chemeleon2_jax.torch_format.model import Converted, Options, vae_item
+from chemeleon2_jax.torch_format.size_tables import published_size_table
 from chemeleon2_jax.torch_format.sizes import MAX_LAYERS
 from chemeleon2_jax.training.checkpoint_reader import (
     BEST,
@@ -115,7 +116,7 @@ def open_model(
     options = Options(
         vae=open_model(vae) if vae else None,
         ema=ema,
-        size_table=_size_table_named(size_table) if size_table else (),
+        size_table=published_size_table(size_table) if size_table else (),
     )
     pasted, key = str(name).startswith("${"), hub.hub_key(str(name))
     path = _expanded(name)
@@ -183,12 +184,8 @@ def _convert(key: str, file: Path, folder: Path) -> None:
 def _published_options(key: str, options: Options) -> Options:
     """Add what the registry knows of a file."""
     entry = hub.lookup(key)
-    table = options.size_table or _size_table_named(entry.size_table)
+    table = options.size_table or published_size_table(entry.size_table)
     return replace(options, size_table=table, vae_heads=(entry.vae_heads, entry.vae_heads))
-
-
-def _size_table_named(name: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in hub.size_table(name))
 
 
 def load_vae(name: str, *, dtype: Any = jnp.float32) -> tuple[VAEParts, Mapping[str, Any]]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from chemeleon2_jax.common.errors import CheckpointError
-from chemeleon2_jax.data.sources import published_size_table
 from chemeleon2_jax.models.dit import DiT
 from chemeleon2_jax.models.predictor import Predictor
 from chemeleon2_jax.models.sizes import VAESizes
@@ -38,11 +37,10 @@ from chemeleon2_jax.torch_format.names import (
     vae_entries,
 )
 from chemeleon2_jax.torch_format.reading import TreeReader
+from chemeleon2_jax.torch_format.size_tables import DEFAULT_SIZE_TABLE, published_size_table
 from chemeleon2_jax.torch_format.sizes import HeadsUnknownError, State, predictor_sizes, vae_sizes
 from chemeleon2_jax.torch_format.torch_file import TorchFile, open_torch_file
 from chemeleon2_jax.torch_format.vae_of_ldm import published_heads, vae_of_ldm, with_heads
-
-DEFAULT_SIZE_TABLE = "mp-20"
 
 # What values of a file that means harm, or is none of ours, may raise further down.
 _UNFORESEEN = (
@@ -174,7 +172,7 @@ class _Converter:
             return list(self.options.size_table)
         own = own_entry(self.file.content).get("size_table")
         if own is None:
-            return [int(n) for n in published_size_table(DEFAULT_SIZE_TABLE)]
+            return list(published_size_table(DEFAULT_SIZE_TABLE))
         if not isinstance(own, list) or not all(type(n) is int for n in own):
             raise CheckpointError("its size_table is no list of numbers of crystals")
         return own

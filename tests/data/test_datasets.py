@@ -7,16 +7,11 @@ import pytest
 from absl import logging as absl_logging
 from pymatgen.core import Lattice, Structure
 
+from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data import datasets, preprocess, prototypes
-from chemeleon2_jax.data.datasets import (
-    NAMED_SETS,
-    DatasetError,
-    canonical_name,
-    load_split,
-    published_size_table,
-    size_table,
-)
+from chemeleon2_jax.data.datasets import canonical_name, load_split, size_table
+from chemeleon2_jax.data.sources import NAMED_SETS
 
 CESIUM_CHLORIDE = Structure(Lattice.cubic(4), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 
@@ -191,13 +186,6 @@ def test_seven_sets_are_known() -> None:
         assert set(entry.files) == expected
         if entry.archive is None:
             assert all(len(file.git_blob_sha1) == 40 for file in entry.files.values())
-
-
-def test_published_tables() -> None:
-    assert published_size_table("mp-20").sum() == 27136
-    assert len(published_size_table("mp-120")) == 121
-    with pytest.raises(DatasetError, match="no published size table for 'perov-5'"):
-        published_size_table("perov-5")
 
 
 def test_size_table() -> None:

@@ -13,6 +13,7 @@ import pytest
 from chemeleon2_jax.common import atomic_files as files
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.pretrained import hub
+from chemeleon2_jax.torch_format.size_tables import published_size_table
 from tests.pretrained.hub_server import (
     COMMIT,
     CONTENT,
@@ -20,28 +21,11 @@ from tests.pretrained.hub_server import (
     KEY,
     OTHER,
     SHA256,
-    Served,
     drop,
     forget_download,
     go_offline,
     record_of,
-    serving,
-    use_hub,
 )
-
-
-@pytest.fixture
-def server():
-    with serving() as server:
-        server.files[FILE.repository, FILE.path] = Served(CONTENT)
-        yield server
-
-
-@pytest.fixture
-def here(server, monkeypatch, tmp_path):
-    """The folder of our caches; huggingface_hub has `server` for the hub, and a cache beside it."""
-    use_hub(server, monkeypatch, tmp_path)
-    return tmp_path / "chemeleon2_jax"
 
 
 def copy(source: Path, folder: Path) -> None:
@@ -69,14 +53,7 @@ def test_six_checkpoints_are_published() -> None:
         assert published.path.endswith(".ckpt")
         assert ("rl" in published.path) == key.endswith("rl")
         assert published.vae_heads == 8
-        assert len(hub.size_table(published.size_table)) == 21
-
-
-def test_size_tables_are_those_of_the_training_sets() -> None:
-    assert hub.size_table("mp-20").sum() == 27136
-    assert len(hub.size_table("mp-120")) == 121
-    with pytest.raises(CheckpointError, match="no published size table for 'mp-21'"):
-        hub.size_table("mp-21")
+        assert len(published_size_table(published.size_table)) == 21
 
 
 def test_an_unknown_key_names_the_nearest() -> None:

@@ -24,28 +24,13 @@ from tests.pretrained.hub_server import (
     forget_download,
     go_offline,
     record_of,
-    serving,
-    use_hub,
 )
 
 ASKED, DOWNLOADED = (
     f"{method} /{FILE.repository}/resolve/{COMMIT}/{FILE.path}" for method in ("HEAD", "GET")
 )
+OTHER_SHA256 = hashlib.sha256(OTHER).hexdigest()
 NEW_COMMIT = "beef" * 10
-
-
-@pytest.fixture
-def server():
-    with serving() as server:
-        server.files[FILE.repository, FILE.path] = Served(CONTENT)
-        yield server
-
-
-@pytest.fixture
-def here(server, monkeypatch, tmp_path):
-    """The folder of our caches; huggingface_hub has `server` for the hub, and a cache beside it."""
-    use_hub(server, monkeypatch, tmp_path)
-    return tmp_path / "chemeleon2_jax"
 
 
 @pytest.fixture
@@ -113,7 +98,7 @@ def test_a_recorded_checksum_holds_where_the_server_names_none(server, served, h
     hub.fetch(KEY)
     forget_download(here)
     server.files[FILE.repository, FILE.path] = Served(OTHER, etag=served.etag)
-    fails("corrupt, 2 times", f"expected {SHA256}")
+    fails("2 attempts failed: it came corrupt", f"expected {SHA256}")
 
 
 def test_a_checksum_in_the_registry_needs_no_record(server, here, monkeypatch) -> None:
@@ -121,7 +106,7 @@ def test_a_checksum_in_the_registry_needs_no_record(server, here, monkeypatch) -
     monkeypatch.setattr(hub, "REGISTRY", {KEY: known})
     assert hub.fetch(KEY).sha256 == SHA256
     assert not (here / "hub" / "recorded.json").exists()
-    wrong = dataclasses.replace(known, sha256=hashlib.sha256(OTHER).hexdigest())
+    wrong = dataclasses.replace(known, sha256=OTHER_SHA256)
     monkeypatch.setattr(hub, "REGISTRY", {KEY: wrong})
     with pytest.raises(CheckpointError, match="the hub now has another file") as caught:
         hub.fetch(KEY)
@@ -166,7 +151,12 @@ def test_also_where_the_cache_has_a_bad_copy(server, here, monkeypatch) -> None:
 
 def test_a_body_that_stays_corrupt_is_an_error(server, served, here) -> None:
     served.bodies = [OTHER]
-    fails("corrupt, 2 times", hashlib.sha256(OTHER).hexdigest(), f"expected {SHA256}", "curl -L")
+    fails(
+        "2 attempts failed: it came corrupt",
+        OTHER_SHA256,
+        f"expected {SHA256}",
+        "curl -L",
+    )
     assert server.num_downloads == 2
     assert not (here / "hub" / "recorded.json").exists()
     served.bodies = []
@@ -302,7 +292,7 @@ def test_another_file_under_the_recorded_commit(server, served, here) -> None:
     hub.fetch(KEY)
     forget_download(here)
     server.files[FILE.repository, FILE.path] = Served(OTHER)
-    message = fails("another file", hashlib.sha256(OTHER).hexdigest(), SHA256)
+    message = fails("another file", OTHER_SHA256, SHA256)
     assert f"remove the entry 'mp_20_vae' from {here / 'hub' / 'recorded.json'}" in message
     assert server.num_downloads == 1
     (here / "hub" / "recorded.json").write_text("{}")

@@ -10,6 +10,7 @@ from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.inference.api import LDMModel, PredictorModel, VAEModel
 from chemeleon2_jax.pretrained import hub
 from chemeleon2_jax.pretrained.loading import load_ldm, load_vae, open_model
+from chemeleon2_jax.torch_format.size_tables import published_size_table
 from chemeleon2_jax.torch_format.torch_writer import write_torch_file
 from tests.pretrained.hub_server import Served, go_offline, serving, use_hub
 from tests.torch_format import their_files
@@ -52,7 +53,7 @@ def test_a_published_key(server, monkeypatch):
 def test_a_published_ldm_samples_with_its_size_table(server):
     ldm = c2.load_model("mp_20_ldm_rl")
     assert isinstance(ldm, LDMModel)
-    np.testing.assert_array_equal(ldm.parts.size_table, hub.size_table("mp-20"))
+    np.testing.assert_array_equal(ldm.parts.size_table, published_size_table("mp-20"))
     assert ldm.parts.vae.sizes.decoder.nhead == hub.lookup("mp_20_ldm_rl").vae_heads
     assert load_vae("mp_20_ldm_rl")[0].sizes == ldm.parts.vae.sizes
 

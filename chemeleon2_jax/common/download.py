@@ -1,0 +1,90 @@
+"""One transfer over HTTP: with a progress bar, resumed by range."""
+
+from __future__ import annotations
+
+import http.client
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+TIMEOUT_S = 30.0
+
+
+class TransferError(Exception):
+    """A file cannot be downloaded; its text says why."""
+
+
+class BrokenTransferError(TransferError):
+    """A transfer failed for a reason that may be gone at the next attempt."""
+
+
+def download(
+    url: str, partial: Path, *, name: str, max_bytes: int | None = None, progress: bool = True
+) -> None:
+    """Download to `partial`, after the bytes that it already has.
+
+    Args:
+        url: of the file.
+        partial: where its bytes are collected.
+        name: of the file, for the progress bar.
+        max_bytes: size at which the transfer is given up; None is no limit.
+        progress: show a progress bar on a terminal.
+
+    Raises:
+        TransferError: there is no such file, or no such server.
+        BrokenTransferError: the transfer broke off.
+        ValueError: `url` is none.
+        OSError: `partial` cannot be written.
+    """
+    start = partial.stat().st_size if partial.exists() else 0
+    headers = {"User-Agent": "chemeleon2_jax"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    try:
+        request = urllib.request.Request(url, headers=headers)
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            start = start if response.status == http.HTTPStatus.PARTIAL_CONTENT else 0
+            _copy(response, partial, start=start, name=name, limit=max_bytes, progress=progress)
+    except urllib.error.HTTPError as error:
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return  # all the bytes are there; the checksum tells whether they are right
+        kind = BrokenTransferError if error.code >= 500 else TransferError
+        raise kind(f"HTTP {error.code} {error.reason}") from error
+    except urllib.error.URLError as error:
+        raise TransferError(f"no connection ({error.reason})") from error
+    except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        raise BrokenTransferError(f"the transfer broke off ({error})") from error
+
+
+def _copy(
+    response: http.client.HTTPResponse,
+    partial: Path,
+    *,
+    start: int,
+    name: str,
+    limit: int | None,
+    progress: bool,
+) -> None:
+    length = response.headers.get("Content-Length")
+    total = start + int(length) if length else None
+    bar = tqdm(
+        total=total,
+        initial=start,
+        desc=name,
+        unit="B",
+        unit_scale=True,
+        disable=None if progress else True,
+    )
+    received = start
+    with bar, partial.open("ab" if start else "wb") as stream:
+        while block := response.read(1 << 18):
+            stream.write(block)
+            received += len(block)
+            bar.update(len(block))
+            if limit is not None and received > limit:
+                partial.unlink()
+                raise TransferError(f"it has more than {limit} bytes")
+    if total is not None and received < total:
+        raise BrokenTransferError(f"the transfer broke off after {received} of {total} bytes")
