@@ -1,4 +1,4 @@
-"""Arrays that can be computed again, in files of the cache.
+"""Crystals and other arrays that can be computed again, in files of the cache.
 
 Writing is atomic (a temporary file, then a rename), so that processes may share a cache. A file
 that cannot be read counts as absent, and a folder that cannot be written costs time, not the run.
@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 from chemeleon2_jax.common.atomic_files import replacing
+from chemeleon2_jax.crystals.arrays import Crystals
 
 # What numpy and zipfile raise on files that were cut short, overwritten or never were archives.
 _UNREADABLE = (
@@ -55,3 +56,39 @@ def store_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> bool:
         )
         return False
     return True
+
+
+def crystals_to_arrays(crystals: Crystals) -> dict[str, np.ndarray]:
+    """Return the arrays of crystals under names for an .npz file; targets as "target/<name>"."""
+    names = ("num_atoms", "atom_types", "frac_coords", "lattices", "material_ids")
+    arrays = {name: getattr(crystals, name) for name in names}
+    return arrays | {f"target/{name}": values for name, values in crystals.targets.items()}
+
+
+def crystals_from_arrays(arrays: Mapping[str, np.ndarray]) -> Crystals:
+    """Undo `crystals_to_arrays`.
+
+    Raises:
+        KeyError: an array is missing.
+        ValueError: the arrays do not fit together.
+    """
+    prefix = "target/"
+    crystals = Crystals(
+        num_atoms=arrays["num_atoms"],
+        atom_types=arrays["atom_types"],
+        frac_coords=arrays["frac_coords"],
+        lattices=arrays["lattices"],
+        material_ids=arrays["material_ids"],
+        targets={k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)},
+    )
+    num_crystals, total = len(crystals), int(crystals.num_atoms.sum())
+    shapes = {
+        "atom_types": (total,),
+        "frac_coords": (total, 3),
+        "lattices": (num_crystals, 3, 3),
+        "material_ids": (num_crystals,),
+    }
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has shape {arrays[name].shape}, not {shape}")
+    return crystals

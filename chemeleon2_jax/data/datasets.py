@@ -19,13 +19,34 @@ from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data import csv_files, prototypes
 from chemeleon2_jax.data.download import fetch_split
-from chemeleon2_jax.data.preprocess import SkippedRow, parse_file, read_property
+from chemeleon2_jax.data.preprocess import parse_file, read_property
 from chemeleon2_jax.data.sources import NAMED_SETS
 
 PROTOTYPES = "prototypes"
 """Name of the set that is built from pymatgen's prototype structures."""
 
 NUM_LISTED = 5
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """A row that gave no crystal.
+
+    Attributes:
+        file: path of the CSV file.
+        row: 1 for the first row after the header.
+        material_id: as in the file, or the row's number.
+        reason: "kind: detail".
+    """
+
+    file: str
+    row: int
+    material_id: str
+    reason: str
+
+    def describe(self) -> str:
+        """Return "row 3 (mp-17): reason"."""
+        return f"row {self.row} ({self.material_id}): {self.reason}"
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,7 @@ import numpy as np
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.rows.batch import Batch
 from chemeleon2_jax.rows.layout import Layout, local_rows
-from chemeleon2_jax.rows.packing import (
-    Assignment,
-    build_rows,
-)
+from chemeleon2_jax.rows.packing import Assignment, build_rows
 from chemeleon2_jax.rows.rows import Rows
 
 ConditionFn = Callable[[Crystals], Mapping[str, np.ndarray]]
@@ -69,7 +66,7 @@ class Loader:
             self.crystals,
             indices,
             self.layout,
-            self.atom_features,
+            atom_features=self.atom_features,
             condition_fn=self.condition_fn,
         )
         return Batch(rows, len(indices), assignment.useful_share)
@@ -84,8 +81,8 @@ def fill_rows(
     crystals: Crystals,
     indices: np.ndarray,
     layout: Layout,
-    atom_features: Mapping[str, np.ndarray] | None = None,
     *,
+    atom_features: Mapping[str, np.ndarray] | None = None,
     conditions: Mapping[str, np.ndarray] | None = None,
     condition_fn: ConditionFn | None = None,
 ) -> tuple[Rows, Assignment]:
@@ -127,7 +124,7 @@ def in_order(
             crystals,
             indices,
             layout,
-            atom_features,
+            atom_features=atom_features,
             conditions=conditions,
             condition_fn=condition_fn,
         )

@@ -23,9 +23,13 @@ from absl import logging
 
 from chemeleon2_jax.common.cache import cache_dir
 from chemeleon2_jax.crystals.arrays import NUM_ATOM_CLASSES, CrystalArrays, Crystals
-from chemeleon2_jax.data.cache import load_arrays, store_arrays
+from chemeleon2_jax.data.cache import (
+    crystals_from_arrays,
+    crystals_to_arrays,
+    load_arrays,
+    store_arrays,
+)
 from chemeleon2_jax.data.csv_files import SPLITS
-from chemeleon2_jax.data.preprocess import crystals_from_arrays, crystals_to_arrays
 
 if TYPE_CHECKING:
     from chemeleon2_jax.data.prototype_cells import Prototype

@@ -17,7 +17,8 @@ from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.crystals.arrays import CrystalArrays
 from chemeleon2_jax.crystals.structures import arrays_from_structure, structure_from_cif
 from chemeleon2_jax.data import csv_files
-from chemeleon2_jax.data.preprocess import CHUNK_SIZE, ROW_TIMEOUT_S, parse_file
+from chemeleon2_jax.data.parse import CHUNK_SIZE, ROW_TIMEOUT_S
+from chemeleon2_jax.data.preprocess import parse_file
 from chemeleon2_jax.workers import Outcome, WorkerPool
 
 OK, NOT_BUILT, FAILED = "ok", "not built", "failed"
@@ -131,15 +132,16 @@ def _read_json(path: Path, pool: WorkerPool) -> list[Entry]:
         raise DatasetError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, list):
         raise DatasetError(f"{path} holds a {type(content).__name__}, not a list of structures")
-    return _collect(_from_dict, content, [str(i) for i in range(len(content))], pool)
+    names = [str(i) for i in range(len(content))]
+    return _collect(_from_dict, content, names=names, pool=pool)
 
 
 def _read_cifs(paths: Sequence[Path], pool: WorkerPool) -> list[Entry]:
-    return _collect(_from_cif_file, paths, [path.name for path in paths], pool)
+    return _collect(_from_cif_file, paths, names=[path.name for path in paths], pool=pool)
 
 
 def _collect(
-    function: Any, items: Sequence[Any], names: list[str], pool: WorkerPool
+    function: Any, items: Sequence[Any], *, names: list[str], pool: WorkerPool
 ) -> list[Entry]:
     outcomes = pool.map(function, items, timeout_s=ROW_TIMEOUT_S, chunk_size=CHUNK_SIZE)
     return [_entry(name, outcome) for name, outcome in zip(names, outcomes, strict=True)]

@@ -9,9 +9,11 @@ from pymatgen.core import Lattice, Structure
 
 from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.crystals.arrays import Crystals
-from chemeleon2_jax.data import datasets, preprocess, prototypes
+from chemeleon2_jax.data import datasets, prototypes
+from chemeleon2_jax.data.cache import crystals_to_arrays
 from chemeleon2_jax.data.datasets import canonical_name, load_split, size_table
 from chemeleon2_jax.data.sources import NAMED_SETS
+from chemeleon2_jax.workers import WorkerPool
 
 CESIUM_CHLORIDE = Structure(Lattice.cubic(4), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 
@@ -103,7 +105,7 @@ def test_the_report_counts_and_lists(folder, caplog) -> None:
 
 def test_other_targets_do_not_parse_again(folder, monkeypatch) -> None:
     load(folder)
-    monkeypatch.delattr(preprocess.WorkerPool, "map")
+    monkeypatch.delattr(WorkerPool, "map")
     split = load(folder, targets=["gap"], rename={"band_gap": "gap"})
     assert split.crystals.targets["gap"].tolist() == [1.5, 1.0, 2.5]
 
@@ -235,5 +237,5 @@ def test_a_million_crystals_fit_in_a_gigabyte() -> None:
         material_ids=[f"agm{i:09d}" for i in range(num_crystals)],
         targets={"band_gap": np.zeros(num_crystals)},
     )
-    arrays = [*preprocess.crystals_to_arrays(crystals).values(), crystals.offsets]
+    arrays = [*crystals_to_arrays(crystals).values(), crystals.offsets]
     assert sum(array.nbytes for array in arrays) / num_crystals < 1000

@@ -4,14 +4,11 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from chemeleon2_jax.data import parse as parsing
 from chemeleon2_jax.data import preprocess
-from chemeleon2_jax.data.preprocess import (
-    crystals_from_arrays,
-    crystals_to_arrays,
-    parse_crystal,
-    parse_file,
-    read_property,
-)
+from chemeleon2_jax.data.cache import crystals_from_arrays, crystals_to_arrays
+from chemeleon2_jax.data.parse import parse_crystal
+from chemeleon2_jax.data.preprocess import parse_file, read_property
 from chemeleon2_jax.workers import Outcome, WorkerPool
 
 
@@ -59,8 +56,8 @@ def test_good_and_bad_rows(table) -> None:
 def test_processes_and_batches_change_nothing(table, monkeypatch) -> None:
     here = parse(table, num_workers=0)
     monkeypatch.setattr(preprocess, "VERSION", -2)
-    monkeypatch.setattr(preprocess, "ROWS_AT_ONCE", 3)
-    monkeypatch.setattr(preprocess, "CHUNK_SIZE", 1)
+    monkeypatch.setattr(parsing, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(parsing, "CHUNK_SIZE", 1)
     assert_same(parse(table, num_workers=2), here)
 
 
@@ -85,13 +82,10 @@ def test_what_changes_the_result_misses(table, monkeypatch, change) -> None:
     else:
         options["id_column"] = None
     calls = []
-    monkeypatch.setattr(preprocess, "_parse", lambda *a, **k: calls.append(a) or parse_nothing())
+    nothing = parsing._collect([], [], 1)
+    monkeypatch.setattr(preprocess, "parse_rows", lambda *a, **k: calls.append(a) or nothing)
     parse_file(table, **options)
     assert len(calls) == 1
-
-
-def parse_nothing():
-    return preprocess._sort_out([], [], 1)
 
 
 def fail_with(monkeypatch, errors):
@@ -187,9 +181,9 @@ def test_arrays_that_do_not_fit_are_refused(table) -> None:
 
 
 def test_short_files_start_no_process(monkeypatch) -> None:
-    monkeypatch.setattr(preprocess, "default_workers", lambda: 8)
-    assert preprocess._count_workers(None, 700) == 0
-    assert preprocess._count_workers(None, 1300) == 3
-    assert preprocess._count_workers(None, 1_000_000) == 8
-    assert preprocess._count_workers(1, 1_000_000) == 0
-    assert preprocess._count_workers(3, 2) == 3
+    monkeypatch.setattr(parsing, "default_workers", lambda: 8)
+    assert parsing._count_workers(None, 700) == 0
+    assert parsing._count_workers(None, 1300) == 3
+    assert parsing._count_workers(None, 1_000_000) == 8
+    assert parsing._count_workers(1, 1_000_000) == 0
+    assert parsing._count_workers(3, 2) == 3

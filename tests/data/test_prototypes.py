@@ -11,7 +11,7 @@ from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.crystals.geometry import measure
 from chemeleon2_jax.crystals.structures import crystals_to_structures, reduce_structure
 from chemeleon2_jax.data import prototype_cells, prototypes
-from chemeleon2_jax.data.preprocess import crystals_to_arrays
+from chemeleon2_jax.data.cache import crystals_to_arrays
 from chemeleon2_jax.data.prototype_cells import read_prototypes
 from chemeleon2_jax.data.prototypes import build_prototypes, load_prototypes, split_of
 from chemeleon2_jax.metrics.structure import covalent_check, validity_check
