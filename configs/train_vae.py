@@ -9,6 +9,7 @@ The base values are the published sizes of Chemeleon2: 51.1 million parameters.
 
 from ml_collections import ConfigDict
 
+from chemeleon2_jax.models.encoders.registry import TransformerSizes
 from configs import common
 
 
@@ -26,11 +27,11 @@ def get_config(experiment: str = "") -> ConfigDict:
 
 def _vae_module() -> ConfigDict:
     transformer = {"d_model": 512, "nhead": 8, "dim_feedforward": 2048, "num_layers": 8}
-    cspnet = {"num_freqs": 10, "layer_norm": True}  # read with encoder.name = "cspnet" only
     return ConfigDict(
         {
             "latent_dim": 8,
-            "encoder": {"name": "transformer", **transformer, **cspnet},  # or "cspnet"
+            # Or "cspnet", which reads num_freqs and layer_norm, but no heads and feedforward.
+            "encoder": TransformerSizes(**transformer).to_block(),
             "decoder": dict(transformer),
             "atom_type_predict": True,  # false: atom types are given (structure prediction)
             "loss_weights": {

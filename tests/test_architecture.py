@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from chemeleon2_jax.models.encoders.registry import ENCODERS
 from launch.architecture import (
     PACKAGE,
     find_circles,
@@ -42,7 +43,7 @@ ALLOWED = {
     "rl": {"diffusion", "rows"},
     "energy": {"common", "crystals", "workers"},
     "metrics": {"common", "crystals", "data", "workers"},
-    "runs": {"common", "training"},
+    "runs": {"common", "models", "training"},
     "torch_format": {"common", "crystals", "models", "training"},
     "diffusion": {"models", "rows"},
     "data": {"common", "crystals", "rows", "workers"},
@@ -98,6 +99,16 @@ def test_sizes_are_free_of_jax():
         for name in _imported_names(node)
     }
     assert not {name for name in imported if name.partition(".")[0] in ("jax", "flax", "optax")}
+
+
+def test_encoders_are_named_in_their_registry_alone():
+    """Who else needs to know of one asks for its sizes."""
+    for path in SOURCES:
+        texts = {
+            n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)
+        }
+        if not path.is_relative_to(ROOT / PACKAGE / "models" / "encoders"):
+            assert not texts & ENCODERS.keys(), path
 
 
 def _imported_names(node: ast.AST) -> list[str]:

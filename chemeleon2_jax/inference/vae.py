@@ -52,7 +52,7 @@ class VAEModel:
         """Return means and logvars as `encode` does, of crystals as arrays."""
         means: list[np.ndarray] = []
         logvars: list[np.ndarray] = []
-        for rows, where in batches(crystals, edges=self.parts.sizes.encoder.name == "cspnet"):
+        for rows, where in batches(crystals, edges=self.parts.sizes.encoder.needs_edges):
             mean, logvar = self._encode(self.parts.params, rows)
             means += where.split_atoms(mean)
             logvars += where.split_atoms(logvar)
@@ -149,7 +149,7 @@ class PredictorModel:
         sizes, vae = self.parts.sizes, self.parts.vae
         found = [np.zeros((0, len(sizes.targets)))]
         fn = _jitted_predict(vae.graphdef, self.parts.graphdef)
-        for rows, where in batches(crystals, edges=vae.sizes.encoder.name == "cspnet"):
+        for rows, where in batches(crystals, edges=vae.sizes.encoder.needs_edges):
             found.append(where.take_slots(fn(vae.params, self.parts.params, rows)))
         values = to_units(np.concatenate(found).astype(np.float64), sizes)
         return {target.name: values[:, i] for i, target in enumerate(sizes.targets)}
@@ -166,7 +166,7 @@ def batches(
 
     Args:
         crystals: any number.
-        edges: with the pairs of atoms that CSPNet wants.
+        edges: with the pairs of atoms, for an encoder that needs them.
         features: name -> (A, width) of all atoms.
         conditions: name -> (G, width) of all crystals.
     """

@@ -10,24 +10,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from chemeleon2_jax.crystals.arrays import (
-    NUM_ATOM_CLASSES,
-)
-
-
-@dataclass(frozen=True)
-class EncoderSizes:
-    """Sizes of an encoder; `num_freqs` and `layer_norm` are for CSPNet, the heads and feedforward
-    for the transformer.
-    """
-
-    name: str = "transformer"
-    d_model: int = 512
-    nhead: int = 8
-    dim_feedforward: int = 2048
-    num_layers: int = 8
-    num_freqs: int = 10
-    layer_norm: bool = True
+from chemeleon2_jax.crystals.arrays import NUM_ATOM_CLASSES
+from chemeleon2_jax.models.encoders.registry import EncoderSizes, TransformerSizes, read_encoder
 
 
 @dataclass(frozen=True)
@@ -45,19 +29,19 @@ class VAESizes:
     """Everything that determines the parameters of a VAE."""
 
     latent_dim: int = 8
-    encoder: EncoderSizes = field(default_factory=EncoderSizes)
+    encoder: EncoderSizes = field(default_factory=TransformerSizes)
     decoder: DecoderSizes = field(default_factory=DecoderSizes)
     atom_type_predict: bool = True
     foundation_alignment: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, for JSON."""
-        return asdict(self)
+        return {**asdict(self), "encoder": self.encoder.to_block()}
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> VAESizes:
+    def from_dict(values: Mapping[str, Any]) -> VAESizes:
         """Undo `to_dict`."""
-        encoder, decoder = EncoderSizes(**values["encoder"]), DecoderSizes(**values["decoder"])
+        encoder, decoder = read_encoder(values["encoder"]), DecoderSizes(**values["decoder"])
         return VAESizes(**{**values, "encoder": encoder, "decoder": decoder})
 
 

@@ -17,14 +17,12 @@ from chemeleon2_jax.crystals.arrays import (
     lattice_from_parameters,
     unscale_lengths,
 )
-from chemeleon2_jax.models.cspnet import CSPNetEncoder
-from chemeleon2_jax.models.layers import MLP, Transformer, index_embedding, linear
-from chemeleon2_jax.models.sizes import DecoderSizes, EncoderSizes, VAESizes
+from chemeleon2_jax.models.layers import Transformer, index_embedding, linear
+from chemeleon2_jax.models.sizes import DecoderSizes, VAESizes
 from chemeleon2_jax.rows.packing import Assignment
 from chemeleon2_jax.rows.rows import (
     Rows,
     attention_bias,
-    gather_slots,
     mean_over_crystal,
     slot_matrix,
 )
@@ -66,47 +64,6 @@ class Reconstruction(NamedTuple):
     lattices: jax.Array
     lengths: jax.Array
     angles: jax.Array
-
-
-class TransformerEncoder(nnx.Module):
-    """Sum of the embeddings of element, cell, coordinates and index, through a transformer."""
-
-    def __init__(self, sizes: EncoderSizes, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
-        d = sizes.d_model
-        normal = nnx.initializers.normal(1.0)
-        self.atom_types = nnx.Param(normal(rngs.params(), (NUM_ATOM_CLASSES, d), jnp.float32))
-        # In float32: bfloat16 would round coordinates to 0.004 and cells to 0.06 angstrom.
-        self.lattices = MLP((9, d, d), rngs=rngs, first_bias=False)
-        self.frac_coords = MLP((3, d, d), rngs=rngs, first_bias=False)
-        self.transformer = Transformer(
-            d,
-            sizes.nhead,
-            sizes.dim_feedforward,
-            num_layers=sizes.num_layers,
-            rngs=rngs,
-            dtype=dtype,
-        )
-        self.dtype = dtype
-
-    def __call__(self, rows: Rows) -> jax.Array:
-        """Encode atoms: (R * T, D)."""
-        num_rows, tokens = rows.atom_types.shape
-        table = self.atom_types[...]
-        width = table.shape[1]
-        cells = self.lattices(rows.lattices.reshape(-1, 9)).reshape(num_rows, -1, width)
-        x = _lookup(table, rows.atom_types.reshape(-1))
-        x = x + self.frac_coords(rows.frac_coords.reshape(-1, 3))
-        x = x + index_embedding(rows.position.reshape(-1), width, tokens)
-        x = x + gather_slots(slot_matrix(rows), cells).reshape(-1, width)
-        return self.transformer(x.astype(self.dtype), attention_bias(rows))
-
-
-def _lookup(table: jax.Array, index: jax.Array) -> jax.Array:
-    """Rows of an embedding table (C, D) at index (N,): a product with one-hot vectors, whose
-    gradient is a product too.
-    """
-    one_hot = jax.nn.one_hot(index, table.shape[0], dtype=table.dtype)
-    return jnp.dot(one_hot, table, precision=jax.lax.Precision.HIGHEST)
 
 
 class Decoder(nnx.Module):
@@ -154,12 +111,7 @@ class VAE(nnx.Module):
     """Encoder, Gaussian bottleneck, decoder."""
 
     def __init__(self, sizes: VAESizes, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
-        encoders = {"transformer": TransformerEncoder, "cspnet": CSPNetEncoder}
-        if sizes.encoder.name not in encoders:
-            raise ValueError(
-                f"encoder.name is {sizes.encoder.name!r}; choose one of {', '.join(encoders)}"
-            )
-        self.encoder = encoders[sizes.encoder.name](sizes.encoder, rngs=rngs, dtype=dtype)
+        self.encoder = sizes.encoder.build(rngs=rngs, dtype=dtype)
         # Moments in float32: the logvar decides how much noise a latent gets.
         self.quant = linear(sizes.encoder.d_model, 2 * sizes.latent_dim, rngs=rngs, bias=False)
         self.decoder = Decoder(

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.common.suggest import did_you_mean, nearest
+from chemeleon2_jax.models.encoders.registry import ENCODERS, default_options
 from chemeleon2_jax.runs.config import fit_config, flatten, module_of, rename_columns
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
@@ -31,7 +32,7 @@ _CHOICES = {
     "rl_module.sampling_configs.sampler": ("ddim", "ddpm"),
     "rl_module.scheduler.mode": ("", "min", "max"),
     "trainer.precision": ("f32", "bf16"),
-    "vae_module.encoder.name": ("transformer", "cspnet"),
+    "vae_module.encoder.name": tuple(ENCODERS),
     "vae_module.scheduler.mode": ("", "min", "max"),
 }
 _POSITIVE = (
@@ -52,12 +53,8 @@ _POSITIVE = (
     "vae_module.decoder.dim_feedforward",
     "vae_module.decoder.nhead",
     "vae_module.decoder.num_layers",
-    "vae_module.encoder.d_model",
-    "vae_module.encoder.dim_feedforward",
-    "vae_module.encoder.nhead",
-    "vae_module.encoder.num_freqs",
-    "vae_module.encoder.num_layers",
     "vae_module.latent_dim",
+    *(f"vae_module.encoder.{k}" for k, v in default_options().items() if type(v) is int),
 )
 _MORE_THAN_0 = (
     "ldm_module.denoiser.mlp_ratio",
@@ -198,11 +195,13 @@ def _check_warmup(config: ConfigDict) -> None:
 
 def _check_heads(config: ConfigDict) -> None:
     flat = flatten(config)
-    for width, heads in (
-        ("vae_module.encoder.d_model", "vae_module.encoder.nhead"),
+    pairs = [
         ("vae_module.decoder.d_model", "vae_module.decoder.nhead"),
         ("ldm_module.denoiser.hidden_size", "ldm_module.denoiser.num_heads"),
-    ):
+    ]
+    if hasattr(ENCODERS.get(flat.get("vae_module.encoder.name", "")), "nhead"):
+        pairs.append(("vae_module.encoder.d_model", "vae_module.encoder.nhead"))
+    for width, heads in pairs:
         # The index embedding has as many sines as cosines: the width is even.
         if width in flat and (flat[width] % flat[heads] or flat[width] % 2):
             raise ConfigError(

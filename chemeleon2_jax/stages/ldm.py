@@ -119,7 +119,7 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     # training set.
     data = load_data(
         config,
-        edges=vae.sizes.encoder.name == "cspnet",
+        edges=vae.sizes.encoder.needs_edges,
         interleaved=interleaved,
         targets=columns(kinds),
     )

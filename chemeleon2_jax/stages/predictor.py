@@ -93,7 +93,7 @@ def build_predictor(config: ConfigDict, *, resume_dir: Path | None = None) -> St
         )
     resumed = resumed_from(resume_dir)
     vae, vae_meta = _load_vae(module, dtype) if resumed is None else vae_of(resumed, dtype=dtype)
-    data = load_data(config, edges=vae.sizes.encoder.name == "cspnet")
+    data = load_data(config, edges=vae.sizes.encoder.needs_edges)
     key = "predictor_module.target_conditions"
     moments = read_statistics(module.target_conditions, names, data.train, key=key)
     try:

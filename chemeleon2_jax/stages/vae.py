@@ -20,6 +20,7 @@ from chemeleon2_jax.common.randomness import named_key
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.augment import Noise, augment, corrupt
 from chemeleon2_jax.metrics.reconstruction import Tolerances, match_rates
+from chemeleon2_jax.models.encoders.registry import read_encoder
 from chemeleon2_jax.models.losses import (
     LossWeights,
     Terms,
@@ -27,7 +28,7 @@ from chemeleon2_jax.models.losses import (
     total_loss,
     vae_terms,
 )
-from chemeleon2_jax.models.sizes import DecoderSizes, EncoderSizes, VAESizes
+from chemeleon2_jax.models.sizes import DecoderSizes, VAESizes
 from chemeleon2_jax.models.vae import (
     FOUNDATION_WIDTH,
     VAE,
@@ -53,10 +54,18 @@ _VALIDATION_SEED = 0
 
 
 def vae_sizes(module: ConfigDict) -> VAESizes:
-    """Read the model's sizes off `vae_module`."""
+    """Read the model's sizes off `vae_module`.
+
+    Raises:
+        ConfigError: an unknown encoder.
+    """
+    try:
+        encoder = read_encoder(module.encoder)
+    except ValueError as error:
+        raise ConfigError(f"vae_module: {error}") from error
     return VAESizes(
         latent_dim=module.latent_dim,
-        encoder=EncoderSizes(**module.encoder.to_dict()),
+        encoder=encoder,
         decoder=DecoderSizes(**module.decoder.to_dict()),
         atom_type_predict=module.atom_type_predict,
         foundation_alignment=module.loss_weights.fa > 0,
@@ -67,7 +76,7 @@ def build_vae(config: ConfigDict) -> Stage:
     """Build the stage; see `stages.build`."""
     module = config.vae_module
     sizes, dtype = vae_sizes(module), compute_dtype(config)
-    data = load_data(config, edges=sizes.encoder.name == "cspnet")
+    data = load_data(config, edges=sizes.encoder.needs_edges)
     if sizes.foundation_alignment:
         data = _with_foundation_features(data, module.foundation_features)
     try:

@@ -7,9 +7,12 @@ weight is (out, in) there and a kernel (in, out) here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
+from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.models.encoders.registry import CSPNetSizes, EncoderSizes, TransformerSizes
 from chemeleon2_jax.models.sizes import DiTSizes, LoRASizes, PredictorSizes, VAESizes
 
 DENOISER, CONDITIONS, LATENT_STD = "denoiser.", "condition_module.", "latent_std"
@@ -28,8 +31,15 @@ class Entry:
 
 
 def vae_entries(sizes: VAESizes, prefix: str = "") -> list[Entry]:
-    """Tensors of a VAE in the order of the original's modules."""
-    entries = [*_encoder(sizes), *_decoder(sizes)]
+    """Tensors of a VAE in the order of the original's modules.
+
+    Raises:
+        CheckpointError: an encoder that the original does not have.
+    """
+    encoder_entries = _ENCODERS.get(type(sizes.encoder))
+    if encoder_entries is None:
+        raise CheckpointError(f"its encoder {sizes.encoder.name!r} has no PyTorch form")
+    entries = [*encoder_entries(sizes.encoder), *_decoder(sizes)]
     entries += _linear("quant_conv", "quant", bias=False)
     entries += _linear("post_quant_conv", "decoder/post_quant", bias=False)
     if sizes.foundation_alignment:
@@ -37,29 +47,32 @@ def vae_entries(sizes: VAESizes, prefix: str = "") -> list[Entry]:
     return [replace(entry, theirs=prefix + entry.theirs) for entry in entries]
 
 
-def _encoder(sizes: VAESizes) -> Iterator[Entry]:
-    if sizes.encoder.name == "cspnet":
-        yield from _cspnet(sizes)
-        return
+def _transformer_encoder(sizes: TransformerSizes) -> Iterator[Entry]:
     yield Entry("encoder.atom_type_embedder.weight", "encoder/atom_types")
     for name in ("lattices", "frac_coords"):
         yield from _linear(f"encoder.{name}_embedder.0", f"encoder/{name}/fc1", bias=False)
         yield from _linear(f"encoder.{name}_embedder.2", f"encoder/{name}/fc2")
-    yield from _transformer("encoder", sizes.encoder.num_layers)
+    yield from _transformer("encoder", sizes.num_layers)
 
 
-def _cspnet(sizes: VAESizes) -> Iterator[Entry]:
+def _cspnet_encoder(sizes: CSPNetSizes) -> Iterator[Entry]:
     yield Entry("encoder.node_embedding.weight", "encoder/atom_types")
-    for i in range(sizes.encoder.num_layers):
+    for i in range(sizes.num_layers):
         theirs, ours = f"encoder.csp_layer_{i}", f"encoder/layers/{i}"
         for part in ("edge", "node"):
             yield from _linear(f"{theirs}.{part}_mlp.0", f"{ours}/{part}1")
             yield from _linear(f"{theirs}.{part}_mlp.2", f"{ours}/{part}2")
-        if sizes.encoder.layer_norm:
+        if sizes.layer_norm:
             yield from _norm(f"{theirs}.layer_norm", f"{ours}/norm")
-    if sizes.encoder.layer_norm:
+    if sizes.layer_norm:
         yield from _norm("encoder.final_layer_norm", "encoder/norm")
     yield from _linear("encoder.fc_out", "encoder/out")
+
+
+_ENCODERS: dict[type[EncoderSizes], Callable[[Any], Iterator[Entry]]] = {
+    TransformerSizes: _transformer_encoder,
+    CSPNetSizes: _cspnet_encoder,
+}
 
 
 def _decoder(sizes: VAESizes) -> Iterator[Entry]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.crystals.arrays import NUM_ATOM_CLASSES
-from chemeleon2_jax.models.sizes import DecoderSizes, EncoderSizes, PredictorSizes, Target, VAESizes
+from chemeleon2_jax.models.encoders.registry import CSPNetSizes, EncoderSizes, TransformerSizes
+from chemeleon2_jax.models.sizes import DecoderSizes, PredictorSizes, Target, VAESizes
 from chemeleon2_jax.torch_format.hyperparameters import (
     check_transformer,
     number_of_heads,
@@ -124,7 +125,12 @@ def _encoder_sizes(state: State, module: Any, heads: Heads | None) -> EncoderSiz
             f"(transformer) nor {state.prefix}encoder.node_embedding (CSPNet)"
         )
     width, feedforward, layers = _transformer_sizes(state, "encoder")
-    return EncoderSizes("transformer", width, _heads(module, heads, 0), feedforward, layers)
+    return TransformerSizes(
+        d_model=width,
+        nhead=_heads(module, heads, 0),
+        dim_feedforward=feedforward,
+        num_layers=layers,
+    )
 
 
 def _transformer_sizes(state: State, part: str) -> tuple[int, int, int]:
@@ -141,7 +147,7 @@ def check_width(width: int, what: str) -> None:
         raise CheckpointError(f"its {what} has the width {width}; it must be even")
 
 
-def _cspnet_sizes(state: State, module: Any) -> EncoderSizes:
+def _cspnet_sizes(state: State, module: Any) -> CSPNetSizes:
     elements, width = state.shape("encoder.node_embedding.weight")
     if width == NUM_ATOM_CLASSES != elements:
         raise CheckpointError("its CSPNet encoder has smooth elements (a Linear layer); not known")
@@ -155,8 +161,7 @@ def _cspnet_sizes(state: State, module: Any) -> EncoderSizes:
         )
     if isinstance(module, Stub) and module.get("ip") is False:
         raise CheckpointError("its CSPNet encoder does not use inner products of the cell")
-    return EncoderSizes(
-        "cspnet",
+    return CSPNetSizes(
         d_model=width,
         num_layers=state.count(r"encoder\.csp_layer_(\d+)\."),
         num_freqs=features // 6,

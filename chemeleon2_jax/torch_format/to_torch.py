@@ -17,11 +17,11 @@ import numpy as np
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.common.version import __version__
+from chemeleon2_jax.models.encoders.registry import CSPNetSizes, EncoderSizes, TransformerSizes
 from chemeleon2_jax.models.lora import merge
 from chemeleon2_jax.models.sizes import (
     DecoderSizes,
     DiTSizes,
-    EncoderSizes,
     LoRASizes,
     PredictorSizes,
     VAESizes,
@@ -211,17 +211,18 @@ def _vae_options(sizes: VAESizes) -> dict[str, Any]:
 
 
 def _encoder_options(sizes: EncoderSizes) -> dict[str, Any]:
-    if sizes.name == "cspnet":
+    if isinstance(sizes, CSPNetSizes):
         return {
             "hidden_dim": sizes.d_model,
             "num_layers": sizes.num_layers,
             "num_freqs": sizes.num_freqs,
             "ln": sizes.layer_norm,
         }
+    assert isinstance(sizes, TransformerSizes)  # others have no names of tensors either
     return _transformer_options(sizes)
 
 
-def _transformer_options(sizes: EncoderSizes | DecoderSizes) -> dict[str, Any]:
+def _transformer_options(sizes: TransformerSizes | DecoderSizes) -> dict[str, Any]:
     return {
         "d_model": sizes.d_model,
         "nhead": sizes.nhead,

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.models.encoders.registry import TransformerSizes
 from chemeleon2_jax.models.sizes import VAESizes
 from chemeleon2_jax.models.vae import VAE
 from chemeleon2_jax.torch_format.content import own_entry
@@ -113,7 +114,8 @@ def _heads_for(
             reader.report.notes.append(
                 f"{other.path.name} tells the heads of its VAE: {found.decoder.nhead}"
             )
-            return found.encoder.nhead, found.decoder.nhead
+            heads = found.decoder.nhead
+            return getattr(found.encoder, "nhead", heads), heads
     return published_heads(sizes, reader.report, advice=_ADVICE)
 
 
@@ -134,8 +136,10 @@ def published_heads(sizes: VAESizes, report: Report, *, advice: str) -> Heads:
 
 def with_heads(sizes: VAESizes, heads: Heads) -> VAESizes:
     """Return the same sizes with other numbers of attention heads."""
-    encoder = replace(sizes.encoder, nhead=heads[0])
-    return replace(sizes, encoder=encoder, decoder=replace(sizes.decoder, nhead=heads[1]))
+    encoder, decoder = sizes.encoder, replace(sizes.decoder, nhead=heads[1])
+    if isinstance(encoder, TransformerSizes):
+        encoder = replace(encoder, nhead=heads[0])
+    return replace(sizes, encoder=encoder, decoder=decoder)
 
 
 def _beside(

@@ -13,8 +13,9 @@ from pymatgen.core import Lattice
 
 from chemeleon2_jax.crystals.arrays import lattice_parameters, scale_lengths
 from chemeleon2_jax.data.augment import Augmentation, Noise, augment, corrupt
+from chemeleon2_jax.models.encoders.registry import ENCODERS, read_encoder
 from chemeleon2_jax.models.losses import vae_terms
-from chemeleon2_jax.models.sizes import DecoderSizes, EncoderSizes, VAESizes
+from chemeleon2_jax.models.sizes import DecoderSizes, VAESizes
 from chemeleon2_jax.models.vae import VAE, Decoded, Posterior, reconstruct, sample_posterior
 from chemeleon2_jax.rows.rows import atom_normal
 from tests.examples import (
@@ -30,13 +31,12 @@ from tests.examples import (
 
 LATENT = 4
 SMALL = {"d_model": 16, "nhead": 2, "dim_feedforward": 32, "num_layers": 1}
-ENCODERS = ("transformer", "cspnet")
 
 
 def small_sizes(encoder="transformer", **options):
     return VAESizes(
         latent_dim=LATENT,
-        encoder=EncoderSizes(encoder, **SMALL, num_freqs=4),
+        encoder=read_encoder({"name": encoder, **SMALL, "num_freqs": 4}),
         decoder=DecoderSizes(**SMALL),
         **options,
     )
@@ -97,13 +97,13 @@ def test_packing_changes_no_output_and_no_gradient(encoder):
         return sum(sums), (atoms, {"lengths": decoded.lengths_scaled, "angles": decoded.angles})
 
     crystals = random_crystals()
-    assert_layouts_agree(total, params, crystals, draw=draw, edges=encoder == "cspnet")
+    assert_layouts_agree(total, params, crystals, draw=draw, edges=ENCODERS[encoder].needs_edges)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_padding_reaches_no_atom(encoder):
     model = small_vae(encoder)
-    (batch,) = in_layout(random_crystals(), "packed", edges=encoder == "cspnet")
+    (batch,) = in_layout(random_crystals(), "packed", edges=ENCODERS[encoder].needs_edges)
     rows = batch.rows
     rng = np.random.default_rng(0)
     padding, empty = ~np.asarray(rows.is_atom), ~np.asarray(rows.is_crystal)
@@ -128,7 +128,7 @@ def test_padding_reaches_no_atom(encoder):
 def test_the_order_of_crystals_does_not_matter(encoder):
     model = small_vae(encoder)
     crystals, order = random_crystals(), [4, 2, 0, 5, 1, 3]
-    (batch,) = in_layout(crystals, "packed", edges=encoder == "cspnet")
+    (batch,) = in_layout(crystals, "packed", edges=ENCODERS[encoder].needs_edges)
     where = batch.where
     elsewhere = replace(
         where,
@@ -150,7 +150,7 @@ def test_the_order_of_crystals_does_not_matter(encoder):
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_outputs_are_finite_in_padding_and_empty_slots_too(encoder):
-    (batch,) = in_layout(random_crystals(), "packed", edges=encoder == "cspnet")
+    (batch,) = in_layout(random_crystals(), "packed", edges=ENCODERS[encoder].needs_edges)
     posterior, decoded = run(small_vae(encoder), batch)
     rows = batch.rows
     assert not rows.is_atom[2].any()  # an empty row
@@ -161,7 +161,7 @@ def test_outputs_are_finite_in_padding_and_empty_slots_too(encoder):
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_bfloat16_is_close_and_comes_out_in_float32(encoder):
-    (batch,) = in_layout(random_crystals(), "packed", edges=encoder == "cspnet")
+    (batch,) = in_layout(random_crystals(), "packed", edges=ENCODERS[encoder].needs_edges)
     exact = run(small_vae(encoder), batch)
     graphdef, params = small_vae(encoder, dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
@@ -296,18 +296,6 @@ def test_projection_to_foundation_features():
     np.testing.assert_allclose(vae.project(z), z @ kernel + bias, atol=1e-5)
     with pytest.raises(ValueError, match="built without foundation alignment"):
         nnx.merge(*small_vae()).project(z)
-
-
-def test_unknown_encoder():
-    with pytest.raises(
-        ValueError, match=r"encoder.name is 'gnn'; choose one of transformer, cspnet"
-    ):
-        VAE(small_sizes("gnn"), rngs=nnx.Rngs(0))
-
-
-def test_sizes_survive_json():
-    sizes = small_sizes("cspnet", atom_type_predict=False)
-    assert VAESizes.from_dict(sizes.to_dict()) == sizes
 
 
 def test_the_published_size_has_51_million_parameters():

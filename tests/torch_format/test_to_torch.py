@@ -15,12 +15,14 @@ import pytest
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.inference.api import load_model
-from chemeleon2_jax.models.sizes import DiTSizes, LoRASizes
+from chemeleon2_jax.models.encoders.registry import EncoderSizes
+from chemeleon2_jax.models.sizes import DiTSizes, LoRASizes, VAESizes
 from chemeleon2_jax.pretrained.loading import ldm_of
 from chemeleon2_jax.torch_format import files
 from chemeleon2_jax.torch_format.files import write_orbax, write_torch
 from chemeleon2_jax.torch_format.from_torch import convert_file
 from chemeleon2_jax.torch_format.model import Options
+from chemeleon2_jax.torch_format.names import vae_entries
 from chemeleon2_jax.torch_format.torch_file import open_torch_file
 from chemeleon2_jax.torch_format.torch_writer import write_torch_file
 from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
@@ -297,3 +299,11 @@ def test_averages_go_into_the_folder(tiny_ldm, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
     names = set(flat_names(small.restore("params")))
     assert names == set(flat_names(small.restore("ema")))
+
+
+def test_an_encoder_that_the_original_does_not_have():
+    class OwnSizes(EncoderSizes):
+        name = "own"
+
+    with pytest.raises(CheckpointError, match="its encoder 'own' has no PyTorch form"):
+        vae_entries(replace(VAESizes(), encoder=OwnSizes()))

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,9 @@ import jraph
 from flax import nnx
 
 from chemeleon2_jax.crystals.arrays import NUM_ATOM_CLASSES
+from chemeleon2_jax.models.encoders.registry import CSPNetSizes
 from chemeleon2_jax.models.layers import layer_norm, linear
 from chemeleon2_jax.rows.rows import Rows
-
-if TYPE_CHECKING:
-    from chemeleon2_jax.models.sizes import EncoderSizes
 
 
 def pair_graph(rows: Rows) -> jraph.GraphsTuple:
@@ -61,7 +59,7 @@ def fourier_features(offset: jax.Array, num_freqs: int) -> jax.Array:
 class CSPLayer(nnx.Module):
     """One round of messages: edge MLP, mean over the edges of an atom, node MLP, residual."""
 
-    def __init__(self, sizes: EncoderSizes, *, rngs: nnx.Rngs, dtype: Any) -> None:
+    def __init__(self, sizes: CSPNetSizes, *, rngs: nnx.Rngs, dtype: Any) -> None:
         d = sizes.d_model
         self.norm = layer_norm(d, rngs=rngs, dtype=dtype) if sizes.layer_norm else None
         self.edge1 = linear(2 * d + 9 + 6 * sizes.num_freqs, d, rngs=rngs, dtype=dtype)
@@ -101,10 +99,10 @@ class CSPLayer(nnx.Module):
         return h + jax.nn.silu(self.node2(jax.nn.silu(self.node1(inputs))))
 
 
-class CSPNetEncoder(nnx.Module):
+class Encoder(nnx.Module):
     """Atom embeddings through CSP layers; invariant to rotations and translations of a crystal."""
 
-    def __init__(self, sizes: EncoderSizes, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
+    def __init__(self, sizes: CSPNetSizes, *, rngs: nnx.Rngs, dtype: Any) -> None:
         d = sizes.d_model
         normal = nnx.initializers.normal(1.0)
         self.atom_types = nnx.Param(normal(rngs.params(), (NUM_ATOM_CLASSES, d), jnp.float32))

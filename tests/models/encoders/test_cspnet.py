@@ -11,15 +11,15 @@ import pytest
 from flax import nnx
 
 from chemeleon2_jax.data.augment import rotation_matrix
-from chemeleon2_jax.models.cspnet import CSPNetEncoder, fourier_features, pair_graph
-from chemeleon2_jax.models.sizes import EncoderSizes
+from chemeleon2_jax.models.encoders.cspnet import Encoder, fourier_features, pair_graph
+from chemeleon2_jax.models.encoders.registry import CSPNetSizes
 from tests.examples import in_layout, packed, random_crystals, random_model
 
-SIZES = EncoderSizes("cspnet", d_model=16, num_layers=2, num_freqs=3)
+SIZES = CSPNetSizes(d_model=16, num_layers=2, num_freqs=3)
 
 
 def encoder(sizes=SIZES):
-    graphdef, params = random_model(lambda: CSPNetEncoder(sizes, rngs=nnx.Rngs(0)))
+    graphdef, params = random_model(lambda: Encoder(sizes, rngs=nnx.Rngs(0), dtype=jnp.float32))
 
     @jax.jit
     def apply(rows):

@@ -1,0 +1,1 @@
+"""Encoders of the VAE, one a file, and the registry of their sizes."""
