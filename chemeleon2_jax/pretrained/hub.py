@@ -1,8 +1,8 @@
 """The published checkpoints by key: what there is, the files, and their converted form.
 
 A file is downloaded and converted once; from then on the converted form is used, without network
-and without the file. Nothing is read before it is asked for, and huggingface_hub is imported only
-where a file has to be looked for.
+and without the file. The registry is read at first use, and huggingface_hub is imported only where
+a file has to be looked for.
 """
 
 from __future__ import annotations
@@ -10,40 +10,21 @@ from __future__ import annotations
 import functools
 import json
 import re
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 
-from absl import logging
-
-from chemeleon2_jax.common.cache import cache_dir, cache_folder
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.common.suggest import suggest
-from chemeleon2_jax.pretrained.hub_download import Fetched, fetch_file, is_here, record
-from chemeleon2_jax.pretrained.hub_records import Published, forget_record, with_record
-
-__all__ = [
-    "CONVERSION_VERSION",
-    "REGISTRY",
-    "Fetched",
-    "Published",
-    "converted",
-    "describe",
-    "fetch",
-    "hub_key",
-    "lookup",
-]
-
-CONVERSION_VERSION = 1
-"""Counts up when a conversion of the same file gives something else; older ones are made again."""
+from chemeleon2_jax.pretrained.hub_converted import converted_folder, make_converted
+from chemeleon2_jax.pretrained.hub_download import Fetched, fetch_file, is_here
+from chemeleon2_jax.pretrained.hub_records import Published, with_record
 
 _PASTED = re.compile(r"\$\{hub:([^}]*)\}")
 
 
 class _Registry(Mapping[str, Published]):
-    """`published.json` as a mapping, read when it is first used."""
+    """`published.json` as a mapping, read at first use."""
 
     @functools.cached_property
     def _entries(self) -> dict[str, Published]:
@@ -66,7 +47,7 @@ REGISTRY: Mapping[str, Published] = _Registry()
 
 
 def hub_key(name: str) -> str | None:
-    """Return the key that a name is, also one pasted as `${hub:key}`; None where it is none.
+    """Return the key that a name is, also one pasted as `${hub:key}`; None for other names.
 
     Raises:
         CheckpointError: `${hub:...}` with an unknown key.
@@ -81,7 +62,7 @@ def lookup(key: str) -> Published:
     """Return the registry's entry of a key.
 
     Raises:
-        CheckpointError: there is no such key; names the nearest.
+        CheckpointError: the key is unknown; names the nearest.
     """
     if key not in REGISTRY:
         raise CheckpointError(f"no published checkpoint {key!r}: {suggest(key, REGISTRY)}")
@@ -89,81 +70,33 @@ def lookup(key: str) -> Published:
 
 
 def fetch(key: str) -> Fetched:
-    """Return the verified file of a key, downloaded with a progress bar where it is not here.
+    """Return the verified file of a key, downloaded with a progress bar if it is not here yet.
 
     Raises:
-        CheckpointError: no such key, or the file cannot be had; says what to do by hand.
+        CheckpointError: the key is unknown, or the file cannot be had; says what to do by hand.
     """
     return fetch_file(lookup(key))
 
 
 def converted(key: str, convert: Callable[[Path, Path], None]) -> Path:
-    """Return the folder with the converted form of a published checkpoint; make it where absent.
+    """Return the folder with the converted form of a published checkpoint; make it at first use.
 
-    Once made, it needs neither the network nor the file. Processes that ask at the same time make
-    it once, and one that was interrupted leaves nothing behind that is taken for whole.
+    Once made, it needs neither the network nor the file. Concurrent processes make it once, and an
+    interrupted conversion leaves nothing behind that is taken for whole.
 
     Args:
         key: of the registry.
-        convert: writes the converted form of a file (first) into an empty folder (second).
+        convert: writes the converted form of a file (first argument) into an empty folder (second).
 
     Raises:
-        CheckpointError: no such key, the file cannot be had, or nothing can be written; and what
-            `convert` raises.
+        CheckpointError: the key is unknown, the file cannot be had, or the folder cannot be
+            written; and what `convert` raises.
     """
     published = lookup(key)
-    known = with_record(published)
-    folder = _converted_folder(known)
+    folder = converted_folder(with_record(published))
     if folder is not None and folder.is_dir():
         return folder
-    content = f"the converted form of {key!r}"
-    root, lock = _converted_root(), f".{key}.lock"
-    with cache_folder(root, content, error=CheckpointError, lock=lock) as is_alone:
-        fetched = fetch_file(published)
-        folder = root / _folder_name(key, fetched.sha256)
-        if not folder.is_dir():  # another process may have made it while this one waited
-            try:
-                _make(folder, lambda empty: convert(fetched.path, empty), is_alone=is_alone)
-            except CheckpointError:
-                if not known.sha256:  # no model: the right file may come yet
-                    forget_record(published)
-                raise
-        record(published, fetched)  # one put there by hand is known to be good only now
-        return folder
-
-
-def _converted_root() -> Path:
-    return cache_dir() / "converted"
-
-
-def _folder_name(key: str, sha256: str) -> str:
-    return f"{key}-{sha256[:12]}-v{CONVERSION_VERSION}"
-
-
-def _converted_folder(known: Published) -> Path | None:
-    """Return where the converted form is; None where the file was never seen."""
-    return _converted_root() / _folder_name(known.key, known.sha256) if known.sha256 else None
-
-
-def _make(folder: Path, fill: Callable[[Path], None], *, is_alone: bool) -> None:
-    """Create a folder that is whole once it bears its name.
-
-    Where no other process can be at it, what interrupted ones left is removed.
-    """
-    for left in folder.parent.glob(f".{folder.name}.*.tmp") if is_alone else ():
-        logging.warning("Removing %s, which an interrupted conversion left.", left)
-        shutil.rmtree(left, ignore_errors=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    made = temporary / folder.name  # what is written beside it, half done, is in `temporary` too
-    made.mkdir(parents=True)
-    try:
-        fill(made)
-        made.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # where there are no locks, another process may have been faster
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    return make_converted(published, convert)
 
 
 def describe() -> str:
@@ -178,9 +111,12 @@ def describe() -> str:
 
 
 def _describe(published: Published) -> tuple[str, ...]:
-    """One row of the table."""
+    """Return one row of the table."""
     known = with_record(published)
-    folder = _converted_folder(known)
+    folder = converted_folder(known)
+    state = ["downloaded"] if is_here(known) else []
+    if folder is not None and folder.is_dir():
+        state.append("converted")
     return (
         known.key,
         known.description,
@@ -188,11 +124,5 @@ def _describe(published: Published) -> tuple[str, ...]:
         known.revision[:12],
         f"{known.size / 1e6:.1f} MB" if known.size else "-",
         known.sha256[:12] or "-",
-        _state(known, is_converted=folder is not None and folder.is_dir()),
+        ", ".join(state) or "no",
     )
-
-
-def _state(known: Published, *, is_converted: bool) -> str:
-    """What is on this machine."""
-    here = ["downloaded"] if is_here(known) else []
-    return ", ".join([*here, "converted"] if is_converted else here) or "no"

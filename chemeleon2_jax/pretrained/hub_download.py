@@ -1,15 +1,14 @@
 """One published file: fetched from the hub, or put in place by hand, and verified.
 
 huggingface_hub downloads into its own cache, with its users' settings (HF_HOME, HF_HUB_CACHE,
-HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE). It does not hash what it receives; that is done here. What
-the registry does not know of a file (commit, sha256, size) is recorded when the file first comes,
-and holds ever after.
+HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE). It does not hash what it receives; this module does. What
+the registry leaves open (commit, sha256, size) is recorded at the first download and holds ever
+after.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +19,7 @@ from chemeleon2_jax.common.cache import cache_folder, hash_file
 from chemeleon2_jax.common.download import TransferError
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.common.fetch import describe_failure, try_again
+from chemeleon2_jax.pretrained.hub_errors import explain
 from chemeleon2_jax.pretrained.hub_records import (
     SHA256,
     Published,
@@ -35,7 +35,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Fetched:
-    """A verified file: where it is, its sha256, and its commit ('' where that is not known)."""
+    """A verified file: its path, its sha256, and its commit ('' if that is not known)."""
 
     path: Path
     sha256: str
@@ -43,10 +43,10 @@ class Fetched:
 
 
 def fetch_file(published: Published) -> Fetched:
-    """Return a published file, verified; download it where it is not here yet.
+    """Return a published file, verified; download it if it is not here yet.
 
     A file put in place by hand comes first, then huggingface_hub's cache, then the network, which
-    is not asked for a file that is here and whose checksum is known.
+    is not asked for a cached file of known checksum.
 
     Raises:
         CheckpointError: it cannot be had, or is not what it should be; says what to do by hand.
@@ -73,7 +73,7 @@ def _fetch(published: Published) -> Fetched:
         logging.warning("%s is corrupt (%s).", cached, problem)
     try:
         offered = _ask(known)
-    # huggingface_hub and the HTTP library below it raise many types; here they are one thing.
+    # huggingface_hub and the HTTP library below it raise many types; all of them mean no answer.
     except Exception as error:
         if cached is None or known.sha256:
             hint = _how_to_accept(published, known) if _is_gone(error) else ""
@@ -104,10 +104,10 @@ def _take_dropped(published: Published, known: Published) -> Fetched:
 
 
 def record(published: Published, fetched: Fetched) -> None:
-    """Write down what is now known of a fetched file, to be verified ever after.
+    """Record commit, sha256 and size of a fetched file, to be verified ever after.
 
     Raises:
-        CheckpointError: there are records that cannot be read.
+        CheckpointError: the records cannot be read.
         OSError: they cannot be written.
     """
     size = fetched.path.stat().st_size
@@ -124,13 +124,13 @@ def _how_to_accept(published: Published, known: Published) -> str:
     if published.sha256 or not known.sha256:
         return ""
     return (
-        f". That was recorded when it first came; to accept the other file, remove the entry "
+        f". That was recorded at the first download; to accept the other file, remove the entry "
         f"{known.key!r} from {records_file()}"
     )
 
 
 def _ask(known: Published) -> Published:
-    """Return the entry with commit, sha256 and size as the hub has them ('' and 0: not said)."""
+    """Return the entry with the hub's commit, sha256 and size ('' and 0 if it does not tell)."""
     from huggingface_hub import constants, get_hf_file_metadata
 
     metadata = get_hf_file_metadata(_url(known), timeout=constants.HF_HUB_ETAG_TIMEOUT)
@@ -146,20 +146,15 @@ def _ask(known: Published) -> Published:
 
 
 def _download(offered: Published) -> Fetched:
-    """Download a file of a known commit, unless it is cached; once more where it is corrupt."""
+    """Return a file of a known commit from the cache or the hub; a corrupt one is fetched again."""
     from huggingface_hub import hf_hub_download
 
     logging.info("Fetching %s (%.0f MB).", _url(offered), offered.size / 1e6)
+    place = (offered.repository, offered.path)
 
     def fetch_once(attempt: int) -> tuple[Fetched, str]:
-        path = Path(
-            hf_hub_download(
-                offered.repository,
-                offered.path,
-                revision=offered.revision,
-                force_download=attempt > 0,
-            )
-        )
+        force = attempt > 0
+        path = Path(hf_hub_download(*place, revision=offered.revision, force_download=force))
         digest, problem = _check(path, offered)
         if problem:
             _discard(path)
@@ -174,7 +169,7 @@ def _download(offered: Published) -> Fetched:
 
 
 def _check(path: Path, expected: Published) -> tuple[str, str]:
-    """Return the sha256 of a file, and what is wrong with it ('' where nothing is)."""
+    """Return the sha256 of a file, and what is wrong with it ('' if nothing is)."""
     size = path.stat().st_size
     if expected.size and size != expected.size:
         return "", f"it has {size} bytes, expected {expected.size}"
@@ -193,7 +188,7 @@ def _cached(known: Published) -> Path | None:
 
 
 def is_here(known: Published) -> bool:
-    """Whether the file was downloaded, or put in place by hand."""
+    """Tell whether the file was downloaded, or put in place by hand."""
     return dropped_file(known).is_file() or _cached(known) is not None
 
 
@@ -203,7 +198,7 @@ def _commit_of(cached: Path, known: Published) -> str:
 
 
 def _as_cached(cached: Path, known: Published) -> Published:
-    """Return what the cache itself says of a file: its commit, and the ETag that it came with."""
+    """Return the entry with the commit and the ETag that huggingface_hub's cache keeps."""
     etag = cached.readlink().name if cached.is_symlink() else ""
     return dataclasses.replace(
         known,
@@ -229,48 +224,3 @@ def _url(known: Published) -> str:
 
 def _failure(known: Published, problem: str) -> CheckpointError:
     return CheckpointError(describe_failure(_url(known), dropped_file(known), problem))
-
-
-def explain(error: BaseException, known: Published) -> str:
-    """Say in the user's terms why the hub did not give a file."""
-    from huggingface_hub import constants, errors
-
-    place = f"{known.repository} at revision {known.revision!r}"
-    match error:
-        case errors.OfflineModeIsEnabled():
-            return f"HF_HUB_OFFLINE is set, and the file is not in {constants.HF_HUB_CACHE}"
-        case errors.LocalEntryNotFoundError() | ValueError() if error.__cause__ is not None:
-            return explain(error.__cause__, known)
-        case errors.FileMetadataError() | ValueError():
-            return str(error)
-        case errors.RevisionNotFoundError():
-            return f"the repository {known.repository} has no revision {known.revision!r} any more"
-        case errors.EntryNotFoundError():
-            return f"{place} has no file {known.path}: it was renamed or removed"
-        case errors.GatedRepoError():
-            return f"{known.repository} asks for your consent on its page, and {_TOKEN_HINT}"
-        case errors.RepositoryNotFoundError():
-            return f"the hub shows no repository {known.repository}: it is gone, or {_TOKEN_HINT}"
-        case errors.HfHubHTTPError():
-            return _explain_status(error.response.status_code, place)
-        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"no room for it in {constants.HF_HUB_CACHE}; make room, or set HF_HOME"
-        case PermissionError():
-            return f"{constants.HF_HUB_CACHE} cannot be written ({error}); set HF_HOME"
-    reason = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
-    if "Timeout" in type(error).__name__:
-        return f"the server is too slow ({reason}); HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer"
-    return f"no connection, or it broke off ({reason}); try again where the network is good"
-
-
-_TOKEN_HINT = "it needs a token that may read it (set HF_TOKEN, or run `hf auth login`)"
-
-
-def _explain_status(status: int, place: str) -> str:
-    if status in (401, 403):
-        return f"access is refused (HTTP {status}): {_TOKEN_HINT}"
-    if status == 404:
-        return f"there is no such file in {place}, or no such repository (HTTP 404)"
-    if status == 429 or status >= 500:
-        return f"the server is busy or out of order (HTTP {status}); try again later"
-    return f"HTTP {status}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,15 @@ class Published:
     """A checkpoint file that is published on the hub.
 
     Attributes:
-        key: what it is called here and in Chemeleon2's configs.
+        key: its name here and in Chemeleon2's configs.
         repository: "owner/name" on the hub.
-        revision: commit, or a branch where no commit is known.
+        revision: commit, or a branch as long as no commit is known.
         path: path in the repository.
-        sha256: of the file; '' where it is recorded at the first download.
-        size: bytes; 0 where it is recorded at the first download.
+        sha256: of the file; '' if it is recorded at the first download.
+        size: bytes; 0 if it is recorded at the first download.
         stage: "vae" or "ldm".
-        size_table: training set whose table of numbers of atoms an LDM samples with.
-        vae_heads: attention heads of the VAE, for a file that does not say.
+        size_table: training set whose numbers of atoms an LDM samples.
+        vae_heads: attention heads of the VAE, for a file that does not tell them.
         description: a few words.
     """
 
@@ -46,22 +47,22 @@ class Published:
 
 
 def hub_dir() -> Path:
-    """Return the folder of what is recorded here of the hub; it need not exist."""
+    """Return the folder with records and files put in place by hand; it need not exist."""
     return cache_dir() / "hub"
 
 
 def records_file() -> Path:
-    """Return the file with commit, sha256 and size of what was fetched, by key."""
+    """Return the file with commit, sha256 and size of each downloaded file, by key."""
     return hub_dir() / "recorded.json"
 
 
 def dropped_file(published: Published) -> Path:
-    """Return where a file that was fetched by hand is looked for, before anything else."""
+    """Return the place of a file fetched by hand, which is looked at before anything else."""
     return hub_dir() / "files" / published.path
 
 
 def with_record(published: Published) -> Published:
-    """Return a registry entry with what was recorded of its file in place of what it leaves open.
+    """Return a registry entry with the record of its file in place of what it leaves open.
 
     Raises:
         CheckpointError: the records cannot be read.
@@ -78,50 +79,53 @@ def with_record(published: Published) -> Published:
 
 
 def keep_record(published: Published, *, revision: str, sha256: str, size: int) -> None:
-    """Write down what is now known of a file whose sha256 the registry does not have.
+    """Record a file whose sha256 the registry does not have.
 
     Args:
         published: the registry's entry.
-        revision: commit; '' where it is not known.
+        revision: commit; '' if it is not known.
         sha256: of the file.
         size: bytes.
 
     Raises:
-        CheckpointError: there are records that cannot be read.
+        CheckpointError: the records cannot be read.
         OSError: they cannot be written.
     """
-    if published.sha256:
-        return
-    entry = {
-        "repository": published.repository,
-        "path": published.path,
-        "revision": revision,
-        "sha256": sha256,
-        "size": size,
-    }
-    with locked(hub_dir() / ".recorded.lock"):
-        records = _read_records()
-        if records.get(published.key) != entry:
-            text = json.dumps({**records, published.key: entry}, indent=2) + "\n"
-            with replacing(records_file()) as temporary:
-                temporary.write_text(text)
+    if not published.sha256:
+        _update_record(
+            published.key,
+            {
+                "repository": published.repository,
+                "path": published.path,
+                "revision": revision,
+                "sha256": sha256,
+                "size": size,
+            },
+        )
 
 
 def forget_record(published: Published) -> None:
-    """Take back what was recorded of a file that turned out to be no model."""
+    """Remove the record of a file that turned out to be no model."""
+    _update_record(published.key, None)
+
+
+def _update_record(key: str, entry: Mapping[str, Any] | None) -> None:
     with locked(hub_dir() / ".recorded.lock"):
         records = _read_records()
-        if records.pop(published.key, None) is not None:
-            with replacing(records_file()) as temporary:
-                temporary.write_text(json.dumps(records, indent=2) + "\n")
+        if records.get(key) == entry:
+            return
+        records.pop(key, None)
+        text = json.dumps(records if entry is None else {**records, key: entry}, indent=2)
+        with replacing(records_file()) as temporary:
+            temporary.write_text(text + "\n")
 
 
 def _read_records() -> dict[str, dict[str, Any]]:
     path = records_file()
     try:
         records: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))
-        if all(_is_record(entry) for entry in records.values()):
-            return records
+        if not all(map(_is_record, records.values())):
+            raise ValueError("an entry is incomplete")
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -130,8 +134,11 @@ def _read_records() -> dict[str, dict[str, Any]]:
             "XDG_CACHE_HOME to a folder that can be read and written"
         ) from error
     except (ValueError, AttributeError) as error:
-        raise CheckpointError(_damaged_records(path, str(error))) from error
-    raise CheckpointError(_damaged_records(path, "an entry is incomplete"))
+        raise CheckpointError(
+            f"{path}, with the checksums of downloaded checkpoints, is damaged ({error}); remove "
+            "it, and they are recorded again at the next download"
+        ) from error
+    return records
 
 
 def _is_record(entry: Any) -> bool:
@@ -140,11 +147,4 @@ def _is_record(entry: Any) -> bool:
         isinstance(entry, dict)
         and all(isinstance(entry.get(name), kind) for name, kind in types.items())
         and SHA256.fullmatch(entry["sha256"]) is not None
-    )
-
-
-def _damaged_records(path: Path, reason: str) -> str:
-    return (
-        f"{path}, with the checksums of downloaded checkpoints, is damaged ({reason}); remove "
-        "it, and they are recorded again at the next download"
     )

@@ -12,7 +12,8 @@ import pytest
 
 from chemeleon2_jax.common import atomic_files as files
 from chemeleon2_jax.common.errors import CheckpointError
-from chemeleon2_jax.pretrained import hub
+from chemeleon2_jax.pretrained import hub, hub_converted
+from chemeleon2_jax.pretrained.hub_converted import CONVERSION_VERSION
 from chemeleon2_jax.torch_format.size_tables import published_size_table
 from tests.pretrained.hub_server import (
     COMMIT,
@@ -85,7 +86,7 @@ def test_import_reads_and_asks_nothing() -> None:
 
 def test_converted_once_and_used_without_network_and_file(server, here, monkeypatch) -> None:
     folder = hub.converted(KEY, copy)
-    assert folder == here / "converted" / f"{KEY}-{SHA256[:12]}-v{hub.CONVERSION_VERSION}"
+    assert folder == here / "converted" / f"{KEY}-{SHA256[:12]}-v{CONVERSION_VERSION}"
     assert (folder / "weights").read_bytes() == CONTENT
     forget_download(here)
     go_offline(monkeypatch)
@@ -107,7 +108,7 @@ def test_an_interrupted_conversion_is_made_again(here) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         hub.converted(KEY, interrupt)
-    name = f"{KEY}-{SHA256[:12]}-v{hub.CONVERSION_VERSION}"
+    name = f"{KEY}-{SHA256[:12]}-v{CONVERSION_VERSION}"
     assert [p.name for p in (here / "converted").iterdir()] == [f".{KEY}.lock"]
     killed = here / "converted" / f".{name}.0.tmp"  # as a process leaves it that is killed
     (killed / "half").mkdir(parents=True)
@@ -129,7 +130,7 @@ def test_a_file_system_without_locks(here, monkeypatch) -> None:
             hub.converted(KEY, copy_while_another_does)
 
     monkeypatch.setattr(files, "fcntl", no_locks)
-    another = here / "converted" / f".{KEY}-{SHA256[:12]}-v{hub.CONVERSION_VERSION}.0.tmp"
+    another = here / "converted" / f".{KEY}-{SHA256[:12]}-v{CONVERSION_VERSION}.0.tmp"
     folder = hub.converted(KEY, copy_while_another_does)
     assert (folder / "weights").read_bytes() == CONTENT
     assert another.exists()  # it may be at work
@@ -156,7 +157,7 @@ def test_a_cache_that_cannot_be_written(server, here) -> None:
 
 def test_another_version_converts_again(here, monkeypatch) -> None:
     old = hub.converted(KEY, copy)
-    monkeypatch.setattr(hub, "CONVERSION_VERSION", hub.CONVERSION_VERSION + 1)
+    monkeypatch.setattr(hub_converted, "CONVERSION_VERSION", CONVERSION_VERSION + 1)
     new = hub.converted(KEY, copy)
     assert new != old
     assert (new / "weights").read_bytes() == CONTENT
@@ -192,7 +193,8 @@ def test_it_is_recorded_once_it_was_converted(server, here) -> None:
 CONVERT = """
 import sys, time
 from pathlib import Path
-from chemeleon2_jax.pretrained import hub
+from chemeleon2_jax.pretrained import hub, hub_converted
+from chemeleon2_jax.pretrained.hub_converted import CONVERSION_VERSION
 
 def convert(source, folder):
     with open(sys.argv[2], "a") as log:

@@ -12,6 +12,7 @@ from huggingface_hub import constants, file_download
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.pretrained import hub
+from chemeleon2_jax.pretrained.hub_download import Fetched
 from tests.pretrained.hub_server import (
     COMMIT,
     CONTENT,
@@ -340,7 +341,7 @@ def test_damaged_records_are_an_error(here, text) -> None:
 
 def test_a_file_put_there_by_hand_is_used_first(server, here) -> None:
     path = drop(here, CONTENT)
-    assert hub.fetch(KEY) == hub.Fetched(path, SHA256, "")
+    assert hub.fetch(KEY) == Fetched(path, SHA256, "")
     assert server.requests == []
 
 
@@ -351,4 +352,4 @@ def test_a_wrong_file_put_there_by_hand_is_an_error(server, here) -> None:
     path.write_bytes(CONTENT[:-1])
     fails(f"it has {len(CONTENT) - 1} bytes, expected {len(CONTENT)}")
     path.write_bytes(CONTENT)
-    assert hub.fetch(KEY) == hub.Fetched(path, SHA256, COMMIT)
+    assert hub.fetch(KEY) == Fetched(path, SHA256, COMMIT)
