@@ -11,10 +11,9 @@ A step is a rollout: `data.batch_size` prompts, `num_group_samples` crystals of 
 and `num_inner_batch` updates.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
+from chemeleon2_jax.rewards.registry import config_blocks
 from configs import common
 
 
@@ -85,56 +84,15 @@ def _reward_fn() -> ConfigDict:
             "components": "creativity,energy,structure_diversity,composition_diversity",
             "normalize_fn": "std",  # of the weighted sum: "", norm, std, subtract_mean
             "eps": 1e-4,
-            # What a crystal must be to be judged: "valid" (distances, volume), "covalent" (and no
-            # atoms closer than 0.7 of their covalent radii), "" anything. Others get the floors.
+            # Which crystals are judged: "valid" (distances, volume), "covalent" (and no atoms
+            # closer than 0.7 of their covalent radii), "" all. Others get the floors.
             "require": "valid",
             "reference_dataset": "",  # known crystals, a named set; '' is the data of the prompts
             "timeout_s": 30.0,  # for a crystal
             "shuffle": False,  # give rewards to the wrong crystals: the control of an experiment
-            "creativity": _component(floor="0"),
-            "energy": _component(
-                normalize_fn="norm",
-                floor="-1",
-                model="nequix",  # nequix, chgnet, mace, ase:<module>:<class>
-                model_path="",  # weights of nequix; '' fetches the published ones once
-                model_kwargs="",  # of the others, as JSON
-                hull="",  # file of entries: known compounds and their energies
-                hull_corrected="",  # true or false, its scale, where the file does not say
-                quantity="e_above_hull",  # or "energy", minus the energy itself
-                relax_steps=0,  # 0 judges crystals as they are
-            ),
-            "structure_diversity": _component(weight=0.1, normalize_fn="norm"),
-            "composition_diversity": _component(normalize_fn="norm"),
-            "predictor": _component(
-                normalize_fn="norm",
-                ckpt_path="",
-                target_name="",  # '' is the only one
-                target_value="",  # a number to come near to; '' is as much as possible
-                clip_min="",  # bounds of the prediction
-                clip_max="",
-            ),
-            # Atoms / A^3; a target of 0 is as many as possible.
-            "atomic_density": _component(floor="0", target=0.0),
-            "mass_density": _component(floor="0", target=0.0),  # g/cm3
-            "volume": _component(target=0.0, per_atom=True),  # A^3
-            "structural_validity": _component(floor="0", covalent=True),
-            "composition_validity": _component(floor="0"),
-            "allowed_elements": _component(floor="0", allowed="", required="", graded=False),
-            "number_of_elements": _component(target=3),
-            "space_group": _component(floor="0", targets="", symprec=0.1),
-            "symmetry": _component(floor="0", symprec=0.1),
-            # Yours: module:function, keyword arguments as JSON, structures in a call (0: all).
-            "custom": _component(function="", kwargs="", batch_size=1),
+            # A block for each reward: weight, normalize_fn, floor (the value of a crystal that has
+            # none; '' is below all others) and its own options, which the README lists and its
+            # function in chemeleon2_jax/rewards explains.
+            **config_blocks(),
         }
     )
-
-
-def _component(
-    *, weight: float = 1.0, normalize_fn: str = "", floor: str = "", **options: Any
-) -> ConfigDict:
-    """A reward: weight, normalisation, and what a crystal without a value gets.
-
-    `floor` is in the reward's own unit; '' is the lowest that a crystal of the rollout got, less
-    the range of what they got.
-    """
-    return ConfigDict({"weight": weight, "normalize_fn": normalize_fn, "floor": floor, **options})

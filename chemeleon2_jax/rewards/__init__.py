@@ -1,6 +1,7 @@
-"""What makes a generated crystal worth more: rewards, one file a family. Host side, no JAX.
+"""Rewards of generated crystals, one file a family. Host side, no JAX.
 
-`registry` knows them by name, `components` computes one as the crystals of a rollout come,
-`combine` makes several into one number. A reward is added in `registry`: most are functions of a
-list of Structures.
+A reward is a function of a list of Structures, or a function that builds a `Component`
+(`component`). Its keyword-only parameters are its options, and a line in `registry` names it: the
+config block is built from the two. `evaluation` scores the crystals of a rollout while the next
+ones are drawn, `combine` makes one number of several rewards.
 """

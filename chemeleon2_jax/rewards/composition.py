@@ -48,7 +48,7 @@ def allowed_elements(
     return scores
 
 
-def number_of_elements(structures: Sequence[Structure], *, target: int) -> list[float]:
+def number_of_elements(structures: Sequence[Structure], *, target: int = 3) -> list[float]:
     """Score minus the difference between a crystal's number of distinct elements and the target.
 
     Args:

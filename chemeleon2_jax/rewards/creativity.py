@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,31 @@ from chemeleon2_jax.metrics.distribution import (
 from chemeleon2_jax.metrics.matching import TIMEOUT_S, Cell, reduce_cells
 from chemeleon2_jax.metrics.reconstruction import Tolerances
 from chemeleon2_jax.metrics.uniqueness import References, find_novel, find_unique
+from chemeleon2_jax.rewards.component import Component, Context, Crystal
 from chemeleon2_jax.workers import WorkerPool
 
 SAME_DISTANCE = 1e-6
-"""Angstrom; crystals with average minimum distances closer than that count as copies."""
+"""Angstrom; crystals whose average minimum distances differ by less count as copies."""
+
+
+def build(context: Context) -> Component:
+    """Score unique and novel crystals; see :func:`creativity`."""
+    return Creativity(References(context.crystals))
+
+
+@dataclass(frozen=True)
+class Creativity:
+    """:func:`creativity` of a rollout; cells are reduced chunk by chunk."""
+
+    references: References
+
+    def prepare(self, crystals: Sequence[Crystal], pool: WorkerPool) -> list[Any]:
+        """Reduce the cells."""
+        return list(reduce_cells(crystals, pool))
+
+    def score(self, prepared: Sequence[Any], pool: WorkerPool) -> Scores:
+        """Compare the crystals with each other and with the references."""
+        return creativity(prepared, self.references, pool)
 
 
 def creativity(
@@ -33,14 +55,15 @@ def creativity(
 ) -> Scores:
     """Score 1 for unique and novel crystals, 0 for those that are neither.
 
-    What is only one of the two scores its distance in angstrom from the nearest crystal of the same
-    reduced formula that is no copy of it, among those generated and the references: the largest
-    difference of their average minimum distances to 100 neighbours. It is 0 where all are copies.
+    A crystal that is one of the two scores its distance in angstrom from the nearest crystal of the
+    same reduced formula that is no copy of it, among those generated and the references: the
+    largest difference of their average minimum distances to 100 neighbours. It scores 0 where all
+    are copies.
 
     Args:
         structures: structures, (atom_types, frac_coords, lattice) triples, None (not built), or
             cells from :func:`~chemeleon2_jax.metrics.matching.reduce_cells`.
-        references: what is known already.
+        references: known crystals.
         pool: processes to work in; None works in this one.
         tolerances: of StructureMatcher; None are its defaults.
         timeout_s: limit for one comparison, in seconds.
@@ -63,7 +86,7 @@ def creativity(
 def _distances_to_nearest(
     cells: Sequence[Cell], indices: Sequence[int], references: References
 ) -> np.ndarray:
-    """Distances (len(indices),) in angstrom of some crystals from the nearest that is no copy."""
+    """Distances (len(indices),) in angstrom of some cells from the nearest one that is no copy."""
     formulas = {cells[index].formula for index in indices}
     groups = defaultdict(list)
     for index, cell in enumerate(cells):
@@ -78,8 +101,8 @@ def _distances_to_nearest(
         distances = amd_distances(np.array(own), np.array(own + known))
         distances[distances < SAME_DISTANCE] = np.inf  # itself included
         nearest.update(zip(group, distances.min(1), strict=True))
-    found = np.array([nearest[index] for index in indices])
-    return np.where(np.isfinite(found), found, 0.0)
+    distance = np.array([nearest[index] for index in indices])
+    return np.where(np.isfinite(distance), distance, 0.0)
 
 
 def _minimum_distances(cell: Cell) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""Reward for crystals that bring what is generated nearer to a reference, as a distribution."""
+"""Rewards for crystals that bring the distribution of a rollout nearer to that of a reference."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,61 @@ from chemeleon2_jax.common.scores import Scores
 from chemeleon2_jax.crystals.arrays import MAX_ATOMIC_NUMBER
 from chemeleon2_jax.crystals.geometry import as_arrays
 from chemeleon2_jax.metrics.distribution import leave_one_out_mmd
+from chemeleon2_jax.rewards.component import Component, Context, Crystal
+from chemeleon2_jax.workers import WorkerPool
 
 NO_FEATURES = "no features"
 FEWEST = 3
+"""Crystals with features that a score needs."""
+
+
+def build_composition(context: Context) -> Component:
+    """Score what a crystal's elements add to the rollout; see :func:`diversity`."""
+
+    def features(crystals: Sequence[Crystal]) -> np.ndarray:
+        return composition_features(crystals, context.models.type_embedding)
+
+    return Diversity(features, features(context.crystal_list))
+
+
+def build_structure(context: Context) -> Component:
+    """Score what a crystal's structure adds to the rollout; see :func:`diversity`."""
+
+    def features(crystals: Sequence[Crystal]) -> np.ndarray:
+        return structure_features(context.models.encode_fn(crystals), context.models.latent_dim)
+
+    return Diversity(features, features(context.crystal_list))
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """:func:`diversity` of a rollout.
+
+    Attributes:
+        features_fn: crystals -> (G, d), NaN where there is no crystal.
+        reference: (N, d).
+    """
+
+    features_fn: Callable[[Sequence[Crystal]], np.ndarray]
+    reference: np.ndarray
+
+    def prepare(self, crystals: Sequence[Crystal], pool: WorkerPool) -> list[Any]:
+        """Compute the features."""
+        del pool
+        return list(self.features_fn(crystals))
+
+    def score(self, prepared: Sequence[Any], pool: WorkerPool) -> Scores:
+        """Compare the crystals with the reference, with and without each."""
+        del pool
+        return diversity(np.stack(prepared), self.reference)
 
 
 def diversity(features: np.ndarray, reference: np.ndarray) -> Scores:
     """Score each crystal by how much farther the others would be from the reference without it.
 
     That is the growth of the squared MMD with a polynomial kernel when the crystal is left out:
-    positive for what the generated set is short of. Features are those of the composition
-    (:func:`composition_features`) or of the structure (:func:`structure_features`).
+    positive for a kind of crystal that the generated set has too few of. Features are those of the
+    composition (:func:`composition_features`) or of the structure (:func:`structure_features`).
 
     Args:
         features: (G, d), a row of NaN for a crystal that has none (it counts in no other's score).

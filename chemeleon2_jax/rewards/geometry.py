@@ -20,7 +20,7 @@ def atomic_density(structures: Sequence[Structure], *, target: float = 0.0) -> l
 
     Args:
         structures: the crystals.
-        target: atoms per cubic angstrom; 0 is none.
+        target: atoms / A^3; 0 is as many as possible
 
     Raises:
         ValueError: a target that cannot be; a crystal that cannot be measured, or with no more than
@@ -37,7 +37,7 @@ def mass_density(structures: Sequence[Structure], *, target: float = 0.0) -> lis
 
     Args:
         structures: the crystals.
-        target: g/cm3; 0 is none.
+        target: g/cm3; 0 is as much as possible
 
     Raises:
         ValueError: as :func:`atomic_density`.
@@ -51,14 +51,16 @@ def mass_density(structures: Sequence[Structure], *, target: float = 0.0) -> lis
     return scores
 
 
-def volume(structures: Sequence[Structure], *, target: float, per_atom: bool = True) -> list[float]:
+def volume(
+    structures: Sequence[Structure], *, target: float = 0.0, per_atom: bool = True
+) -> list[float]:
     """Score minus the distance of the volume from a target.
 
     Args:
         structures: the crystals.
-        target: cubic angstrom.
-        per_atom: the volume of an atom; else that of the cell as it is, which is twice as large for
-            a doubled cell.
+        target: A^3
+        per_atom: the volume of an atom; else that of the cell as it is, twice as large for a
+            doubled cell
 
     Raises:
         ValueError: a target that cannot be; a crystal that cannot be measured, or with no more than

@@ -25,7 +25,7 @@ logging.getLogger("moyo").setLevel(logging.ERROR)
 
 
 def space_group(
-    structures: Sequence[Structure], *, targets: str | int, symprec: float = 0.1
+    structures: Sequence[Structure], *, targets: str | int = "", symprec: float = 0.1
 ) -> list[float]:
     """Score 1 for crystals whose space group is one of the targets, else 0.
 

@@ -26,8 +26,6 @@ _CHOICES = {
     "packing.layout": ("packed", "padded"),
     "predictor_module.reduce": ("mean", "sum"),
     "predictor_module.scheduler.mode": ("", "min", "max"),
-    "rl_module.reward_fn.normalize_fn": ("", "norm", "std", "subtract_mean"),
-    "rl_module.reward_fn.require": ("", "valid", "covalent"),
     "rl_module.rl_configs.kl_reference": ("rollout", "initial"),
     "rl_module.sampling_configs.sampler": ("ddim", "ddpm"),
     "rl_module.scheduler.mode": ("", "min", "max"),
@@ -64,7 +62,8 @@ _MORE_THAN_0 = (
     "rl_module.rl_configs.clip_ratio",
     "vae_module.match_rate.timeout_s",
 )
-_ANY_SIGN = re.compile(r"rl_module\.reward_fn\.\w+\.weight|rl_module\.sampling_configs\.cfg_scale")
+# A reward checks its own options: some may be negative.
+_ANY_SIGN = re.compile(r"rl_module\.reward_fn\.\w+\.\w+|rl_module\.sampling_configs\.cfg_scale")
 _AT_MOST = {
     "packing.max_shapes": 8,  # each is a program that is compiled
     "ldm_module.condition_module.drop_prob": 1.0,

@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from chemeleon2_jax.crystals.structures import arrays_from_structure
 from chemeleon2_jax.metrics.distribution import leave_one_out_mmd
-from chemeleon2_jax.rewards.diversity import composition_features, diversity, structure_features
+from chemeleon2_jax.rewards.diversity import (
+    Diversity,
+    composition_features,
+    diversity,
+    structure_features,
+)
+from chemeleon2_jax.workers import WorkerPool
+from tests.tiny import perovskite, rocksalt
 
 
 def test_crystals_without_features_do_not_count():
@@ -50,3 +58,17 @@ def test_structure_features():
     means = [np.array([[1.0, 2.0], [3.0, 4.0]], np.float32), None, np.zeros((0, 2))]
     expected = [[2.0, 3.0], [np.nan, np.nan], [np.nan, np.nan]]
     np.testing.assert_array_equal(structure_features(means, 2), expected)
+
+
+def test_all_chunks_are_compared():
+    def features(crystals):
+        return np.array([[len(c[0]), c[2][0, 0]] if c else [np.nan] * 2 for c in crystals])
+
+    component, pool = Diversity(features, np.array([[2.0, 1.0], [5.0, 3.0]])), WorkerPool(0)
+    structures = [rocksalt("Na", "Cl", 5.64), perovskite("Sr", "Ti", 3.9), rocksalt("Mg", "O", 4.2)]
+    crystals = [*map(arrays_from_structure, structures), None]
+    together = component.score(component.prepare(crystals, pool), pool)
+    chunks = [*component.prepare(crystals[:2], pool), *component.prepare(crystals[2:], pool)]
+    np.testing.assert_array_equal(component.score(chunks, pool).values, together.values)
+    assert together.reasons[:3] == (None,) * 3
+    assert together.reasons[3] is not None

@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.common.errors import ConfigError, RewardError
+from chemeleon2_jax.common.suggest import did_you_mean
 from chemeleon2_jax.crystals.arrays import Crystals, wrap
 from chemeleon2_jax.data.datasets import load_split
 from chemeleon2_jax.inference.vae import PredictorModel, VAEModel
 from chemeleon2_jax.pretrained.loading import VAEParts, load_predictor
-from chemeleon2_jax.rewards.combine import RewardFunction, Weighted
-from chemeleon2_jax.rewards.components import Crystal
+from chemeleon2_jax.rewards.build import build_component, check_reward
+from chemeleon2_jax.rewards.combine import Weighted
+from chemeleon2_jax.rewards.component import Context, Crystal, Models
+from chemeleon2_jax.rewards.evaluation import REQUIREMENTS, RewardFunction
 from chemeleon2_jax.rewards.normalise import NORMALISATIONS
-from chemeleon2_jax.rewards.registry import Context, Models, build_component, names, read_number
+from chemeleon2_jax.rewards.options import read_number
+from chemeleon2_jax.rewards.registry import REWARDS
 from chemeleon2_jax.runs.config import split_names
 from chemeleon2_jax.workers import WorkerPool
 
 _KEY = "rl_module.reward_fn"
-_OF_ALL = ("weight", "normalize_fn", "floor")
+
+
+def check_reward_fn(options: ConfigDict) -> None:
+    """Check the block, before models and data are loaded.
+
+    Raises:
+        ConfigError: no component, one twice, or a value that is none of its choices.
+        RewardError: no such reward, or options that it refuses.
+    """
+    chosen = split_names(options.components)
+    if not chosen:
+        raise ConfigError(f"{_KEY}.components is empty; name rewards: {', '.join(REWARDS)}")
+    if len(set(chosen)) < len(chosen):
+        raise ConfigError(f"{_KEY}.components names one twice: {', '.join(chosen)}")
+    _check_choice(f"{_KEY}.require", options.require, REQUIREMENTS)
+    _check_choice(f"{_KEY}.normalize_fn", options.normalize_fn, NORMALISATIONS)
+    for name in chosen:
+        check_reward(name, _own_options(name, options))
+        _check_choice(f"{_KEY}.{name}.normalize_fn", options[name].normalize_fn, NORMALISATIONS)
+        _read_floor(name, options)
 
 
 def make_reward(
@@ -30,44 +53,52 @@ def make_reward(
     """Build the rewards that `reward_fn.components` names.
 
     Args:
-        options: the block.
-        vae: of the model that is fine-tuned.
+        options: the block, checked.
+        vae: of the model to fine-tune.
         known: training crystals, the references where no other set is named; None if there are
             none.
         pool: worker processes.
 
     Raises:
-        ConfigError: no component, one twice, or a normalisation that is none.
-        RewardError: a reward that is none, or options that it cannot use.
+        RewardError: options that a reward cannot use.
     """
-    chosen = split_names(options.components)
-    if not chosen:
-        raise ConfigError(f"{_KEY}.components is empty; name rewards: {', '.join(names())}")
-    if len(set(chosen)) < len(chosen):
-        raise ConfigError(f"{_KEY}.components names one twice: {', '.join(chosen)}")
     context = Context(_models(vae), _references(options, known), pool, options.timeout_s)
-    components = {}
-    for name in chosen:
-        block = dict(options.get(name) or {})
-        own = {key: value for key, value in block.items() if key not in _OF_ALL}
-        component = build_component(name, own, context)
-        if block["normalize_fn"] not in NORMALISATIONS:
-            raise ConfigError(
-                f"{_KEY}.{name}.normalize_fn is {block['normalize_fn']!r}; it is one of "
-                f"{', '.join(map(repr, NORMALISATIONS))}"
-            )
-        try:
-            floor = read_number(block["floor"], "floor")
-        except ValueError as error:
-            raise ConfigError(f"{_KEY}.{name}: {error}") from error
-        components[name] = Weighted(component, block["weight"], block["normalize_fn"], floor)
     return RewardFunction(
-        components,
+        {
+            name: Weighted(
+                build_component(name, _own_options(name, options), context),
+                options[name].weight,
+                options[name].normalize_fn,
+                _read_floor(name, options),
+            )
+            for name in split_names(options.components)
+        },
         normalisation=options.normalize_fn,
         require=options.require,
         eps=options.eps,
         pool=pool,
     )
+
+
+def _own_options(name: str, options: ConfigDict) -> Mapping[str, Any]:
+    """Return a reward's own options, without weight, normalisation and floor."""
+    own = REWARDS[name].options() if name in REWARDS else {}
+    return {key: options[name][key] for key in own}
+
+
+def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        names = ", ".join(map(repr, choices))
+        raise ConfigError(
+            f"{key} is {value!r}; it is one of {names}.{did_you_mean(value, choices)}"
+        )
+
+
+def _read_floor(name: str, options: ConfigDict) -> float | None:
+    try:
+        return read_number(options[name].floor, "floor")
+    except RewardError as error:
+        raise ConfigError(f"{_KEY}.{name}: {error}") from error
 
 
 def _references(options: ConfigDict, known: Crystals | None) -> Callable[[], Crystals]:

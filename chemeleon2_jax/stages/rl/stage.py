@@ -44,7 +44,7 @@ from chemeleon2_jax.stages.rl.requests import (
     cut,
     sizes_to_plan_for,
 )
-from chemeleon2_jax.stages.rl.rewards import make_reward
+from chemeleon2_jax.stages.rl.rewards import check_reward_fn, make_reward
 from chemeleon2_jax.stages.rl.step import RolloutStep
 from chemeleon2_jax.stages.rl.validation import SEED, make_validate, value_names
 from chemeleon2_jax.training.checkpoint_reader import Checkpoint
@@ -75,6 +75,7 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
             "trainer.precision must be f32 here: the log-probabilities of the last steps hang on "
             "the digits that bf16 does not have"
         )
+    check_reward_fn(module.reward_fn)
     resumed = resumed_from(resume_dir)
     start = _load_start(module, resumed)
     parts = start.parts

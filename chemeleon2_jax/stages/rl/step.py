@@ -20,7 +20,8 @@ from chemeleon2_jax.crystals.arrays import CrystalArrays
 from chemeleon2_jax.crystals.visualize import draw_grid
 from chemeleon2_jax.inference.generator import mark_failed
 from chemeleon2_jax.models.vae import split_crystals
-from chemeleon2_jax.rewards.combine import RewardFunction, Rewards
+from chemeleon2_jax.rewards.combine import Rewards
+from chemeleon2_jax.rewards.evaluation import RewardFunction
 from chemeleon2_jax.rl.grpo import advantages
 from chemeleon2_jax.rl.update import Chunk
 from chemeleon2_jax.rows.packing import Assignment

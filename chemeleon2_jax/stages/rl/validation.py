@@ -14,7 +14,8 @@ from chemeleon2_jax.inference.generator import Generator
 from chemeleon2_jax.inference.requests import Prompts
 from chemeleon2_jax.metrics.matching import reduce_cells
 from chemeleon2_jax.metrics.uniqueness import find_unique
-from chemeleon2_jax.rewards.combine import RewardFunction, Rewards
+from chemeleon2_jax.rewards.combine import Rewards
+from chemeleon2_jax.rewards.evaluation import RewardFunction
 from chemeleon2_jax.stages.common import from_all_processes, from_first_process
 from chemeleon2_jax.training.stage import ValidateFn, Validation
 

@@ -8,8 +8,10 @@ import pytest
 from chemeleon2_jax.common.errors import RewardError
 from chemeleon2_jax.common.scores import Scores
 from chemeleon2_jax.crystals.structures import arrays_from_structure
-from chemeleon2_jax.rewards.combine import RewardFunction, Weighted
-from chemeleon2_jax.rewards.components import NOT_JUDGED, FunctionOfStructures, PerChunk
+from chemeleon2_jax.rewards.combine import Weighted
+from chemeleon2_jax.rewards.component import NOT_JUDGED, PerChunk
+from chemeleon2_jax.rewards.evaluation import RewardFunction
+from chemeleon2_jax.rewards.functions import FunctionOfStructures
 from chemeleon2_jax.workers import WorkerPool
 from tests.tiny import caesium_chloride, perovskite, rocksalt
 
@@ -124,6 +126,22 @@ def test_what_may_not_be_judged_gets_the_floor(pool, require, refused):
     assert found.summary()["refused"] == refused
     assert found.summary()["lengths_failures"] == 0  # it was not asked
     assert found.valid.tolist() == [True] * 4 + [False] * 2
+
+
+def test_models_judge_chunk_by_chunk(pool):
+    seen = []
+
+    def judge(crystals, used):
+        assert used is pool
+        seen.append(len(crystals))
+        return sizes(crystals, used)
+
+    component = PerChunk(judge)
+    prepared = [*component.prepare(GOOD[:2], pool), *component.prepare([GOOD[2], None], pool)]
+    scores = component.score(prepared, pool)
+    assert scores.values[[0, 2]].tolist() == [2, 5]
+    assert scores.reasons == (None, "no caesium", None, NOT_JUDGED)
+    assert seen == [2, 2]
 
 
 def test_chunks_are_one_rollout(pool):

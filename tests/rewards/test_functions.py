@@ -8,16 +8,9 @@ import numpy as np
 import pytest
 
 from chemeleon2_jax.common.errors import RewardError
-from chemeleon2_jax.common.scores import Scores
 from chemeleon2_jax.crystals.structures import arrays_from_structure
-from chemeleon2_jax.rewards.components import (
-    NOT_JUDGED,
-    Diversity,
-    FunctionOfStructures,
-    PerChunk,
-    load_function,
-    read_options,
-)
+from chemeleon2_jax.rewards.component import NOT_JUDGED
+from chemeleon2_jax.rewards.functions import FunctionOfStructures, load_function
 from chemeleon2_jax.workers import WorkerPool
 from tests.tiny import caesium_chloride, perovskite, rocksalt
 
@@ -130,38 +123,3 @@ def test_what_is_not_there_is_not_judged(pool):
 def test_functions_that_are_none(name, message):
     with pytest.raises(RewardError, match=message):
         load_function(name)
-
-
-def test_options_are_json():
-    assert read_options("") == {}
-    assert read_options('{"target": 3, "soft": true}') == {"target": 3, "soft": True}
-    for text in ("target=3", "[3]", "3"):
-        with pytest.raises(RewardError, match="JSON"):
-            read_options(text)
-
-
-def test_models_judge_chunk_by_chunk(pool):
-    seen = []
-
-    def judge(crystals, given):
-        assert given is pool
-        seen.append(len(crystals))
-        return Scores.of([float(len(c[0])) for c in crystals], [None] * len(crystals))
-
-    component = PerChunk(judge)
-    prepared = [*component.prepare(CRYSTALS[:3], pool), *component.prepare(CRYSTALS[3:], pool)]
-    assert component.score(prepared, pool).values.tolist() == [2, 2, 5, 2]
-    assert seen == [3, 1]
-
-
-def test_diversity_compares_all_chunks(pool):
-    def features(crystals):
-        return np.array([[len(c[0]), c[2][0, 0]] if c else [np.nan] * 2 for c in crystals])
-
-    component = Diversity(features, np.array([[2.0, 1.0], [5.0, 3.0]]))
-    crystals = [*CRYSTALS, None]
-    together = component.score(component.prepare(crystals, pool), pool)
-    parts = [*component.prepare(crystals[:2], pool), *component.prepare(crystals[2:], pool)]
-    np.testing.assert_array_equal(component.score(parts, pool).values, together.values)
-    assert together.reasons[:4] == (None,) * 4
-    assert together.reasons[4] is not None
