@@ -1,4 +1,4 @@
-"""What a worker process does with an ASE calculator. ASE itself is imported when it is needed."""
+"""The work of a worker process with an ASE calculator. ASE is imported at first use."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import numpy as np
 
 from chemeleon2_jax.common.errors import EnergyError
 from chemeleon2_jax.energy.guard import Prepared, volume_problem
-from chemeleon2_jax.energy.motion import Motion
+from chemeleon2_jax.energy.relaxation import FinalState
 from chemeleon2_jax.workers.process import error_text
 
 
 @dataclass(frozen=True)
 class CalculatorSpec:
-    """How a calculator is made.
+    """How to make a calculator.
 
     Attributes:
-        path: "module:name" of what makes it; the name may have dots.
+        path: "module:name" of the function or class that makes it; the name may have dots.
         options: pickled keyword arguments.
     """
 
@@ -37,7 +37,7 @@ class CalculatorSpec:
         """Describe a calculator.
 
         Raises:
-            EnergyError: an option that cannot be sent to another process.
+            EnergyError: an option cannot be sent to another process.
         """
         try:
             return CalculatorSpec(path, pickle.dumps(dict(options)))
@@ -53,10 +53,10 @@ def load_calculator(spec: CalculatorSpec) -> Any:
     """Return the calculator, made once in each process.
 
     Raises:
-        EnergyError: there is no such module or name, or it is not a calculator.
+        EnergyError: the module or the name does not exist, or makes no calculator.
     """
     module_name, _, name = spec.path.partition(":")
-    # Some announce themselves on stdout, which is the command's.
+    # Some calculators print a banner; stdout belongs to the command.
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             made: Any = importlib.import_module(module_name)
@@ -73,25 +73,25 @@ def load_calculator(spec: CalculatorSpec) -> Any:
 
 
 class Calculation(abc.ABC):
-    """What is done with each crystal, with a calculator that is there before the clock starts."""
+    """A calculation of one crystal, whose calculator is made before the clock starts."""
 
     def __init__(self, spec: CalculatorSpec) -> None:
         self.spec = spec
 
     def __reduce__(self) -> Any:
-        # A worker makes the calculator when it loads its function, not while it is timed.
+        # A worker makes the calculator when it unpickles the calculation, which is not timed.
         return _loaded, (type(self), tuple(vars(self).values()))
 
     @abc.abstractmethod
     def __call__(self, crystal: Prepared) -> Any:
-        """Return what becomes of a crystal."""
+        """Return the result for a crystal."""
 
     def _atoms(self, crystal: Prepared) -> Any:
         from ase import Atoms
 
         calculator = load_calculator(self.spec)
         if hasattr(calculator, "reset"):
-            calculator.reset()  # the last crystal may have been stopped in the middle
+            calculator.reset()  # the last calculation may have been stopped in the middle
         return Atoms(
             crystal.atom_types,
             positions=crystal.positions,
@@ -123,8 +123,8 @@ class Relaxation(Calculation):
         self.steps = steps
         self.fmax = fmax
 
-    def __call__(self, crystal: Prepared) -> Motion | str:
-        """Return where a crystal ends, or why it ends nowhere."""
+    def __call__(self, crystal: Prepared) -> FinalState | str:
+        """Return the final state of a crystal, or why it has none."""
         from ase.filters import FrechetCellFilter
         from ase.optimize import FIRE
 
@@ -133,11 +133,11 @@ class Relaxation(Calculation):
         converged = False
         for state in optimizer.irun(fmax=self.fmax, steps=self.steps):
             converged = bool(state)
-            # Before the next neighbour list, which may take all memory.
+            # Checked before the next neighbour list, which may take all memory.
             problem = volume_problem(atoms.get_volume() / len(atoms))
             if problem is not None or not np.isfinite(atoms.get_positions()).all():
                 problem = problem or "positions are not finite"
                 return f"diverged: {problem.removeprefix('implausible: ')}"
         energy = float(atoms.get_potential_energy()) / len(atoms)
         lattice = np.asarray(atoms.get_cell())
-        return Motion(atoms.get_positions(), lattice, energy, converged, optimizer.nsteps)
+        return FinalState(atoms.get_positions(), lattice, energy, converged, optimizer.nsteps)

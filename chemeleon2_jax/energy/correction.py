@@ -18,16 +18,16 @@ from chemeleon2_jax.energy.results import Energies
 from chemeleon2_jax.workers import WorkerPool
 
 TIMEOUT_S = 10.0
-"""Seconds for one crystal, whose oxidation states are guessed."""
+"""Seconds for one crystal; guessing its oxidation states takes the time."""
 
 
 def corrections(
     structures: Sequence[Any], pool: WorkerPool | None = None, *, timeout_s: float = TIMEOUT_S
 ) -> Scores:
-    """Return what MP2020 adds to the uncorrected energies of crystals, in eV/atom.
+    """Return the MP2020 corrections of crystals in eV/atom, to add to uncorrected energies.
 
-    Wang et al., Sci. Rep. 11, 15496, 2021, as pymatgen's ``MaterialsProject2020Compatibility``
-    does it, with the U values that Materials Project uses for oxides and fluorides.
+    Wang et al., Sci. Rep. 11, 15496, 2021, as in pymatgen's ``MaterialsProject2020Compatibility``,
+    with the U values of Materials Project for oxides and fluorides.
 
     Args:
         structures: structures, (atom_types, frac_coords, lattice) triples, or None.
@@ -54,13 +54,13 @@ def correct_energies(
     """Return uncorrected energies on Materials Project's corrected scale.
 
     Args:
-        structures: that the energies are of.
-        energies: in eV/atom.
+        structures: as for :func:`corrections`.
+        energies: of the structures in eV/atom.
         pool: as for :func:`corrections`.
         timeout_s: limit for one crystal, in seconds.
 
     Raises:
-        EnergyError: they are on that scale already.
+        EnergyError: the energies are on that scale already.
     """
     if energies.corrected:
         raise EnergyError("the energies are on the corrected scale already")
@@ -78,7 +78,7 @@ def _correction(crystal: Any) -> float:
     parameters = {"run_type": "GGA+U" if hubbards else "GGA", "hubbards": hubbards}
     entry = ComputedStructureEntry(structure, 0.0, parameters=parameters)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of oxidation states that cannot be guessed
+        warnings.simplefilter("ignore")  # about oxidation states that cannot be guessed
         adjustments = _compatibility().get_adjustments(entry)
     return sum(adjustment.value for adjustment in adjustments) / len(structure)
 
@@ -91,7 +91,7 @@ def _compatibility() -> Any:
 
 
 def _hubbards(composition: Any) -> dict[str, float]:
-    """Return Materials Project's U values in eV of a composition's elements."""
+    """Return the U values in eV that Materials Project uses for the elements of a composition."""
     from pymatgen.io.vasp.sets import MPRelaxSet
 
     most_electronegative = max(composition.elements, key=lambda element: element.X)

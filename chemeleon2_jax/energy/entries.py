@@ -26,11 +26,11 @@ _PER_ATOM = "energy_per_atom"
 
 @dataclass(frozen=True)
 class EntryFile:
-    """What a file of entries holds.
+    """Content of a file of entries.
 
     Attributes:
-        entries: all of them.
-        corrected: the scale that the file states, or None.
+        entries: all entries.
+        corrected: scale that the file states, or None.
     """
 
     entries: list[Entry]
@@ -41,13 +41,13 @@ def read_entries(path: str | Path) -> EntryFile:
     """Read the entries of a JSON, CSV or pickle file, compressed with gzip or not.
 
     - JSON: a list of pymatgen's entries as dicts (``as_dict``), or of objects with ``formula`` and
-      ``energy_per_atom``; or an object that has such a list under ``entries``, and maybe states
-      ``corrected``.
+      ``energy_per_atom``; or an object with such a list under ``entries`` and optionally the scale
+      under ``corrected``.
     - CSV: columns ``formula`` and ``energy_per_atom`` (eV/atom, total energies).
     - pickle (.pkl, .pickle): a list of pymatgen's entries or a phase diagram, as data.
 
     Raises:
-        EnergyError: it cannot be read, naming the entry and what is wrong with it.
+        EnergyError: it cannot be read; names the entry and its fault.
     """
     path = Path(path)
     name = path.name.removesuffix(".gz")
@@ -106,7 +106,7 @@ def parse_entry(row: Any) -> Entry:
     """Return the entry that a dict describes.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it describes none.
     """
     if not isinstance(row, Mapping):
         raise ValueError(f"a {type(row).__name__} is no entry")
@@ -130,7 +130,7 @@ def entry_of(entry: Any) -> Entry:
     """Return one of pymatgen's entries (or an :class:`Entry`) as an entry.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `entry` is no entry.
     """
     if isinstance(entry, Entry):
         return entry

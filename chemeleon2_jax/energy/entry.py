@@ -16,9 +16,9 @@ class Entry:
 
     Attributes:
         fractions: share of each atomic number; they sum to 1.
-        energy: eV/atom, as given, without the correction.
-        correction: eV/atom, to be added for the corrected scale; 0 where the entry has none, None
-            where its kind cannot tell.
+        energy: eV/atom, without the correction.
+        correction: eV/atom, to add for the corrected scale; 0 for an entry without one, None for a
+            kind of entry that does not hold its correction apart.
     """
 
     fractions: Mapping[int, float]
@@ -30,7 +30,7 @@ def parse_composition(value: Any) -> tuple[dict[int, float], float]:
     """Return the fractions by atomic number of a formula or {element: amount}, and the atoms.
 
     Raises:
-        ValueError: it is no composition.
+        ValueError: `value` is no composition.
     """
     try:
         composition = Composition(value)

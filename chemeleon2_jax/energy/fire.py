@@ -1,7 +1,7 @@
 """Relaxation of many crystals at once: FIRE on positions and cell.
 
-Each crystal moves by itself (its own time step), as in ASE's FIRE with a UnitCellFilter, but all
-are evaluated together. A crystal that is done makes room for one that waits.
+Each crystal has a time step of its own, as in ASE's FIRE with a UnitCellFilter, but all are
+evaluated together. A finished crystal makes room for one that waits.
 
 FIRE: Bitzek et al., Phys. Rev. Lett. 97, 170201, 2006. The cell as degrees of freedom: Tadmor et
 al., Phys. Rev. B 59, 235, 1999.
@@ -16,13 +16,13 @@ import numpy as np
 
 from chemeleon2_jax.energy.graphs import MAX_EDGES, Graph, Shape, plan_batches
 from chemeleon2_jax.energy.guard import Prepared, volume_problem
-from chemeleon2_jax.energy.motion import Motion
+from chemeleon2_jax.energy.relaxation import FinalState
 
 Forces = tuple[float, np.ndarray, np.ndarray]
 """Energy in eV, forces (n, 3) in eV/angstrom, stress (3, 3) in eV/cubic angstrom."""
 
 MAX_MOVE = 0.2
-"""Angstrom; the longest step, over all atoms of a crystal together."""
+"""Longest step in angstrom: norm over all atoms of a crystal and its cell."""
 
 _START_DT, _MAX_DT = 0.1, 1.0
 _START_ALPHA = 0.1
@@ -31,14 +31,14 @@ _MIN_FLATNESS = 0.02  # volume over the product of the lengths
 
 
 class MovingCrystal:
-    """A crystal on its way downhill.
+    """A crystal during its relaxation.
 
     Attributes:
-        crystal: what it started from.
+        crystal: starting point.
         positions: (n, 3) angstrom.
         lattice: (3, 3) angstrom.
-        num_steps: taken so far.
-        end: a Motion once it is done, a text once it cannot go on.
+        num_steps: steps taken so far.
+        end: None during the relaxation; then its final state, or why it diverged.
     """
 
     def __init__(self, crystal: Prepared) -> None:
@@ -46,18 +46,18 @@ class MovingCrystal:
         self.positions = crystal.positions
         self.lattice = crystal.lattice
         self.num_steps = 0
-        self.end: Motion | str | None = None
+        self.end: FinalState | str | None = None
         self._gradient = np.eye(3)  # deformation of the first cell: lattice = first @ gradient.T
         self._velocity = np.zeros((len(crystal.atom_types) + 3, 3))
         self._dt, self._alpha, self._num_downhill = _START_DT, _START_ALPHA, 0
 
     def advance(self, forces: Forces, *, steps: int, fmax: float) -> None:
-        """Take a step, or end: where forces are small, steps are used up, or it diverges.
+        """Take a step, or end: if the forces are small, the steps are used up, or it diverges.
 
         Args:
-            forces: where it is now.
-            steps: most steps.
-            fmax: eV/angstrom.
+            forces: at the present positions.
+            steps: maximum number of steps.
+            fmax: largest force of a converged crystal, eV/angstrom.
         """
         energy, on_atoms, stress = forces
         if not (np.isfinite(energy) and np.isfinite(on_atoms).all() and np.isfinite(stress).all()):
@@ -67,7 +67,7 @@ class MovingCrystal:
         converged = bool((force**2).sum(1).max() < fmax**2)
         if converged or self.num_steps == steps:
             per_atom = energy / len(self.positions)
-            self.end = Motion(self.positions, self.lattice, per_atom, converged, self.num_steps)
+            self.end = FinalState(self.positions, self.lattice, per_atom, converged, self.num_steps)
             return
         self._move(self._fire(force))
         self.num_steps += 1
@@ -121,19 +121,19 @@ def relax_together(
     shape: Shape,
     steps: int,
     fmax: float,
-) -> list[Motion | str]:
-    """Relax crystals; return for each where it ended, or why it ended nowhere.
+) -> list[FinalState | str]:
+    """Relax crystals; return the final state of each, or why it has none.
 
     Args:
-        crystals: what to start from.
-        build: lists neighbours.
-        evaluate: energies, forces and stresses of graphs that fit into one batch.
-        shape: what a batch is filled up to.
-        steps: most steps of a crystal.
-        fmax: eV/angstrom.
+        crystals: starting points.
+        build: builds the graph of neighbours of a crystal.
+        evaluate: computes energies, forces and stresses of graphs that fit into one batch.
+        shape: nodes, edges and graphs to fill a batch up to.
+        steps: maximum number of steps of a crystal.
+        fmax: largest force of a converged crystal, eV/angstrom.
     """
-    everyone = [MovingCrystal(crystal) for crystal in crystals]
-    waiting, active = deque(everyone), list[MovingCrystal]()
+    movers = [MovingCrystal(crystal) for crystal in crystals]
+    waiting, active = deque(movers), list[MovingCrystal]()
     while waiting or active:
         graphs = [build(mover) for mover in active]
         while waiting:
@@ -142,16 +142,16 @@ def relax_together(
                 break
             active.append(waiting.popleft())
             graphs.append(graph)
-        able = []
+        evaluable = []
         for index, graph in enumerate(graphs):
             if len(graph.senders) > MAX_EDGES:
                 active[index].end = f"too large: {len(graph.senders)} pairs of neighbours"
             else:
-                able.append(index)
-        for batch in plan_batches([graphs[index] for index in able], shape):
-            members = [able[place] for place in batch]
+                evaluable.append(index)
+        for batch in plan_batches([graphs[index] for index in evaluable], shape):
+            members = [evaluable[place] for place in batch]
             forces = evaluate([graphs[index] for index in members])
-            for index, of_one in zip(members, forces, strict=True):
-                active[index].advance(of_one, steps=steps, fmax=fmax)
+            for index, own_forces in zip(members, forces, strict=True):
+                active[index].advance(own_forces, steps=steps, fmax=fmax)
         active = [mover for mover in active if mover.end is None]
-    return [mover.end for mover in everyone if mover.end is not None]
+    return [mover.end for mover in movers if mover.end is not None]

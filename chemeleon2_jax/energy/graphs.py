@@ -1,7 +1,7 @@
 """Crystals as graphs of neighbours, and batches of them in a few fixed shapes.
 
-A program is compiled for each shape of a batch, and its cost is that of the padded edges. Crystals
-are therefore put together by their edges, and a batch has one of five shapes.
+A program is compiled for each shape of a batch, and its cost grows with the padded edges. A batch
+therefore has one of five shapes, and crystals are grouped by their number of edges.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHAPES = tuple(
     Shape(edges // 8, edges, edges // 128 + 1)
     for edges in (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18)
 )
-"""Shapes of batches. At 6 angstrom a crystal has some 50 edges an atom; a gas has fewer."""
+"""Shapes of batches. At 6 angstrom a crystal has some 50 edges per atom; a gas has fewer."""
 
 MAX_EDGES = SHAPES[-1].edges
 
@@ -39,8 +39,8 @@ class Graph:
         species: (n,) int32, indices into the model's elements.
         positions: (n, 3) angstrom.
         lattice: (3, 3) angstrom.
-        senders, receivers: (e,) int32; a message goes from an atom j to i, to j's image.
-        shifts: (e, 3), the cells between the two, so that r = x_j - x_i + shift @ lattice.
+        senders, receivers: (e,) int32, atoms j and i of each edge.
+        shifts: (e, 3) cells between them: r = x_j - x_i + shift @ lattice.
     """
 
     species: np.ndarray
@@ -51,7 +51,7 @@ class Graph:
     shifts: np.ndarray
 
     def fits(self, shape: Shape) -> bool:
-        """Whether it fits into a shape alone, with a node and a graph of padding."""
+        """Tell whether it fits into a shape alone, with a node and a graph of padding."""
         return len(self.species) < shape.nodes and len(self.senders) <= shape.edges
 
 
@@ -82,11 +82,11 @@ def build_graph(
 
 
 def plan_batches(graphs: Sequence[Graph], shape: Shape) -> list[list[int]]:
-    """Return the indices of the graphs that go together.
+    """Return the batches, as indices of graphs.
 
     Args:
-        graphs: each of which fits into the last of `SHAPES`.
-        shape: what a batch is filled up to; a graph that is larger goes alone.
+        graphs: each fits into the last of `SHAPES`.
+        shape: nodes, edges and graphs to fill a batch up to; a larger graph is a batch of its own.
     """
     batches: list[list[int]] = []
     nodes = edges = 0
@@ -102,7 +102,7 @@ def plan_batches(graphs: Sequence[Graph], shape: Shape) -> list[list[int]]:
 
 
 def pad_batch(graphs: Sequence[Graph]) -> jraph.GraphsTuple:
-    """Return graphs as one batch in the smallest shape that it fits into, float32."""
+    """Return graphs as one float32 batch in the smallest shape that holds it."""
     tuples = [
         jraph.GraphsTuple(
             nodes={"species": g.species, "positions": g.positions.astype(np.float32)},

@@ -1,9 +1,9 @@
-"""What is fit to be handed to a potential, and in which cell.
+"""Which crystals a potential sees, and in which cell.
 
 Neighbour lists of collapsed, exploded or very skewed cells can take all memory, so that one broken
-crystal would cost all others. Such crystals get a reason here and go no further. The others go on
-in their Minkowski-reduced cell, whose neighbour lists are the shortest; energies do not depend on
-the choice of cell, and what is relaxed comes back in the one that was given.
+crystal would cost all others. Such crystals get a reason instead. Potentials see the others in
+their Minkowski-reduced cell, which has the shortest neighbour lists; energies do not depend on the
+choice of cell, and relaxed crystals come back in the cell of the input.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ MAX_VOLUME_PER_ATOM = 1000.0
 """Cubic angstrom; solid helium has 35, and the emptiest crystals some 200."""
 
 MAX_NUM_ATOMS = 2000
-"""Most atoms in a cell."""
+"""Largest number of atoms in a cell."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A crystal in the cell that potentials see.
+    """A crystal in the cell that a potential sees.
 
     Attributes:
         atom_types: (n,) atomic numbers.
         positions: (n, 3) angstrom.
         lattice: (3, 3) angstrom, right-handed and Minkowski-reduced.
-        transform: (3, 3) integers; the lattice is this times the one that was given.
+        transform: (3, 3) integers; lattice = transform @ lattice of the input.
     """
 
     atom_types: np.ndarray
@@ -46,31 +46,32 @@ class Prepared:
     transform: np.ndarray
 
     def to_structure(self, positions: np.ndarray, lattice: np.ndarray) -> Structure:
-        """Return a structure in the cell that was given, from one that potentials saw.
+        """Return a structure in the cell of the input, from one in the cell of the potential.
 
         Args:
             positions: (n, 3) angstrom.
             lattice: (3, 3) angstrom.
 
         Raises:
-            ValueError: it is no crystal any more.
+            ValueError: it is no crystal.
         """
-        given = np.linalg.solve(self.transform, lattice)
-        frac_coords = np.linalg.solve(given.T, positions.T).T
-        return structure_from_arrays(self.atom_types, frac_coords, given)
+        input_lattice = np.linalg.solve(self.transform, lattice)
+        frac_coords = np.linalg.solve(input_lattice.T, positions.T).T
+        return structure_from_arrays(self.atom_types, frac_coords, input_lattice)
 
 
 def prepare(
     structures: Iterable[Any], elements: Collection[int] | None = None
 ) -> tuple[list[Prepared | None], list[str | None]]:
-    """Return crystals as potentials see them, and why some are not fit for that.
+    """Return crystals as a potential sees them, and the reasons of those that it must not see.
 
     Args:
-        structures: structures, (atom_types, frac_coords, lattice) triples, or None (not built).
-        elements: atomic numbers that the potential knows; None are all.
+        structures: (G,) structures, (atom_types, frac_coords, lattice) triples, or None (not
+            built).
+        elements: atomic numbers that the potential knows; None for all.
 
     Returns:
-        for each crystal, itself or None; and None or a reason.
+        prepared (G,), None for a crystal with a reason; reasons (G,), None for the others.
     """
     prepared: list[Prepared | None] = []
     reasons: list[str | None] = []
@@ -82,7 +83,7 @@ def prepare(
 
 
 def find_problem(structure: Any, elements: Collection[int] | None = None) -> str | None:
-    """Return why a crystal is not to be handed to a potential, or None."""
+    """Return why a potential must not see a crystal, or None."""
     geometry = measure(structure)
     if geometry.error is not None:
         return geometry.error
@@ -98,7 +99,7 @@ def find_problem(structure: Any, elements: Collection[int] | None = None) -> str
 
 
 def volume_problem(volume_per_atom: float) -> str | None:
-    """Return what is wrong with a volume in cubic angstrom an atom, or None."""
+    """Return why a volume in cubic angstrom per atom is implausible, or None."""
     if MIN_VOLUME_PER_ATOM <= volume_per_atom <= MAX_VOLUME_PER_ATOM:
         return None
     return f"implausible: {volume_per_atom:.3g} cubic angstrom an atom"

@@ -1,8 +1,8 @@
-"""How far crystals are above the convex hull of known compounds.
+"""Energies of crystals above the convex hull of known compounds.
 
-The energy of the hull at a composition is the lowest that a mixture of known compounds of that
-composition has: a linear programme over the compounds whose elements are all in it. That is
-pymatgen's ``PhaseDiagram``, without a hull to be built for each chemical system.
+The energy of the hull at a composition is the lowest energy of a mixture of known compounds: a
+linear programme over the compounds of its elements. That equals pymatgen's ``PhaseDiagram``,
+without building a hull for each chemical system.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from chemeleon2_jax.energy.entries import entry_of, read_entries
 from chemeleon2_jax.energy.entry import Entry
 from chemeleon2_jax.energy.results import Energies
 
-_MAX_SYSTEMS = 10_000  # chemical systems to be kept in memory, some 10 kB each
+_MAX_SYSTEMS = 10_000  # chemical systems kept in memory, some 10 kB each
 _SCALE = {True: "Materials Project's corrected (MP2020) scale", False: "the uncorrected scale"}
 
 
@@ -30,23 +30,22 @@ class Hull:
     """The convex hull of known compounds.
 
     Attributes:
-        corrected: scale of its energies; where ``has_both_scales``, that of the two which is meant
-            when nothing else is said.
+        corrected: scale of its energies; the default one if ``has_both_scales``.
         has_both_scales: its entries hold their corrections apart, so that energies of either scale
             can be compared with it.
-        elements: atomic numbers of the elements that it has an energy of.
+        elements: atomic numbers of the elements with an energy.
     """
 
     def __init__(self, entries: Iterable[Any], *, corrected: bool | None = None) -> None:
         """Take pymatgen's entries, or :class:`~chemeleon2_jax.energy.entry.Entry`.
 
         Args:
-            entries: in one file or phase diagram.
-            corrected: their scale. It has to be said, but for entries with corrections of their
-                own, which are then on both.
+            entries: of one file or phase diagram.
+            corrected: their scale; required, unless they hold corrections of their own and are
+                thus on both scales.
 
         Raises:
-            EnergyError: there are none, one cannot be read, or the scale is not said.
+            EnergyError: there are no entries, one cannot be read, or their scale is not stated.
         """
         known = []
         for index, entry in enumerate(entries):
@@ -60,7 +59,7 @@ class Hull:
         self.has_both_scales = None not in added and any(added)
         if corrected is None and not self.has_both_scales:
             raise EnergyError(
-                "the scale of the hull's energies has to be said: corrected=True for Materials "
+                "state the scale of the hull's energies: corrected=True for Materials "
                 "Project's corrected energies (MP2020), corrected=False for uncorrected ones"
             )
         self.corrected = True if corrected is None else corrected
@@ -71,14 +70,14 @@ class Hull:
         self._systems: dict[tuple[frozenset[int], bool], tuple[np.ndarray, np.ndarray]] = {}
 
     def e_above_hull(self, structures: Sequence[Any], energies: Energies) -> Scores:
-        """Return energies above the hull in eV/atom; below it they are negative.
+        """Return energies above the hull in eV/atom, negative below it.
 
         Args:
             structures: structures, (atom_types, frac_coords, lattice) triples, or None.
-            energies: of them.
+            energies: of the structures.
 
         Raises:
-            EnergyError: the energies are on another scale than the hull.
+            EnergyError: energies and hull are on different scales.
         """
         self.check_scale(energies.corrected)
         values: list[float | None] = []
@@ -100,7 +99,7 @@ class Hull:
         """Check that energies of a scale can be compared with the hull.
 
         Raises:
-            EnergyError: they cannot, with what to do.
+            EnergyError: they cannot; says what to do.
         """
         if corrected == self.corrected or self.has_both_scales:
             return
@@ -123,7 +122,7 @@ class Hull:
             corrected: scale; None is the hull's own.
 
         Raises:
-            EnergyError: "missing elements: Xx, Yy", those that it has no energy of.
+            EnergyError: "missing elements: Xx, Yy", the elements without an energy.
         """
         missing = sorted(set(fractions) - self.elements)
         if missing:
@@ -160,15 +159,15 @@ class Hull:
         return (entry for key in keys for entry in self._entries[key])
 
     def _energy_of(self, entry: Entry, corrected: bool) -> float:
-        """Energy of an entry: with its own correction where it has one and that scale is meant."""
+        """Return the energy of an entry, with its own correction on the corrected scale."""
         return entry.energy + (entry.correction or 0.0 if corrected else 0.0)
 
 
 def _lowest_mixture(compositions: np.ndarray, energies: np.ndarray, target: np.ndarray) -> float:
-    """Return the lowest energy of non-negative amounts of compounds that add up to a composition.
+    """Return the lowest energy in eV/atom of a mixture of compounds with a given composition.
 
     Args:
-        compositions: (k, m) fractions, each element among them.
+        compositions: (k, m) fractions of k elements in m compounds.
         energies: (m,) eV/atom.
         target: (k,) fractions.
     """
@@ -187,15 +186,15 @@ def read_hull(path: str | Path, *, corrected: bool | None = None) -> Hull:
 
     Args:
         path: of the file.
-        corrected: scale of its energies; None where the file says it, or holds corrections.
+        corrected: scale of its energies; None if the file states it, or holds corrections.
 
     Raises:
-        EnergyError: it cannot be read, or its scale is not said or another than said.
+        EnergyError: it cannot be read, or its scale is not stated or differs from `corrected`.
     """
     content = read_entries(path)
     if None not in (corrected, content.corrected) and corrected != content.corrected:
         raise EnergyError(
-            f"{path} says corrected = {content.corrected}, but corrected={corrected} is asked for"
+            f"{path} states corrected = {content.corrected}, but corrected={corrected} was given"
         )
     try:
         stated = content.corrected if corrected is None else corrected

@@ -1,13 +1,20 @@
-"""The interface of energy models, and how they are made by name."""
+"""Energy models by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
 from typing import Any
 
 from chemeleon2_jax.common.errors import EnergyError
 from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.energy.interface import EnergyModel
+
+# Name -> what makes the model, imported when it is asked for: one line a model.
+_MODELS = {
+    "nequix": "nequix:load_nequix",
+    "chgnet": "chgnet:chgnet_model",
+    "mace": "mace:mace_model",
+}
 
 
 def energy_model(name: str, **options: Any) -> EnergyModel:
@@ -18,11 +25,12 @@ def energy_model(name: str, **options: Any) -> EnergyModel:
             ASE calculator.
         options: of :func:`~chemeleon2_jax.energy.nequix.load_nequix` for ``nequix``; of
             :class:`~chemeleon2_jax.energy.ase_models.AseModel` for the others (``pool``,
-            ``timeout_s``, ``relax_timeout_s``, ``corrected``). What those do not know goes to the
+            ``timeout_s``, ``relax_timeout_s``, ``corrected``), whose other options go to the
             calculator.
 
     Raises:
-        EnergyError: no such model, what it needs is not installed, or its weights cannot be had.
+        EnergyError: the model is unknown, what it needs is not installed, or its weights cannot be
+            had.
     """
     if name.startswith("ase:"):
         from chemeleon2_jax.energy.ase_models import ase_model
@@ -31,29 +39,6 @@ def energy_model(name: str, **options: Any) -> EnergyModel:
     if name not in _MODELS:
         known = [*_MODELS, "ase:<module>:<class>"]
         raise EnergyError(f"no energy model {name!r}: {suggest(name, known)}")
-    return _MODELS[name](**options)
-
-
-def _nequix(**options: Any) -> EnergyModel:
-    from chemeleon2_jax.energy.nequix import load_nequix
-
-    return load_nequix(**options)
-
-
-def _chgnet(**options: Any) -> EnergyModel:
-    from chemeleon2_jax.energy.ase_models import chgnet_model
-
-    return chgnet_model(**options)
-
-
-def _mace(**options: Any) -> EnergyModel:
-    from chemeleon2_jax.energy.ase_models import mace_model
-
-    return mace_model(**options)
-
-
-_MODELS: Mapping[str, Callable[..., EnergyModel]] = {
-    "nequix": _nequix,
-    "chgnet": _chgnet,
-    "mace": _mace,
-}
+    module, _, function = _MODELS[name].partition(":")
+    make = getattr(importlib.import_module(f"{__package__}.{module}"), function)
+    return make(**options)

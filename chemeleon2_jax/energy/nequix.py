@@ -27,12 +27,12 @@ from chemeleon2_jax.energy.graphs import (
 )
 from chemeleon2_jax.energy.guard import prepare
 from chemeleon2_jax.energy.interface import FMAX, STEPS, require
-from chemeleon2_jax.energy.motion import Motion, collect_relaxed
+from chemeleon2_jax.energy.relaxation import FinalState, collect_relaxed
 from chemeleon2_jax.energy.results import Energies, Relaxed
 from chemeleon2_jax.energy.weights import fetch_weights, read_header
 
 EDGES_AT_ONCE = 1 << 14
-"""Pairs of neighbours in a batch: some 300 atoms. More keep a large GPU busier."""
+"""Edges (pairs of neighbours) in a batch: some 300 atoms. More keep a large GPU busier."""
 
 _HINT = "install it: pip install --no-deps nequix, and the extra energy: pip install -e '.[energy]'"
 
@@ -54,9 +54,9 @@ class NequixModel:
         Args:
             model: ``nequix.model.Nequix``, without kernels.
             elements: atomic numbers in the order of its species.
-            name: what it is called in reports.
+            name: of the model, for reports.
             corrected: whether its energies are on Materials Project's corrected scale.
-            edges_at_once: pairs of neighbours in a batch, rounded up to a shape.
+            edges_at_once: edges (pairs of neighbours) in a batch, rounded up to a shape.
         """
         self.name = name
         self.corrected = corrected
@@ -86,9 +86,9 @@ class NequixModel:
             with jax.default_matmul_precision("highest"):
                 on_atoms = self._energy_fn(self._weights, pad_batch(members))
             ends = np.cumsum([len(graph.species) for graph in members])
-            each = np.split(np.asarray(on_atoms, np.float64), ends)
-            for place, of_one in zip(batch, each, strict=False):  # the rest is padding
-                values[todo[place]] = float(of_one.mean())
+            by_crystal = np.split(np.asarray(on_atoms, np.float64), ends)
+            for place, own_atoms in zip(batch, by_crystal, strict=False):  # the rest is padding
+                values[todo[place]] = float(own_atoms.mean())
         return Energies(*check_values(values, reasons), self.corrected)
 
     def relax(
@@ -105,13 +105,13 @@ class NequixModel:
             steps=steps,
             fmax=fmax,
         )
-        motions: list[Motion | None] = [None] * len(prepared)
+        final_states: list[FinalState | None] = [None] * len(prepared)
         for index, end in zip(todo, ends, strict=True):
-            if isinstance(end, Motion):
-                motions[index] = end
+            if isinstance(end, FinalState):
+                final_states[index] = end
             else:
                 reasons[index] = end
-        return collect_relaxed(prepared, motions, reasons, corrected=self.corrected)
+        return collect_relaxed(prepared, final_states, reasons, corrected=self.corrected)
 
     def _build(self, atom_types: np.ndarray, positions: np.ndarray, lattice: np.ndarray) -> Graph:
         return build_graph(self._species[atom_types], positions, lattice, cutoff=self._cutoff)
@@ -121,15 +121,15 @@ class NequixModel:
             results = self._forces_fn(self._weights, pad_batch(graphs))
         energies, forces, stresses = (np.asarray(result, np.float64) for result in results)
         ends = np.cumsum([len(graph.species) for graph in graphs])
-        each = np.split(forces, ends)[: len(graphs)]
-        return list(zip(energies.tolist(), each, stresses, strict=False))
+        by_crystal = np.split(forces, ends)[: len(graphs)]
+        return list(zip(energies.tolist(), by_crystal, stresses, strict=False))
 
 
 Program = Callable[[Any, jraph.GraphsTuple], Any]
 
 
 def _programs(model: Any) -> tuple[Any, Program, Program]:
-    """Return weights, and programs for energies of atoms, and for energies, forces, stresses."""
+    """Return the weights, and compiled programs for atoms' energies and for all derivatives."""
     import equinox
 
     weights, static = equinox.partition(model, equinox.is_array)
@@ -164,9 +164,9 @@ def load_nequix(
 
     Args:
         model: one of the published :data:`~chemeleon2_jax.energy.weights.MODELS`.
-        model_path: file of weights (.nqx) to take instead.
-        corrected: scale of that file's energies; the published models' are uncorrected.
-        edges_at_once: pairs of neighbours in a batch; more need more memory.
+        model_path: file of weights (.nqx) to use instead.
+        corrected: scale of that file's energies; the published models are uncorrected.
+        edges_at_once: edges (pairs of neighbours) in a batch; more need more memory.
 
     Raises:
         EnergyError: nequix is not installed, or the weights cannot be had or read.
@@ -191,13 +191,13 @@ def load_nequix(
 
 
 def _load(path: Path) -> Any:
-    """Return the model in a file.
+    """Return the model of a file.
 
     Raises:
-        EnergyError: it is not whole, or of another release of nequix.
+        EnergyError: the file is not whole, or belongs to another release of nequix.
         OSError: it cannot be read.
     """
-    # nequix sets this for the whole process when it is imported; here it is set where it is used.
+    # Importing nequix sets the precision of the whole process; here each program sets its own.
     # JAX makes the attributes of its config at run time, where the type checker does not see them.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     try:

@@ -1,4 +1,4 @@
-"""What an energy model says of many crystals."""
+"""Results of an energy model for many crystals."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Energies(Scores):
     """Energies in eV/atom.
 
     Attributes:
-        corrected: on the scale of Materials Project's corrected energies (MP2020), or on that of
-            its uncorrected PBE(+U).
+        corrected: scale: Materials Project's corrected energies (MP2020) if true, its uncorrected
+            PBE(+U) if false.
     """
 
     corrected: bool
@@ -27,11 +27,11 @@ class Relaxed:
     """Crystals after relaxation of positions and cell.
 
     Attributes:
-        structures: for each crystal, the relaxed structure with atoms in the order given, or None
-            where there is no energy.
-        energies: of the relaxed structures, in eV/atom; also of those that did not converge.
+        structures: (G,) relaxed structures with atoms in the order of the input; None for a crystal
+            without energy.
+        energies: (G,) of the relaxed structures in eV/atom, converged or not.
         converged: (G,) bool; forces fell below the limit within the steps.
-        steps: (G,) int, steps taken; 0 where there is no energy.
+        steps: (G,) int, steps taken; 0 for a crystal without energy.
     """
 
     structures: tuple[Structure | None, ...]

@@ -12,7 +12,7 @@ from ase.optimize import FIRE
 from chemeleon2_jax.energy.fire import relax_together
 from chemeleon2_jax.energy.graphs import SHAPES, Graph
 from chemeleon2_jax.energy.guard import prepare
-from chemeleon2_jax.energy.motion import Motion
+from chemeleon2_jax.energy.relaxation import FinalState
 from tests.energy.calculators import Pairs
 from tests.energy.cells import fcc, rocksalt, shaken
 
@@ -98,7 +98,7 @@ def test_a_crystal_that_diverges(harm, reason):
         ]
 
     _, (good, bad) = relax([fcc(), fcc("Ne")], evaluate=evaluate, steps=3000)
-    assert isinstance(good, Motion)
+    assert isinstance(good, FinalState)
     assert good.converged
     with pytest.raises(ValueError, match=reason):
         raise ValueError(bad)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chemeleon2_jax.common.errors import EnergyError
-from chemeleon2_jax.energy import model as model_module
+from chemeleon2_jax.energy import interface
 from chemeleon2_jax.energy.model import energy_model
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def nothing_installed(monkeypatch):
-    monkeypatch.setattr(model_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(interface.importlib.util, "find_spec", lambda name: None)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_path_without_a_calculator(name):
 
 
 def test_mace_wants_processes(monkeypatch):
-    monkeypatch.setattr(model_module.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(interface.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(EnergyError, match="worker processes only"):
         energy_model("mace")
 

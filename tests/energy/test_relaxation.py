@@ -1,27 +1,27 @@
-"""What is made of where relaxations end."""
+"""Results of relaxations."""
 
 import numpy as np
 
 from chemeleon2_jax.energy.guard import prepare
-from chemeleon2_jax.energy.motion import Motion, collect_relaxed
+from chemeleon2_jax.energy.relaxation import FinalState, collect_relaxed
 from tests.energy.cells import rocksalt
 
 
-def test_ends_that_no_potential_is_to_be_believed_of():
+def test_final_states_outside_the_valid_range_are_no_result():
     """Atoms that fell into each other, where potentials may have any energy."""
     start = rocksalt()
     prepared, reasons = prepare([start] * 4 + [None])
     good = prepared[0].positions
     merged, lost = good.copy(), np.full_like(good, np.nan)
     merged[1] = merged[0] + 0.2
-    ends = [
-        Motion(good, prepared[0].lattice, -3.0, True, 7),
-        Motion(merged, prepared[0].lattice, -90.0, True, 8),
-        Motion(lost, prepared[0].lattice, -4.0, False, 9),
-        Motion(good, prepared[0].lattice, np.inf, True, 9),
+    final_states = [
+        FinalState(good, prepared[0].lattice, -3.0, True, 7),
+        FinalState(merged, prepared[0].lattice, -90.0, True, 8),
+        FinalState(lost, prepared[0].lattice, -4.0, False, 9),
+        FinalState(good, prepared[0].lattice, np.inf, True, 9),
         None,
     ]
-    relaxed = collect_relaxed(prepared, ends, reasons, corrected=True)
+    relaxed = collect_relaxed(prepared, final_states, reasons, corrected=True)
     assert relaxed.energies.reasons == (
         None,
         "diverged: atoms 0.346 angstrom apart",
