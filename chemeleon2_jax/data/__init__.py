@@ -1,5 +1,4 @@
-"""Crystals from files and named sets to flat arrays, and from arrays to batches.
+"""Crystals: from files and named sets to flat arrays, and from arrays to batches.
 
-The modules here import no JAX where worker processes need them, and nothing is read or downloaded
-at import.
+Modules that worker processes import are free of JAX, and nothing is read or downloaded at import.
 """

@@ -1,6 +1,4 @@
-"""Random rotations, translations and noise, keyed by crystal: what a crystal gets does not depend
-on its batch.
-"""
+"""Random rotations, translations and noise, keyed by crystal: independent of the batch."""
 
 from __future__ import annotations
 
@@ -22,8 +20,12 @@ from chemeleon2_jax.rows.rows import (
 
 @dataclass(frozen=True)
 class Augmentation:
-    """rotate and translate at random; per_crystal = False draws one rotation and one translation
-    for the batch, as the original.
+    """Random rotation and translation.
+
+    Attributes:
+        rotate: rotate cells.
+        translate: translate atoms.
+        per_crystal: draw for each crystal; False draws once per batch, as the original.
     """
 
     rotate: bool = True
@@ -33,8 +35,11 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Noise:
-    """A share `ratio` of the atoms loses its element, another is moved by N(0, corruption_scale)
-    angstrom.
+    """Corruption of the encoder's input.
+
+    Attributes:
+        ratio: share of the atoms that lose their element, and of those that move.
+        corruption_scale: standard deviation of a move along each axis, angstrom.
     """
 
     ratio: float = 0.0
@@ -42,7 +47,7 @@ class Noise:
 
 
 def augment(key: jax.Array, rows: Rows, options: Augmentation) -> Rows:
-    """Rotate cells and translate atoms; a crystal stays the same crystal."""
+    """Rotate cells and translate atoms, which leaves the crystals physically the same."""
     rotation_key, translation_key = jax.random.split(key)
     if options.rotate:
         draw = _uniform_rotations if options.per_crystal else _batch_rotation
@@ -58,7 +63,7 @@ def augment(key: jax.Array, rows: Rows, options: Augmentation) -> Rows:
 
 
 def corrupt(key: jax.Array, rows: Rows, options: Noise) -> Rows:
-    """Mask elements (atomic number 0) and move atoms; each atom is chosen independently."""
+    """Mask elements (atomic number 0) and move atoms, chosen independently."""
     if options.ratio == 0.0:
         return rows
     choice_key, noise_key = jax.random.split(key)
@@ -74,7 +79,7 @@ def corrupt(key: jax.Array, rows: Rows, options: Noise) -> Rows:
 
 
 def rotation_matrix(quaternion: jax.Array) -> jax.Array:
-    """Return the rotation (..., 3, 3) of quaternions (..., 4), which need not be normalised."""
+    """Return the rotations (..., 3, 3) of quaternions (..., 4) of any norm."""
     q = quaternion / jnp.linalg.norm(quaternion, axis=-1, keepdims=True)
     w, x, y, z = (q[..., i] for i in range(4))
     first = jnp.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], -1)
@@ -84,30 +89,30 @@ def rotation_matrix(quaternion: jax.Array) -> jax.Array:
 
 
 def _uniform_rotations(key: jax.Array, rows: Rows) -> jax.Array:
-    """Uniform over rotations: normalised 4-vectors of standard normals (Shoemake 1992). (R, S, 3,
-    3).
-    """
+    """Return uniform rotations (R, S, 3, 3): normalised normal 4-vectors (Shoemake 1992)."""
     draw = jax.vmap(jax.vmap(lambda k: jax.random.normal(k, (4,))))
     return rotation_matrix(draw(crystal_keys(key, rows)))
 
 
 def _batch_rotation(key: jax.Array, rows: Rows) -> jax.Array:
-    """One rotation for all, its quaternion from U[0, 1]^4 as in the original: not uniform. (R, S,
-    3, 3).
+    """Return one rotation for all, (R, S, 3, 3).
+
+    Its quaternion is drawn from U[0, 1]^4 as in the original, which is not uniform over rotations.
     """
     rotation = rotation_matrix(jax.random.uniform(key, (4,)))
     return jnp.broadcast_to(rotation, rows.lattices.shape)
 
 
 def _uniform_translations(key: jax.Array, rows: Rows) -> jax.Array:
-    """Uniform fractional translations, (R, S, 3)."""
+    """Return uniform fractional translations (R, S, 3)."""
     draw = jax.vmap(jax.vmap(lambda k: jax.random.uniform(k, (3,))))
     return draw(crystal_keys(key, rows))
 
 
 def _batch_translation(key: jax.Array, rows: Rows) -> jax.Array:
-    """One Cartesian translation for all, as in the original: normal with half the batch's mean and
-    standard deviation of the cell lengths. Returned as fractions of each cell, (R, S, 3).
+    """Return one Cartesian translation for all, as fractions of each cell, (R, S, 3).
+
+    As in the original: normal with half the batch's mean and standard deviation of cell lengths.
     """
     lengths, _ = lattice_parameters(rows.lattices)
     weights = rows.is_crystal[..., None].astype(jnp.float32)

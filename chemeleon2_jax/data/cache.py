@@ -1,7 +1,7 @@
-"""Crystals and other arrays that can be computed again, in files of the cache.
+"""Files of the cache with crystals and other arrays that can be computed again.
 
 Writing is atomic (a temporary file, then a rename), so that processes may share a cache. A file
-that cannot be read counts as absent, and a folder that cannot be written costs time, not the run.
+that cannot be read counts as absent; a folder that cannot be written costs time, not the run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from absl import logging
 from chemeleon2_jax.common.atomic_files import replacing
 from chemeleon2_jax.crystals.arrays import Crystals
 
-# What numpy and zipfile raise on files that were cut short, overwritten or never were archives.
+# Errors of numpy and zipfile on files that are cut short, overwritten or no archives.
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -30,19 +30,19 @@ _UNREADABLE = (
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """Return the arrays of an .npz file, or None where it is absent or unreadable (logged)."""
+    """Return the arrays of an .npz file, or None if it is absent or unreadable (logged)."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         return None
     except _UNREADABLE as error:
-        logging.warning("Cache file %s is unreadable (%s); it is built again.", path, error)
+        logging.warning("Cache file %s is unreadable (%s); building it again.", path, error)
         return None
 
 
 def store_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Write an .npz file atomically; return False, with a warning, where that is not possible."""
+    """Write an .npz file atomically; return False, with a warning, if that is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, temporary.open("wb") as stream:

@@ -1,4 +1,4 @@
-"""CSV files of crystals: finding a split's file, its columns, and its rows, one after another."""
+"""CSV files of crystals: the file of a split, its columns, and its rows one by one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_split(split: str) -> None:
     """Check the name of a split.
 
     Raises:
-        DatasetError: it is none; names the nearest.
+        DatasetError: `split` is none; names the nearest.
     """
     if split not in SPLITS:
         raise DatasetError(f"no split {split!r}: {suggest(split, SPLITS)}")
@@ -48,15 +48,15 @@ def find_split_file(folder: Path, split: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     present = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    found = ", ".join(present[:10]) or "nothing"
-    raise DatasetError(f"{folder} has neither {split}.csv nor {split}.csv.gz; it holds {found}")
+    listed = ", ".join(present[:10]) or "nothing"
+    raise DatasetError(f"{folder} has neither {split}.csv nor {split}.csv.gz; it holds {listed}")
 
 
 def read_header(path: Path) -> list[str]:
     """Return the names of the columns.
 
     Raises:
-        DatasetError: an empty or corrupt file, or two columns of one name.
+        DatasetError: the file is empty or corrupt, or two columns have the same name.
     """
     with _reading(path) as reader:
         header = [name.strip() for name in next(reader, [])]
@@ -69,19 +69,19 @@ def read_header(path: Path) -> list[str]:
 
 
 def find_column(path: Path, name: str, rename: Mapping[str, str]) -> str:
-    """Return the column of the file that goes by `name` here.
+    """Return the file's name of a column.
 
     Args:
         path: the CSV file.
-        name: what the column is called here.
-        rename: the file's name of a column -> its name here.
+        name: of the column in this package.
+        rename: the file's name of a column -> its name in this package.
 
     Raises:
-        DatasetError: there is no such column, or more than one.
+        DatasetError: no column has that name, or more than one.
     """
     header = read_header(path)
-    here = {column: rename.get(column, column) for column in header if column}
-    columns = [column for column, new_name in here.items() if new_name == name]
+    renamed = {column: rename.get(column, column) for column in header if column}
+    columns = [column for column, new_name in renamed.items() if new_name == name]
     if len(columns) > 1:
         raise DatasetError(
             f"{path}: columns {' and '.join(columns)} are both called {name!r}; change data.rename"
@@ -90,11 +90,11 @@ def find_column(path: Path, name: str, rename: Mapping[str, str]) -> str:
         return columns[0]
     wanted = [column for column, new_name in rename.items() if new_name == name]
     origin = f" (column {wanted[0]!r} by data.rename)" if wanted else ""
-    raise DatasetError(f"{path} has no column {name!r}{origin}; {suggest(name, here.values())}")
+    raise DatasetError(f"{path} has no column {name!r}{origin}; {suggest(name, renamed.values())}")
 
 
 def read_rows(path: Path) -> Iterator[Fields]:
-    """Yield the fields of every data row; blank lines do not count.
+    """Yield the fields of every data row; skip blank lines.
 
     Raises:
         DatasetError: the file is corrupt, cut short, or not text in UTF-8.
@@ -114,11 +114,11 @@ def read_numbers(path: Path, column: str) -> tuple[np.ndarray, dict[int, str]]:
         column: name in the file.
 
     Returns:
-        values (rows,) float32, NaN where there is no finite number, and {row (1-based): reason} of
-        those.
+        values (rows,) float32, NaN for a field that is no finite number; and {row (1-based):
+        reason} of those fields.
 
     Raises:
-        DatasetError: a corrupt file, or no number in the whole column.
+        DatasetError: the file is corrupt, or the whole column holds no number.
     """
     header = read_header(path)
     index = header.index(column)
@@ -139,7 +139,7 @@ def _parse_number(text: str, column: str) -> tuple[float, str]:
     if text.lower() in MISSING:
         return math.nan, f"missing property {column!r}"
     try:
-        value = float(text.replace("_", "?"))  # Python reads 1_000 as a number; nobody else does
+        value = float(text.replace("_", "?"))  # Python alone reads 1_000 as a number
     except ValueError:
         return math.nan, f"property {column!r} is not a number: {text[:40]!r}"
     if not abs(value) <= _LARGEST:
@@ -149,7 +149,7 @@ def _parse_number(text: str, column: str) -> tuple[float, str]:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[Iterator[Fields]]:
-    """Open a CSV file; whatever is wrong with its bytes becomes a DatasetError."""
+    """Open a CSV file; errors in its bytes become a DatasetError."""
     reader = None
     try:
         with _open_text(path) as stream:
@@ -175,5 +175,5 @@ def _open_text(path: Path) -> IO[str]:
 
 
 def field_of(fields: Sequence[str], index: int | None) -> str:
-    """Return a field of a row, stripped; empty where the column or the field is absent."""
+    """Return a field of a row, stripped; empty if the column or the field is absent."""
     return fields[index].strip() if index is not None and index < len(fields) else ""

@@ -1,7 +1,7 @@
 """Data sets by name or folder: the one way in for crystals with their targets.
 
-A set is a folder with `train.csv`, `val.csv` and `test.csv` (or `.csv.gz`), a published set that
-is downloaded at first use, or `prototypes`, which is built on this machine and needs no network.
+A set is a folder with `train.csv`, `val.csv` and `test.csv` (or `.csv.gz`), a published set, which
+is downloaded at first use, or `prototypes`, which is built on this machine without a network.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from chemeleon2_jax.data.preprocess import parse_file, read_property
 from chemeleon2_jax.data.sources import NAMED_SETS
 
 PROTOTYPES = "prototypes"
-"""Name of the set that is built from pymatgen's prototype structures."""
+"""Name of the set built from pymatgen's prototype structures."""
 
 NUM_LISTED = 5
 
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """A row that gave no crystal.
+    """A row without crystal.
 
     Attributes:
         file: path of the CSV file.
         row: 1 for the first row after the header.
-        material_id: as in the file, or the row's number.
+        material_id: from the file, or the number of the row.
         reason: "kind: detail".
     """
 
@@ -54,9 +54,9 @@ class Split:
     """One part of a data set.
 
     Attributes:
-        crystals: the good rows, in the order of the file.
-        skipped: the others, in the same order.
-        source: the file, or what the crystals were built from.
+        crystals: of the good rows, in the order of the file.
+        skipped: the other rows, in the same order.
+        source: the file, or the source of built crystals.
     """
 
     crystals: Crystals
@@ -64,7 +64,7 @@ class Split:
     source: str
 
     def report(self, num_listed: int = NUM_LISTED) -> str:
-        """Return a few lines: how many rows were kept, and why the others were not."""
+        """Return a few lines: number of crystals, and the reasons for the skipped rows."""
         total = len(self.crystals) + len(self.skipped)
         head = f"{self.source}: {len(self.crystals)} of {total} crystals"
         if not self.skipped:
@@ -79,10 +79,10 @@ class Split:
 
 
 def canonical_name(name: str) -> str:
-    """Return the name of a set as it is spelt here: `mp_20` and `MP-20` are `mp-20`.
+    """Return the canonical name of a set: `mp_20` and `MP-20` are `mp-20`.
 
     Raises:
-        DatasetError: no such set, with the nearest.
+        DatasetError: the set is unknown; names the nearest.
     """
     known = [PROTOTYPES, *NAMED_SETS]
     spellings = {_fold(candidate): candidate for candidate in known}
@@ -109,23 +109,23 @@ def load_split(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> Split:
-    """Return the crystals of one split, with the wanted targets.
+    """Return the crystals of one split with targets.
 
-    Rows that give no crystal are skipped, listed in the result and reported in the log.
+    Rows without crystal are skipped, listed in the result and reported in the log.
 
     Args:
-        name: a named set, or `prototypes`.
+        name: a published set, or `prototypes`.
         split: `train`, `val` or `test`.
-        data_dir: folder with `{split}.csv` or `{split}.csv.gz`; where given, `name` is not used.
+        data_dir: folder with `{split}.csv` or `{split}.csv.gz`; replaces `name`.
         targets: properties to load, by their names after `rename`.
-        rename: column of the file -> its name here.
-        max_atoms: skip crystals with more atoms in the reduced cell; 0 is no limit.
-        num_workers: processes that parse CIFs; None is one a CPU, up to 16; 0, 1: none.
+        rename: the file's name of a column -> its name in this package.
+        max_atoms: largest number of atoms in the reduced cell; 0 for no limit.
+        num_workers: processes that parse CIFs; None for one per CPU, up to 16; 0 and 1 for none.
         progress: show progress bars on a terminal.
 
     Raises:
-        DatasetError: unknown name or split, a missing column or file, a corrupt file or download,
-            no network, or no good row.
+        DatasetError: the name or split is unknown, a column or file is missing, a file or download
+            is corrupt, there is no network, or no row is good.
     """
     rename = dict(rename or {})
     if not data_dir and canonical_name(name) == PROTOTYPES:
@@ -162,7 +162,7 @@ def _load_csv(
     num_workers: int | None,
     progress: bool,
 ) -> Split:
-    # The columns are checked first, so that a misspelt one is not found after minutes of parsing.
+    # The columns are checked first: a misspelt one shall not cost minutes of parsing.
     cif_column = csv_files.find_column(path, "cif", rename)
     columns = {target: csv_files.find_column(path, target, rename) for target in targets}
     has_ids = "material_id" in {rename.get(c, c) for c in csv_files.read_header(path)}
@@ -196,7 +196,7 @@ def _keep_good(
     max_atoms: int,
     source: str,
 ) -> Split:
-    """Leave out crystals whose rows are `bad` or that are too large."""
+    """Leave out crystals of `bad` rows and crystals that are too large."""
     too_large = np.flatnonzero(crystals.num_atoms > max_atoms) if max_atoms > 0 else ()
     for i in too_large:
         reason = f"too many atoms: {crystals.num_atoms[i]}, max_atoms is {max_atoms}"
@@ -211,13 +211,12 @@ def _load_prototypes(
 ) -> Split:
     csv_files.check_split(split)
     crystals = prototypes.load_prototypes()[split]
-    here = {rename.get(name, name): values for name, values in crystals.targets.items()}
+    known = {rename.get(name, name): values for name, values in crystals.targets.items()}
     for target in targets:
-        if target not in here:
-            raise DatasetError(f"{PROTOTYPES} has no property {target!r}; {suggest(target, here)}")
-    chosen = {target: here[target] for target in targets}
+        if target not in known:
+            raise DatasetError(f"{PROTOTYPES} has no property {target!r}; {suggest(target, known)}")
     return _keep_good(
-        replace(crystals, targets=chosen),
+        replace(crystals, targets={target: known[target] for target in targets}),
         np.arange(1, len(crystals) + 1),
         bad={},
         max_atoms=max_atoms,
@@ -226,5 +225,5 @@ def _load_prototypes(
 
 
 def size_table(crystals: Crystals) -> np.ndarray:
-    """Return the histogram of sizes: (largest + 1,) int64, value i is the crystals of i atoms."""
+    """Return the number of crystals by number of atoms, (largest + 1,) int64."""
     return np.bincount(crystals.num_atoms).astype(np.int64)

@@ -20,7 +20,7 @@ _OTHERWISE = ", or set data.data_dir to a folder that has train.csv, val.csv and
 
 
 def fetch_split(named_set: NamedSet, split: str, *, progress: bool = True) -> Path:
-    """Return the verified CSV file of one split, downloaded where it is not in the cache.
+    """Return the verified CSV file of one split, downloaded if it is not in the cache.
 
     Args:
         named_set: one of `NAMED_SETS`.
@@ -28,8 +28,8 @@ def fetch_split(named_set: NamedSet, split: str, *, progress: bool = True) -> Pa
         progress: show a progress bar on a terminal.
 
     Raises:
-        DatasetError: the set has no such split; or the file cannot be fetched, is not what it
-            should be, or cannot be written, with the URL and what to do by hand.
+        DatasetError: the set has no such split; or the file cannot be fetched, verified or
+            written; with the URL and what to do by hand.
     """
     check_split(split)
     if split not in named_set.files:
@@ -48,7 +48,7 @@ def fetch_split(named_set: NamedSet, split: str, *, progress: bool = True) -> Pa
 
 
 def _fetch_member(source: RemoteFile, target: Path, *, progress: bool) -> None:
-    """Make sure that `target` is the zip file's member of that name, as it was first unpacked."""
+    """Make sure that `target` is the archive's member of that name, as first unpacked."""
     record = sha256_record(target)
     if target.exists() and record.exists():
         if hash_file(target) == record.read_text().strip():
@@ -69,7 +69,7 @@ def _fetch_member(source: RemoteFile, target: Path, *, progress: bool) -> None:
 
 
 def _archive_problem(path: Path) -> str:
-    """Return what is wrong with an archive without checksum; empty where nothing is."""
+    """Return what is wrong with an archive without checksum; empty if nothing is."""
     with path.open("rb") as stream:
         if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
             return "it is a git-lfs pointer, not the file itself"

@@ -1,7 +1,7 @@
 """Batches of rows, in an order that depends on the seed and the step alone.
 
-Every process plans the whole global batch from the sizes and fills only its own rows, so that
-nothing is exchanged and a resumed run continues where it stopped without having to replay anything.
+Every process plans the whole global batch from the numbers of atoms and fills only its own rows:
+nothing is exchanged, and a resumed run continues without replaying anything.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from chemeleon2_jax.rows.packing import Assignment, build_rows
 from chemeleon2_jax.rows.rows import Rows
 
 ConditionFn = Callable[[Crystals], Mapping[str, np.ndarray]]
-"""(crystals) -> name -> (G, width), as the conditions of a model."""
+"""(crystals) -> conditions of a model by name, (G, width)."""
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Training batches by step: a seeded permutation an epoch; a last partial batch is dropped.
+    """Training batches by step: one seeded permutation per epoch, without the last partial batch.
 
     Attributes:
-        crystals: the data set.
+        crystals: the data set, with A atoms in all.
         batch_size: crystals in a global batch; all of them if there are fewer.
         layout: of the rows.
         seed: of the order.
         atom_features: name -> (A, width), in the order of the atoms of `crystals`.
-        condition_fn: gives the conditions of the crystals of a batch.
+        condition_fn: computes the conditions of the crystals of a batch.
     """
 
     crystals: Crystals
@@ -53,14 +53,14 @@ class Loader:
         return len(self.crystals) // self.crystals_per_step
 
     def indices(self, step: int) -> np.ndarray:
-        """Rows of the data set in the batch of a step."""
+        """Indices of the crystals in the batch of a step."""
         epoch, within = divmod(step, self.steps_per_epoch)
         size = self.crystals_per_step
         order = _permutation(self.seed, epoch, len(self.crystals))
         return order[within * size : (within + 1) * size]
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step (0-based): a `Rows` of this process's rows."""
+        """Return the batch of a step (0-based), with the rows of this process."""
         indices = self.indices(step)
         rows, assignment = fill_rows(
             self.crystals,
@@ -86,9 +86,15 @@ def fill_rows(
     conditions: Mapping[str, np.ndarray] | None = None,
     condition_fn: ConditionFn | None = None,
 ) -> tuple[Rows, Assignment]:
-    """Place the crystals at `indices` and fill this process's rows; their crystal_id is their
-    index. `atom_features` (A, width) and `conditions` (G, width) belong to all of `crystals`;
-    `condition_fn` gives conditions of those that are placed.
+    """Pack crystals and fill the rows of this process.
+
+    Args:
+        crystals: G crystals with A atoms in all.
+        indices: of the crystals to pack; each index is the crystal_id in the rows.
+        layout: of the rows.
+        atom_features: name -> (A, width).
+        conditions: name -> (G, width).
+        condition_fn: computes the conditions of the packed crystals, in place of `conditions`.
     """
     chosen = crystals.take(indices)
     assignment = layout.assign(chosen.num_atoms)
@@ -115,8 +121,9 @@ def in_order(
     conditions: Mapping[str, np.ndarray] | None = None,
     condition_fn: ConditionFn | None = None,
 ) -> Iterator[tuple[Rows, Assignment, np.ndarray]]:
-    """Yield (rows, assignment, indices) over all crystals in order, the last batch partial: for
-    validation and encoding.
+    """Yield (rows, assignment, indices) over all crystals in order, the last batch partial.
+
+    For validation and encoding; arguments as for :func:`fill_rows`.
     """
     for start in range(0, len(crystals), batch_size):
         indices = np.arange(start, min(start + batch_size, len(crystals)))

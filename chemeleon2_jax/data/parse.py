@@ -24,18 +24,18 @@ ROWS_A_WORKER = 400
 ROW_TIMEOUT_S = 60.0
 CHUNK_SIZE = 32
 
-_TRANSIENT = ("timeout", "worker died")  # kinds of reasons that may be gone at the next attempt
+_TRANSIENT = ("timeout", "worker died")  # kinds of reasons that a retry may mend
 
 
 @dataclass(frozen=True)
 class ParsedFile:
-    """The crystals of a CSV file and where they stood in it.
+    """The crystals of a CSV file and their rows.
 
     Attributes:
         crystals: G crystals, without targets.
-        rows: (G,) int32, the data row (1-based) of each.
-        num_rows: data rows of the file.
-        skipped: (row, material id, "kind: detail" of the reason) of the other rows.
+        rows: (G,) int32, the data row (1-based) of each crystal.
+        num_rows: number of data rows in the file.
+        skipped: (row, material id, "kind: detail" of the reason) of each row without crystal.
     """
 
     crystals: Crystals
@@ -45,7 +45,7 @@ class ParsedFile:
 
     @property
     def num_given_up(self) -> int:
-        """Rows whose reason lies in the machine as much as in the row."""
+        """Number of rows skipped for a reason that lies in the machine as much as in the row."""
         return sum(_is_transient(reason) for _, _, reason in self.skipped)
 
 
@@ -56,9 +56,9 @@ def parse_crystal(cif: str) -> CrystalArrays:
         atom_types (n,) int8, frac_coords (n, 3) float32, lattice (3, 3) float32 in angstrom.
 
     Raises:
-        ValueError: with the reason why the row gives no crystal.
+        ValueError: the CIF gives no crystal; its text is the reason.
     """
-    # pymatgen takes half a second to import, which a run with a warm cache need not spend.
+    # pymatgen takes half a second to import, which a run with a warm cache saves.
     from chemeleon2_jax.crystals.structures import (
         arrays_from_structure,
         reduce_structure,
@@ -122,14 +122,14 @@ def _batches(rows: Iterator[list[str]], size: int) -> Iterator[list[list[str]]]:
 
 
 def _cif_of(fields: Sequence[str], index: int, num_columns: int) -> str | tuple[int, int]:
-    """Return the CIF of a row, or the numbers of its fields and of columns, which differ."""
+    """Return the CIF of a row, or (fields, columns) of a row with another number of fields."""
     return fields[index] if len(fields) == num_columns else (len(fields), num_columns)
 
 
 def _parse_batch(
     cifs: Sequence[str | tuple[int, int]], pool: WorkerPool, bar: tqdm
 ) -> list[Outcome]:
-    """Parse rows, and once more those that a busy machine may have failed."""
+    """Parse rows; retry those that may have failed because the machine was busy."""
     outcomes = pool.map(
         _parse_or_fail, cifs, timeout_s=ROW_TIMEOUT_S, chunk_size=CHUNK_SIZE, on_done=bar.update
     )
@@ -149,7 +149,7 @@ def _parse_or_fail(cif: str | tuple[int, int]) -> CrystalArrays:
 
 
 def _collect(outcomes: Sequence[Outcome], ids: Sequence[str], first_row: int) -> ParsedFile:
-    """Separate the rows that gave a crystal from the others."""
+    """Separate the rows with a crystal from the others."""
     good = [i for i, outcome in enumerate(outcomes) if outcome.error is None]
     return ParsedFile(
         crystals=Crystals.from_list(
@@ -179,5 +179,5 @@ def _is_transient(reason: str | None) -> bool:
 def _count_workers(num_workers: int | None, num_rows: int) -> int:
     if num_workers is None:
         num_workers = min(default_workers(), num_rows // ROWS_A_WORKER)
-    # One worker is no faster than this process, and costs its start.
+    # One worker is no faster than this process, and takes time to start.
     return num_workers if num_workers > 1 else 0

@@ -1,7 +1,7 @@
-"""Parsed crystals and properties of CSV files, cached by content.
+"""Crystals and properties of CSV files, cached by content.
 
-The cache depends on the bytes of the file, the columns that are read, `VERSION` and the version of
-pymatgen, and on nothing else: properties and limits on size are applied to what comes from it.
+The key of a cache file holds the bytes of the CSV file, the columns that are read, `VERSION` and
+the version of pymatgen. Limits on size and the choice of properties apply after the cache.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from chemeleon2_jax.data.cache import (
 from chemeleon2_jax.data.parse import ParsedFile, parse_rows
 
 VERSION = 2
-"""Part of every cache key; raise it when the same file is to give other arrays."""
+"""Part of every cache key; raise it when the same file must give other arrays."""
 
 
 def parse_file(
@@ -38,14 +38,14 @@ def parse_file(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> ParsedFile:
-    """Return the reduced crystals of a CSV file, from the cache where it has them.
+    """Return the reduced crystals of a CSV file, from the cache if it has them.
 
     Args:
         path: CSV file, gzipped or not.
         cif_column: name in the file of the column of CIFs.
         id_column: the same for the ids; None numbers the rows.
-        num_workers: processes; None is one a CPU, up to 16 (fewer for short files); 0 and 1 work
-            in this one.
+        num_workers: processes; None for one per CPU, up to 16 (fewer for short files); 0 and 1
+            parse in this process.
         progress: show a progress bar on a terminal.
 
     Raises:
@@ -62,7 +62,7 @@ def parse_file(
     if parsed.num_given_up:
         logging.warning(
             "%s: %d rows were given up after a timeout or the death of their process. They are "
-            "skipped this time; nothing is cached, so that the next run tries them again.",
+            "skipped in this run; nothing is cached, so that the next run retries them.",
             *(path, parsed.num_given_up),
         )
     else:
@@ -71,7 +71,7 @@ def parse_file(
 
 
 def read_property(path: Path, column: str) -> tuple[np.ndarray, dict[int, str]]:
-    """Return `csv_files.read_numbers`, from the cache where it has them."""
+    """Return `csv_files.read_numbers`, from the cache if it has them."""
     cache = _cache_file(path, "property", column)
     arrays = load_arrays(cache)
     if arrays is not None and {"values", "reasons"} <= set(arrays):

@@ -1,7 +1,7 @@
 """Structure types of the AFLOW library, and crystals of the same type with other elements.
 
-A crystal keeps the fractional coordinates and the shape of its prototype's cell. Its size follows
-from the bonds: their mean length stays the same multiple of the sum of covalent radii.
+A crystal keeps the fractional coordinates and the shape of its prototype's cell. Bonds set its
+size: their mean length stays the same multiple of the sum of covalent radii.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from chemeleon2_jax.crystals.structures import reduce_structure
 
 MAX_ATOMS = 20
 
-# Elements that stand for one another: columns of the periodic table, the 3d magnets, the platinum
+# Elements that replace each other: columns of the periodic table, the 3d magnets, the platinum
 # metals, the rare earths and the actinides.
 SIMILAR_ELEMENTS = tuple(
     tuple(group.split())
@@ -55,21 +55,21 @@ COVALENT_RADII: dict[str, float] = CovalentRadius.radius
 """Angstrom (Cordero et al., Dalton Trans. 2832, 2008)."""
 
 MIN_RATIO, MAX_RATIO = 0.75, 1.25
-"""Closest pair over the sum of its covalent radii, which every crystal is scaled into."""
+"""Range of the closest pair over the sum of its covalent radii; every crystal is scaled into it."""
 
 MAX_EXTRA_SCALE = 1.1
-"""A crystal whose bonds would have to be stretched by more to reach `MIN_RATIO` is left out."""
+"""Largest stretch of the bonds to reach `MIN_RATIO`; crystals that need more are left out."""
 
 MAX_MISMATCH = 1.85
-"""Likewise one whose species have grown or shrunk too differently: no BeI2 in the cell of CaF2."""
+"""Largest ratio of the growth of two species' radii: no BeI2 in the cell of CaF2."""
 
-_CUTOFF = 7.0  # angstrom; beyond the closest pairs of any prototype, also after scaling
-_CONTACT = 1.15  # neighbours up to this factor beyond an atom's closest one count as bonds
+_CUTOFF = 7.0  # angstrom; above the closest pairs of any prototype, also after scaling
+_CONTACT = 1.15  # a neighbour within this factor of the closest one counts as bonded
 
 
 @dataclass(frozen=True)
 class Prototype:
-    """A structure type: its reduced cell, and what is needed to scale it for other elements.
+    """A structure type: its reduced cell, and the pairs that scale it for other elements.
 
     Attributes:
         name: position in pymatgen's file and AFLOW label.
@@ -97,10 +97,10 @@ def read_prototypes(max_prototypes: int = 0) -> Iterator[Prototype]:
     """Yield the ordered prototypes with at most `MAX_ATOMS` atoms in the reduced primitive cell.
 
     Args:
-        max_prototypes: read only the first entries of the file; 0 is all of them.
+        max_prototypes: number of entries of the file to read; 0 for all.
 
     Raises:
-        DatasetError: pymatgen comes without the file.
+        DatasetError: the installed pymatgen has no such file.
     """
     entries = json.loads(gzip.decompress(_library_file().read_bytes()))
     for index, entry in enumerate(entries[: max_prototypes or None]):
@@ -124,7 +124,7 @@ def _library_file() -> Path:
     raise DatasetError(
         f"pymatgen {importlib.metadata.version('pymatgen')} comes without "
         "analysis/prototypes/aflow_prototypes.json.gz, from which the embedded data set is built; "
-        "install the version that requirements.txt names, or set data.data_dir"
+        "install the version of requirements.txt, or set data.data_dir"
     )
 
 
@@ -158,9 +158,9 @@ def _describe(name: str, structure: Structure) -> Prototype:
 
 
 def choose_elements(prototype: Prototype) -> Iterator[tuple[tuple[str, ...], float]]:
-    """Yield the elements that may take the places of a prototype's species, and the cell's scale.
+    """Yield elements for a prototype's species, and the scale of the cell.
 
-    No two species become the same element. Elements that would not fit are left out.
+    No two species become the same element; elements that do not fit are left out.
     """
     for symbols in itertools.product(*(_similar(symbol) for symbol in prototype.symbols)):
         if len(set(symbols)) == len(symbols) and (scale := _scale(prototype, symbols)):
@@ -172,7 +172,7 @@ def _similar(symbol: str) -> tuple[str, ...]:
 
 
 def _scale(prototype: Prototype, symbols: tuple[str, ...]) -> float:
-    """Return the factor for the cell's lengths that suits other elements; 0 where none does."""
+    """Return the factor on the cell's lengths for other elements; 0 if they do not fit."""
     old = np.array([COVALENT_RADII[symbol] for symbol in prototype.symbols])
     new = np.array([COVALENT_RADII[symbol] for symbol in symbols])
     old_sums, new_sums = old[:, None] + old, new[:, None] + new

@@ -1,14 +1,13 @@
-"""The embedded data set: prototype structures of the AFLOW library with similar elements put in.
+"""The embedded data set: prototype structures of the AFLOW library with similar elements.
 
 pymatgen ships 288 experimental structure types (Mehl et al., Comput. Mater. Sci. 136, S1, 2017):
 rock salt, perovskite, spinel, Laves phases, and so on. Every ordered one with at most 20 atoms in
 its primitive cell is filled with elements of the same groups of the periodic table, and scaled so
-that bonds keep their length relative to the sum of covalent radii. The crystals are made up, but
-their geometry and chemistry are of the right kind to learn from and to test with.
+that bonds keep their length relative to the sum of covalent radii. The crystals are fictitious, but
+their geometry and chemistry are realistic enough for training and tests.
 
-A formula belongs to one split, whatever the prototypes that it occurs in. Everything follows from
-pymatgen's file and this code: choices are made by hashes, coordinates and cells are rounded before
-they are stored.
+A formula belongs to one split in all prototypes. The set is reproducible from pymatgen's file:
+hashes make the choices, and coordinates and cells are rounded before they are stored.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ if TYPE_CHECKING:
     from chemeleon2_jax.data.prototype_cells import Prototype
 
 VERSION = 1
-"""Part of the cache's file names; raise it when other crystals are to come out."""
+"""Part of the cache's file names; raise it when the crystals change."""
 
-# Crystals of one prototype, by the atoms in its cell: small cells are learnt first.
-MOST_OF_A_PROTOTYPE = ((4, 64), (8, 48), (12, 36), (20, 20))
+# (Atoms in the cell up to, crystals of a prototype at most): small cells are learnt first.
+MAX_CRYSTALS = ((4, 64), (8, 48), (12, 36), (20, 20))
 
 MAX_DENSITY = 23.0
-"""g/cm3, a little above osmium's; denser crystals are left out."""
+"""g/cm3, a little above osmium; denser crystals are left out."""
 
 VOLUME_PER_ATOM = (2.5, 120.0)
-"""Cubic angstrom: from hydrogen under pressure to caesium; others are left out."""
+"""Cubic angstrom: from hydrogen under pressure to caesium; other crystals are left out."""
 
 _GRAM_PER_CM3 = 1.66053906660  # of one atomic mass unit per cubic angstrom
 _SHARES = {"train": 80, "val": 10, "test": 10}  # per cent
@@ -57,7 +56,7 @@ def load_prototypes() -> dict[str, Crystals]:
     `electronegativity_difference` (Pauling scale, largest minus smallest).
 
     Raises:
-        DatasetError: pymatgen comes without its prototypes.
+        DatasetError: the installed pymatgen has no prototypes.
     """
     version = importlib.metadata.version("pymatgen")
     paths = {
@@ -81,22 +80,22 @@ def build_prototypes(max_prototypes: int = 0) -> dict[str, Crystals]:
     """Build the splits, in a few seconds.
 
     Args:
-        max_prototypes: use only the first entries of pymatgen's file; 0 is all of them.
+        max_prototypes: number of entries of pymatgen's file to use; 0 for all.
 
     Raises:
-        DatasetError: pymatgen comes without its prototypes.
+        DatasetError: the installed pymatgen has no prototypes.
     """
-    # pymatgen takes a second to import, which a run with a warm cache need not spend.
+    # pymatgen takes a second to import, which a run with a warm cache saves.
     from chemeleon2_jax.data.prototype_cells import read_prototypes, substitute
 
-    found: dict[str, list[tuple[str, CrystalArrays]]] = {split: [] for split in SPLITS}
+    by_split: dict[str, list[tuple[str, CrystalArrays]]] = {split: [] for split in SPLITS}
     for prototype in read_prototypes(max_prototypes):
         for formula, (symbols, scale) in _choose_formulas(prototype).items():
             crystal = substitute(prototype, symbols, scale)
-            found[split_of(formula)].append((f"{prototype.name}-{formula}", crystal))
+            by_split[split_of(formula)].append((f"{prototype.name}-{formula}", crystal))
     splits = {}
-    for split, entries in found.items():
-        # In no order of their own, so that the first so many are a fair sample.
+    for split, entries in by_split.items():
+        # Ordered by hash, so that the first entries are a fair sample.
         entries.sort(key=lambda entry: _hash(entry[0]))
         ids = [material_id for material_id, _ in entries]
         crystals = Crystals.from_list([crystal for _, crystal in entries], material_ids=ids)
@@ -106,19 +105,19 @@ def build_prototypes(max_prototypes: int = 0) -> dict[str, Crystals]:
 
 
 def _choose_formulas(prototype: Prototype) -> dict[str, tuple[tuple[str, ...], float]]:
-    """Return reduced formula -> (elements, scale) of the crystals to make of a prototype."""
+    """Return reduced formula -> (elements, scale) of a prototype's crystals."""
     from chemeleon2_jax.data.prototype_cells import choose_elements, reduced_formula
 
     choices: dict[str, tuple[tuple[str, ...], float]] = {}
     for symbols, scale in choose_elements(prototype):
         choices.setdefault(reduced_formula(prototype, symbols), (symbols, scale))
-    most = next(number for atoms, number in MOST_OF_A_PROTOTYPE if len(prototype.species) <= atoms)
+    most = next(number for atoms, number in MAX_CRYSTALS if len(prototype.species) <= atoms)
     formulas = sorted(choices, key=lambda formula: _hash(f"{prototype.name}-{formula}"))[:most]
     return {formula: choices[formula] for formula in formulas}
 
 
 def split_of(formula: str) -> str:
-    """Return the split that a reduced formula belongs to."""
+    """Return the split of a reduced formula."""
     position = int(_hash(formula), 16) % 100
     for split, share in _SHARES.items():
         if position < share:

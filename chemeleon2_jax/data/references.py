@@ -1,4 +1,4 @@
-"""Crystals that are known already, to compare others with, under a name and a checksum."""
+"""Known crystals to compare others with, under a name and a checksum."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from chemeleon2_jax.workers import WorkerPool
 
 @dataclass(frozen=True)
 class Reference:
-    """Crystals to compare with, and where they are from.
+    """Known crystals and their origin.
 
     Attributes:
         name: of the data set, or the path.
-        crystals: all of them.
-        splits: of the data set; none where it has none.
-        num_skipped: rows or files that gave no crystal.
+        crystals: the known crystals.
+        splits: of the data set; empty for other sources.
+        num_skipped: number of rows or files without crystal.
     """
 
     name: str
@@ -41,13 +41,13 @@ class Reference:
 
     @property
     def names(self) -> list[str]:
-        """Of the crystals: material ids, names of files, or positions in a list."""
+        """Names of the crystals: material ids, names of files, or positions in a list."""
         return [name.decode() for name in self.crystals.material_ids.tolist()]
 
     @cached_property
     def sha256(self) -> str:
-        """Checksum of the crystals, whatever file they are from: sizes, atomic numbers,
-        fractional coordinates and cells, as they were loaded, in that order.
+        """Checksum of the crystals, whatever their file: numbers of atoms, atomic numbers,
+        fractional coordinates and cells as loaded, in that order.
         """
         digest = hashlib.sha256()
         crystals = self.crystals
@@ -64,18 +64,18 @@ class Reference:
 def load_reference(
     source: Any, pool: WorkerPool, *, splits: Sequence[str] = ("train",)
 ) -> Reference:
-    """Load crystals to compare with.
+    """Load known crystals.
 
     Args:
-        source: the name of a data set; a folder with `train.csv` or the like; what
-            :func:`~chemeleon2_jax.data.structure_files.read_entries` reads; or a list of structures
-            or (atom_types, frac_coords, lattice).
-        pool: processes to read in.
-        splits: which splits of a data set count.
+        source: the name of a data set; a folder with `train.csv`, `val.csv` or `test.csv`; a path
+            for :func:`~chemeleon2_jax.data.structure_files.read_entries`; or a list of structures
+            or (atom_types, frac_coords, lattice) triples.
+        pool: processes that read.
+        splits: of a data set.
 
     Raises:
-        DatasetError: it is none of these, or no crystal is in it.
-        ValueError: naming the element of a list that is no crystal.
+        DatasetError: the source is none of these, or holds no crystal.
+        ValueError: an element of a list is no crystal; names it.
     """
     if not isinstance(source, str | Path):
         return _from_list(source)
@@ -96,7 +96,7 @@ def load_reference(
 
 
 def _is_named(name: str) -> bool:
-    """Tell whether a text is the name of a data set. A folder of that name is `./<name>`."""
+    """Tell whether a text names a data set. A folder of the same name is `./<name>`."""
     try:
         canonical_name(name)
     except DatasetError:
@@ -135,17 +135,16 @@ def _from_splits(name: str, splits: Sequence[str], *, data_dir: str, pool: Worke
 
 def _from_files(path: str, pool: WorkerPool) -> Reference:
     entries = read_entries(path, pool)
-    good = [entry for entry in entries if entry.arrays is not None]
     bad = [entry for entry in entries if entry.arrays is None]
+    good = [(entry.name, entry.arrays) for entry in entries if entry.arrays is not None]
     if bad:
         logging.warning(
-            "reference %s: %d of %d entries give no crystal and are left out, first %s: %s",
+            "reference %s: left out %d of %d entries without crystal, first %s: %s",
             *(path, len(bad), len(entries), bad[0].name, bad[0].reason),
         )
     if not good:
         raise DatasetError(f"no crystal in the reference {path}; {bad[0].name}: {bad[0].reason}")
     crystals = Crystals.from_list(
-        [entry.arrays for entry in good if entry.arrays is not None],
-        material_ids=[entry.name for entry in good],
+        [arrays for _, arrays in good], material_ids=[name for name, _ in good]
     )
     return Reference(path, crystals, num_skipped=len(bad))

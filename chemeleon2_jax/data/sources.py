@@ -1,4 +1,4 @@
-"""Where the published data sets are: repositories, commits and checksums, from `sources.json`."""
+"""The published data sets: repositories, commits and checksums, from `sources.json`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class NamedSet:
     """A published data set.
 
     Attributes:
-        name: what it is called here.
-        files: split -> its CSV file; where there is an archive, the path is that of a member.
+        name: of the set.
+        files: split -> its CSV file; in a set with an archive, the path is that of a member.
         archive: zip file with the CSV files, or None.
     """
 

@@ -1,4 +1,4 @@
-"""Crystals from files of any kind that holds them; what gives none keeps its place and says why."""
+"""Crystals from files of any kind; an entry without crystal keeps its place and has a reason."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One crystal that was asked for, or why there is none.
+    """One requested crystal, or the reason for its absence.
 
     Attributes:
         name: material id, name of the file, or position in the list.
-        arrays: atom_types (n,), frac_coords (n, 3), lattice (3, 3) in angstrom; None where there is
-            no crystal.
-        status: "ok", "not built" (by what generated it), or "failed" (it cannot be read).
+        arrays: atom_types (n,), frac_coords (n, 3), lattice (3, 3) in angstrom; None without
+            crystal.
+        status: "ok", "not built" (by the generator), or "failed" (it cannot be read).
         reason: why there is no crystal.
     """
 
@@ -50,20 +50,20 @@ class Entry:
 def read_entries(path: str | Path, pool: WorkerPool) -> list[Entry]:
     """Return the crystals of a file or folder, in order.
 
-    Cells are taken as they are, but for CSV files, whose crystals are Niggli-reduced and cached as
+    Cells are read as they are, except in CSV files, whose crystals are Niggli-reduced and cached as
     those of data sets.
 
     Args:
-        path: a folder that `sample` wrote (with an entry for every crystal that it was asked for),
-            a folder of CIFs (by name), a list of pymatgen structures in JSON (null: not built), a
-            CSV file with the column `cif`, or a CIF.
-        pool: processes to read in.
+        path: a folder that `sample` wrote (an entry for every requested crystal), a folder of CIFs
+            (by name), a list of pymatgen structures in JSON (null: not built), a CSV file with the
+            column `cif`, or a CIF.
+        pool: processes that read.
 
     Raises:
-        DatasetError: there is nothing, or it is none of these.
+        DatasetError: the path is none of these, or holds nothing.
     """
     path = Path(path).expanduser()
-    # Beside its run.json a list does not stand alone: what could not be built belongs to it.
+    # A list beside its run.json is incomplete: crystals that were not built belong to it.
     if path.name == STRUCTURES_FILE and (path.parent / REPORT_FILE).is_file():
         path = path.parent
     try:
@@ -96,12 +96,13 @@ def _read(path: Path, pool: WorkerPool) -> list[Entry]:
 
 
 def _read_samples(folder: Path, pool: WorkerPool) -> list[Entry]:
-    """Put what was built and what was not at their indices."""
+    """Return an entry for every requested crystal, built or not, by index."""
     report = folder / REPORT_FILE
     if not report.is_file():
         raise DatasetError(
-            f"{folder} has no {REPORT_FILE}, which tells what could not be built: sampling was "
-            f"interrupted. Sample again, or give {folder / STRUCTURES_FILE} for what is there"
+            f"{folder} has no {REPORT_FILE}, which lists the crystals that were not built: "
+            f"sampling was interrupted. Sample again, or give {folder / STRUCTURES_FILE} for the "
+            "others"
         )
     built = _read_json(folder / STRUCTURES_FILE, pool)
     try:
@@ -111,7 +112,7 @@ def _read_samples(folder: Path, pool: WorkerPool) -> list[Entry]:
         num_samples = int(content["num_samples"])
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(
-            f"{report} is not what sample writes: {error!r}; sample again"
+            f"{report} was not written by sample: {error!r}; sample again"
         ) from error
     if len(built) != len(indices) or sorted([*indices, *reasons]) != list(range(num_samples)):
         raise DatasetError(

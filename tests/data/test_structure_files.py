@@ -87,8 +87,8 @@ def test_interrupted_samples(tmp_path):
         ({"indices": [0]}, r"does not belong to .*: 2 structures, but 1 indices"),
         ({"indices": [0, 0]}, "does not belong to"),
         ({"num_samples": 7}, "does not belong to"),
-        ({"failures": None}, "is not what sample writes: TypeError"),
-        ({"num_samples": "many"}, "is not what sample writes: ValueError"),
+        ({"failures": None}, "was not written by sample: TypeError"),
+        ({"num_samples": "many"}, "was not written by sample: ValueError"),
     ],
 )
 def test_a_report_of_another_run(tmp_path, changes, message):
