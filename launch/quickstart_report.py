@@ -112,7 +112,7 @@ def check_shares(
 
 def best_values(run_dir: Path) -> dict[str, float]:
     """Return the validation values of a run's best checkpoint."""
-    return open_checkpoint(run_dir).progress["values"]
+    return dict(open_checkpoint(run_dir).progress.values)
 
 
 def rewarded(

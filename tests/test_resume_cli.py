@@ -75,7 +75,7 @@ def assert_same_run(run_dir, unbroken):
             assert mine[name].dtype == array.dtype
             assert mine[name].tobytes() == array.tobytes(), (item, name)
     assert open_checkpoint(run_dir).step == open_checkpoint(unbroken).step
-    assert ours.progress["values"]["val/total_loss"] == theirs.progress["values"]["val/total_loss"]
+    assert ours.progress.values["val/total_loss"] == theirs.progress.values["val/total_loss"]
 
 
 def test_killed_vae_ends_as_an_unbroken_one(tmp_path, tiny_data, tiny_vae):

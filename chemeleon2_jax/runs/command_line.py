@@ -14,13 +14,12 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from chemeleon2_jax.common.atomic_files import replacing
+from chemeleon2_jax.common.console import ON_CONSOLE
 from chemeleon2_jax.common.errors import ConfigError, UserError
 
 PACKAGE = "chemeleon2_jax"
 _SOURCES = str(Path(__file__).parents[1])
 INTERRUPTED = 130  # 128 + SIGINT
-ONLY_IN_FILE = "only_in_file"
-"""`extra={ONLY_IN_FILE: True}` keeps a record off the console: long lists."""
 
 
 def run(
@@ -74,8 +73,12 @@ class _ConsoleHandler(logging.Handler):
     """Plain lines on stderr that do not tear a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        tqdm.write(prefix + self.format(record), file=sys.stderr)
+        text = getattr(record, ON_CONSOLE, None)
+        if text is None:
+            text = self.format(record)
+        if text:
+            prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+            tqdm.write(prefix + text, file=sys.stderr)
 
 
 def _log_to_console() -> None:
@@ -83,7 +86,6 @@ def _log_to_console() -> None:
     root.removeHandler(absl_logging.get_absl_handler())
     handler = _ConsoleHandler()
     handler.addFilter(_is_ours)
-    handler.addFilter(lambda record: not getattr(record, ONLY_IN_FILE, False))
     root.addHandler(handler)
 
 

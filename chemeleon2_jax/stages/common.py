@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from chemeleon2_jax.common.console import ON_CONSOLE
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.augment import Augmentation
@@ -24,7 +25,6 @@ from chemeleon2_jax.data.datasets import NUM_LISTED, Split, load_split, size_tab
 from chemeleon2_jax.data.loader import ConditionFn, Loader, in_order
 from chemeleon2_jax.models.losses import Terms
 from chemeleon2_jax.rows.layout import Layout
-from chemeleon2_jax.runs.command_line import ONLY_IN_FILE
 from chemeleon2_jax.runs.config import rename_columns, split_names
 from chemeleon2_jax.training.checkpoint_reader import (
     DIRECTORY,
@@ -155,7 +155,7 @@ def _log_skipped(split: Split) -> None:
     if not rest:
         return
     lines = "\n".join(f"  {row.describe()}" for row in rest)
-    logging.info("%s: the other skipped rows\n%s", split.source, lines, extra={ONLY_IN_FILE: True})
+    logging.info("%s: the other skipped rows\n%s", split.source, lines, extra={ON_CONSOLE: ""})
     logging.info("%s: all skipped rows are listed in the run's train.log", split.source)
 
 

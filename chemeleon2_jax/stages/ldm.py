@@ -189,6 +189,12 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         mode=config.callbacks.model_checkpoint.mode,
         value_names=value_names(module),
         items=lambda params, ema: {**params_and_ema(params, ema), "vae": vae.params},
+        shown={
+            "grad_norm": "gradient",
+            "val/valid_share": "valid",
+            "val/covalent_share": "covalent",
+        },
+        precision=config.trainer.precision,
     )
 
 

@@ -154,6 +154,11 @@ def build_predictor(config: ConfigDict, *, resume_dir: Path | None = None) -> St
         mode=config.callbacks.model_checkpoint.mode,
         value_names=value_names(names),
         items=lambda params, ema: {**params_and_ema(params, ema), "vae": vae.params},
+        shown={
+            "grad_norm": "gradient",
+            **{f"val/mae_{name}": f"MAE {name}" for name in names},
+        },
+        precision=config.trainer.precision,
     )
 
 

@@ -113,6 +113,13 @@ def build_vae(config: ConfigDict) -> Stage:
         monitor=config.callbacks.model_checkpoint.monitor,
         mode=config.callbacks.model_checkpoint.mode,
         value_names=value_names(module),
+        # The losses of the terms are shown nowhere: they are before their weights.
+        shown={
+            "atom_type_accuracy": "types",
+            "val/match_rate": "match",
+            "val/atom_type_accuracy": "types",
+        },
+        precision=config.trainer.precision,
     )
 
 

@@ -2,5 +2,5 @@
 
 Nothing here knows what is trained: a stage hands over a `Stage` (parameters, a pure loss, batches,
 a validation function) and a `FitConfig`, and `fit` does the rest. Import from the modules:
-`training.stage`, `training.config`, `training.loop`, `training.checkpoints`.
+`training.stage`, `training.config`, `training.loop`, `training.checkpoint_reader`.
 """

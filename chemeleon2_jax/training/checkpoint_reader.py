@@ -1,15 +1,15 @@
 """Reading checkpoints: of a run (`checkpoints/step_<n>`, `last`, `best`) or alone.
 
 A checkpoint holds, each as an item of its own: the stage's trees (`params`, `ema`, ...), `train`
-(optimiser, step, key), `meta` (JSON: how to build the model) and `progress` (JSON: validation
-values, early stopping). `store.py` writes them.
+(optimiser, step, key), `meta` (JSON: how to build the model) and `progress` (JSON: `Progress`).
+`checkpoint_writer` writes them.
 """
 
 import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.training.plain_trees import from_plain
+from chemeleon2_jax.training.progress import Progress, best_of
 
 PyTree = Any
 
@@ -52,18 +53,17 @@ class Checkpoint:
     Attributes:
         path: its folder.
         meta: the stage's JSON item: how to build the model.
-        progress: JSON item of the training loop; {} for a checkpoint that no run wrote.
+        progress: of the run that wrote it; at step 0 for a checkpoint that no run wrote.
     """
 
     path: Path
     meta: dict[str, Any]
-    progress: dict[str, Any]
+    progress: Progress
 
     @property
     def step(self) -> int:
         """Steps trained; 0 for a checkpoint that no run wrote."""
-        step: int = self.progress.get("step", 0)
-        return step
+        return self.progress.step
 
     @property
     def items(self) -> tuple[str, ...]:
@@ -159,10 +159,18 @@ def open_folder(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: its JSON items are missing or broken.
     """
-    progress = _read_json(path / "progress") if (path / "progress").is_dir() else {}
-    if not isinstance(progress.get("step", 0), int):
-        raise CheckpointError(f"{path / 'progress'} holds no step of a run")
+    progress = _read_progress(path) if (path / "progress").is_dir() else Progress()
     return Checkpoint(path=path, meta=_read_json(path / "meta"), progress=progress)
+
+
+def _read_progress(path: Path) -> Progress:
+    saved = _read_json(path / "progress")
+    try:
+        return Progress.from_json(saved)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path / 'progress'} holds no progress of a run ({error}): use another checkpoint"
+        ) from error
 
 
 def complete_steps(directory: Path) -> dict[int, Path]:
@@ -173,23 +181,13 @@ def complete_steps(directory: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
-def best_step(directory: Path) -> int | None:
-    """Return the step with the best score, the later of equals; None without any score.
+def best_progress(directory: Path) -> Progress | None:
+    """Return the progress of the best checkpoint in a `checkpoints` folder; None without a score.
 
     Raises:
         CheckpointError: a checkpoint's JSON items are missing or broken.
     """
-    best: tuple[float, int] | None = None
-    for step, path in complete_steps(directory).items():
-        progress = _read_json(path / "progress")
-        score, mode = progress.get("score"), progress.get("mode")
-        if score is None:
-            continue
-        if not isinstance(score, int | float) or mode not in ("min", "max"):
-            raise CheckpointError(f"{path / 'progress'} holds no score and mode of a run")
-        ranked = (-score if mode == "min" else score, step)
-        best = ranked if best is None else max(best, ranked)
-    return None if best is None else best[1]
+    return best_of(*map(_read_progress, complete_steps(directory).values()))
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -209,16 +207,14 @@ def _find(path: Path) -> Checkpoint:
         # A link that a killed process left behind: what it should point at is still there.
         steps = complete_steps(path.parent)
         if steps:
-            best = best_step(path.parent) if path.name == BEST else None
-            return open_folder(steps[max(steps) if best is None else best])
+            return _open_one_of(steps, best=path.name == BEST)
     if not path.exists():
         raise CheckpointError(f"there is no {path}: give a run folder or a checkpoint folder")
     if not path.is_dir():
         raise CheckpointError(f"{path} is a file, not a run folder or a checkpoint folder")
     if (path / "meta").is_dir():
         return open_folder(path.resolve())
-    directory = path / DIRECTORY if (path / DIRECTORY).is_dir() else path
-    steps = complete_steps(directory)
+    steps = complete_steps(path / DIRECTORY if (path / DIRECTORY).is_dir() else path)
     if not steps:
         files = sorted(file.name for file in path.glob("*.ckpt"))
         hint = f"; name a file in it: {', '.join(files[:5])}" if files else ""
@@ -226,5 +222,10 @@ def _find(path: Path) -> Checkpoint:
             f"{path} is neither a run folder with a whole checkpoint ({DIRECTORY}/step_<n>) nor a "
             f"checkpoint folder{hint}"
         )
-    best = best_step(directory)
-    return open_folder(steps[max(steps) if best is None else best].resolve())
+    return _open_one_of(steps, best=True)
+
+
+def _open_one_of(steps: Mapping[int, Path], *, best: bool) -> Checkpoint:
+    """Open the best checkpoint, or the last: also where none has a score."""
+    progress = best_of(*map(_read_progress, steps.values())) if best else None
+    return open_folder(steps[max(steps) if progress is None else progress.step].resolve())

@@ -4,7 +4,6 @@ A new checkpoint appears by one rename, and an old one goes by one rename before
 folder `step_<n>` is complete whenever the process is killed.
 """
 
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from chemeleon2_jax.training.checkpoint_reader import (
     DIRECTORY,
     LAST,
     Checkpoint,
-    best_step,
+    best_progress,
     complete_steps,
     open_folder,
     quiet_orbax,
@@ -30,13 +29,14 @@ from chemeleon2_jax.training.checkpoint_reader import (
 )
 from chemeleon2_jax.training.parallel import wait_for_all
 from chemeleon2_jax.training.plain_trees import to_plain
+from chemeleon2_jax.training.progress import Progress
 
 PyTree = Any
 
 _TRASH, _ASIDE = ".trash", ".aside"
 
 
-class CheckpointStore:
+class CheckpointWriter:
     """Writes the checkpoints of one run and keeps the last and the best of them.
 
     Args:
@@ -60,7 +60,7 @@ class CheckpointStore:
             )
             self._update_links()
 
-    def __enter__(self) -> "CheckpointStore":
+    def __enter__(self) -> "CheckpointWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,7 +75,13 @@ class CheckpointStore:
     @property
     def best_step(self) -> int | None:
         """Step of the best complete checkpoint; None without a validation value."""
-        return best_step(self.directory)
+        best = self.best
+        return None if best is None else best.step
+
+    @property
+    def best(self) -> Progress | None:
+        """Progress at the best complete checkpoint; None without a validation value."""
+        return best_progress(self.directory)
 
     def describe_last(self) -> str:
         """Return a clause for error messages."""
@@ -93,49 +99,30 @@ class CheckpointStore:
         return None if step is None else open_folder(self.directory / f"step_{step}")
 
     def save(
-        self,
-        step: int,
-        *,
-        items: Mapping[str, PyTree],
-        meta: Mapping[str, Any],
-        progress: Mapping[str, Any],
-        metrics: Mapping[str, float] | None,
+        self, progress: Progress, *, items: Mapping[str, PyTree], meta: Mapping[str, Any]
     ) -> None:
         """Write a checkpoint, forget the ones that are neither last nor best, move the links.
 
         Args:
-            step: steps done.
+            progress: of the run; without a score, the checkpoint is kept only while it is the last.
             items: trees of arrays by name.
             meta: JSON-able, how to build the model.
-            progress: JSON-able state of the loop.
-            metrics: validation values with the monitored one, or None: such a checkpoint is kept
-                only while it is the last.
 
         Raises:
             CheckpointError: the disk is full, not writable, or writing failed in another way; the
                 checkpoints that were there still are.
         """
-        score = None if metrics is None else float(metrics[self._monitor])
-        if score is not None and not math.isfinite(score):
-            metrics = score = None
-        progress = {
-            **progress,
-            "step": step,
-            "monitor": self._monitor,
-            "mode": self._mode,
-            "score": score,
-            "metrics": metrics and {name: float(value) for name, value in metrics.items()},
-        }
+        step = progress.step
         trees = {name: to_plain(tree) for name, tree in items.items() if jax.tree.leaves(tree)}
         args = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
         args["meta"] = ocp.args.JsonSave(dict(meta))
-        args["progress"] = ocp.args.JsonSave(progress)
+        args["progress"] = ocp.args.JsonSave(progress.to_json())
         with self._failing_as(f"saved at step {step}"), quiet_orbax():
             self._move_aside(step)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(**args),
-                metrics=progress["metrics"],
+                metrics=None if progress.score is None else dict(progress.values),
                 force=True,
             )
             self._update_links()

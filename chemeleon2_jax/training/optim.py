@@ -31,6 +31,8 @@ def make_schedule(
 ) -> Schedule:
     """Return the learning rate as a function of the step (from 0).
 
+    optax's schedules round otherwise: a resumed run of an earlier version would not be the same.
+
     Raises:
         SettingsError: a cosine in a run without a limit, or a warm-up as long as the cosine.
     """
@@ -54,20 +56,6 @@ def make_schedule(
         return rate
 
     return schedule
-
-
-def global_norm(tree: PyTree) -> jax.Array:
-    """Return the 2-norm over all leaves, () float32."""
-    squares = (jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree))
-    return jnp.sqrt(sum(squares, jnp.float32(0.0)))
-
-
-def clip_by_norm(gradients: PyTree, norm: jax.Array, *, max_norm: float) -> PyTree:
-    """Scale gradients of global norm `norm` down to `max_norm`; 0 leaves them alone."""
-    if not max_norm:
-        return gradients
-    scale = max_norm / jnp.maximum(norm, max_norm)  # exactly 1 where there is nothing to clip
-    return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
 
 
 def update_ema(ema_params: PyTree, params: PyTree, *, step: jax.Array, decay: float) -> PyTree:

@@ -4,6 +4,7 @@ A multi-host run initialises `jax.distributed` before anything else touches a de
 does it. The first axis of every batch array is sharded, parameters are replicated.
 """
 
+import os
 from typing import Any
 
 import jax
@@ -31,6 +32,15 @@ def make_mesh(num_devices: int = 0) -> Mesh:
         devices = devices[:num_devices]
     # Auto: with explicit axes, gathers and segment sums ask for shardings at every call.
     return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def describe_devices(mesh: Mesh) -> str:
+    """Return the number and the kind of the devices, e.g. '1 x cpu (8 cores)'."""
+    device = mesh.devices.flat[0]
+    text = f"{mesh.size} x {device.device_kind}"
+    if device.platform == "cpu":
+        text += f" ({os.cpu_count()} cores)"
+    return text if jax.process_count() == 1 else f"{text} on {jax.process_count()} hosts"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,56 +1,39 @@
-"""Host-side watchers of a validation value: early stopping and the plateau scheduler.
-
-Their states are JSON-able and saved with every checkpoint.
-"""
+"""Patience with a validation value: early stopping and the plateau scheduler."""
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from chemeleon2_jax.common.errors import SettingsError
-from chemeleon2_jax.training.config import EarlyStoppingConfig, FitConfig, SchedulerConfig
+from chemeleon2_jax.training.config import FitConfig
+from chemeleon2_jax.training.progress import Progress, Watch
 
 
 @dataclass(frozen=True)
 class Patience:
-    """Best value so far, and validations since.
+    """What counts as an improvement of a value.
 
     Attributes:
         mode: 'min' or 'max'.
         relative, absolute: an improvement is by more than relative * |best| + absolute.
-        best: None before the first value.
-        num_bad: validations in a row without an improvement; a NaN is no improvement.
     """
 
     mode: str
     relative: float = 0.0
     absolute: float = 0.0
-    best: float | None = None
-    num_bad: int = 0
 
-    def update(self, value: float) -> "Patience":
-        """Return the state after one more validation."""
-        if math.isnan(value):
-            return replace(self, num_bad=self.num_bad + 1)
-        if self.best is None:
-            return replace(self, best=value, num_bad=0)
-        gain = self.best - value if self.mode == "min" else value - self.best
-        if gain > self.relative * abs(self.best) + self.absolute:
-            return replace(self, best=value, num_bad=0)
-        return replace(self, num_bad=self.num_bad + 1)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what changes during a run."""
-        return {"best": self.best, "num_bad": self.num_bad}
-
-    def from_json(self, saved: dict[str, Any]) -> "Patience":
-        """Return this watcher in a saved state."""
-        return replace(self, best=saved["best"], num_bad=saved["num_bad"])
+    def update(self, watch: Watch, value: float) -> Watch:
+        """Return the state after one more validation; a NaN is no improvement."""
+        if watch.best is None:
+            improved = not math.isnan(value)
+        else:
+            gain = watch.best - value if self.mode == "min" else value - watch.best
+            improved = gain > self.relative * abs(watch.best) + self.absolute
+        return Watch(value) if improved else replace(watch, num_bad=watch.num_bad + 1)
 
 
 def monitored_names(config: FitConfig, *, default: str) -> dict[str, str]:
-    """Return the values that a run watches, by the setting that names them.
+    """Return the validation values that a run watches, by the setting that names them.
 
     Args:
         config: settings of the run.
@@ -68,36 +51,45 @@ def check_monitored(names: Mapping[str, str], known: Iterable[str]) -> None:
     """Check that all watched values are among those of a validation.
 
     Raises:
-        SettingsError: one is not; the text has the setting and the values there are.
+        SettingsError: one is not; the text has the setting and the known values.
     """
-    there = list(known)
+    known = list(known)
     for setting, name in names.items():
-        if name not in there:
+        if name not in known:
             raise SettingsError(
                 f"{setting} is {name!r}, which is none of the validation's values: "
-                f"{', '.join(there)}"
+                f"{', '.join(known)}"
             )
 
 
-def early_stopping(config: EarlyStoppingConfig, *, mode: str) -> Patience:
-    """Return the watcher of early stopping; `mode` is the stage's."""
-    return Patience(mode=config.mode or mode, absolute=config.min_delta)
+def watch_validation(
+    progress: Progress, lr_scale: float, *, config: FitConfig
+) -> tuple[Progress, float]:
+    """Show the values of a validation to early stopping and to the plateau scheduler.
 
+    As in PyTorch, the rate falls after more than `patience` bad validations in a row, and the
+    count starts again.
 
-def plateau(config: SchedulerConfig, *, mode: str) -> Patience:
-    """Return the watcher of the plateau scheduler; `mode` is the stage's."""
-    return Patience(mode=config.mode or mode, relative=config.threshold)
+    Args:
+        progress: with the values of the validation.
+        lr_scale: factor on the learning rate so far.
+        config: settings of the run.
 
-
-def reduce_on_plateau(
-    watcher: Patience, lr_scale: float, *, config: SchedulerConfig, learning_rate: float
-) -> tuple[Patience, float]:
-    """Return the watcher and the factor on the learning rate after a validation.
-
-    As in PyTorch: the rate falls when there were more than `patience` bad validations in a row,
-    and the count starts again.
+    Returns:
+        The progress with both watches up to date, and the factor from now on.
     """
-    if watcher.num_bad <= config.patience:
-        return watcher, lr_scale
-    lowest = min(lr_scale, config.min_lr / learning_rate) if learning_rate else 0.0
-    return replace(watcher, num_bad=0), max(lr_scale * config.factor, lowest)
+    values, stopping, scheduler = progress.values, config.early_stopping, config.scheduler
+    if stopping.patience:
+        rule = Patience(stopping.mode or progress.mode, absolute=stopping.min_delta)
+        watch = rule.update(progress.early_stopping, values[stopping.monitor or progress.monitor])
+        progress = replace(progress, early_stopping=watch)
+    if scheduler.name == "plateau":
+        rule = Patience(scheduler.mode or progress.mode, relative=scheduler.threshold)
+        watch = rule.update(progress.plateau, values[scheduler.monitor or progress.monitor])
+        if watch.num_bad > scheduler.patience:
+            watch = replace(watch, num_bad=0)
+            rate = config.optimizer.learning_rate
+            lowest = min(lr_scale, scheduler.min_lr / rate) if rate else 0.0
+            lr_scale = max(lr_scale * scheduler.factor, lowest)
+        progress = replace(progress, plateau=watch)
+    return progress, lr_scale

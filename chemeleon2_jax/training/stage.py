@@ -68,6 +68,9 @@ class Stage:
         updates_per_step: how often a step changes the parameters: learning rate schedules count
             updates.
         validate_first: validate before the first step, too.
+        shown: name -> label of the one or two values of a step, and of a validation ('val/...'),
+            that the console shows beside the loss and the monitored value.
+        precision: 'f32' or 'bf16', in which the model computes, for the log.
     """
 
     name: str
@@ -85,6 +88,8 @@ class Stage:
     make_step: Callable[[Any, Any], StepFn] | None = None
     updates_per_step: int = 1
     validate_first: bool = False
+    shown: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "f32"
 
     def __post_init__(self) -> None:
         """Validate `mode`; require exactly one of `loss_fn` and `make_step`."""

@@ -1,27 +1,18 @@
 """The only place that compiles a training step."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import export, stages
+from jax import stages
 from jax.sharding import Mesh
 
 from chemeleon2_jax.training.config import FitConfig
-from chemeleon2_jax.training.optim import (
-    Schedule,
-    clip_by_norm,
-    global_norm,
-    make_optimizer,
-    make_schedule,
-    update_ema,
-)
-from chemeleon2_jax.training.parallel import make_mesh, replicated, sharding_of
-from chemeleon2_jax.training.stage import LossFn, Metrics, PyTree, Stage
-from chemeleon2_jax.training.state import TrainState, abstract_state
+from chemeleon2_jax.training.optim import Schedule, make_optimizer, make_schedule, update_ema
+from chemeleon2_jax.training.parallel import replicated
+from chemeleon2_jax.training.stage import LossFn, Metrics, PyTree
+from chemeleon2_jax.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -49,8 +40,12 @@ class Updater:
 
     def apply(self, state: TrainState, gradients: PyTree) -> tuple[TrainState, Metrics]:
         """Return the state after the update, and `grad_norm` (before clipping) and `lr`."""
-        norm = global_norm(gradients)
-        gradients = clip_by_norm(gradients, norm, max_norm=self.gradient_clip_val)
+        norm = optax.tree.norm(gradients)
+        if self.gradient_clip_val:
+            # Rounded as in earlier versions (optax.clip_by_global_norm divides first), so that
+            # their runs resume exactly; 1 where there is nothing to clip.
+            scale = self.gradient_clip_val / jnp.maximum(norm, self.gradient_clip_val)
+            gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
         updates, opt_state = self.tx.update(gradients, state.opt_state, state.params)
         rate = self.schedule(state.step) * state.lr_scale
         params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
@@ -85,38 +80,3 @@ def all_finite(tree: PyTree) -> jax.Array:
     """Return whether every number in the tree is finite, () bool."""
     leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(leaves)) if leaves else jnp.bool_(True)
-
-
-def lower_train_step(
-    stage: Stage, config: FitConfig, *, platform: str, num_devices: int = 1
-) -> export.Exported:
-    """Lower a stage's training step, on its first batch, for a platform that need not be here.
-
-    Args:
-        stage: what would be trained.
-        config: as given to `fit`.
-        platform: 'tpu', 'cuda' or 'cpu'.
-        num_devices: local devices of the mesh.
-
-    Raises:
-        ValueError: a stage whose step is more than one program.
-        Exception: whatever the lowering of an operation that the platform lacks raises.
-    """
-    if stage.loss_fn is None:
-        raise ValueError(f"the step of {stage.name} is not one program")
-    mesh = make_mesh(num_devices)
-    updater = Updater.from_config(config, total_steps=config.max_steps or 1_000)
-    state = abstract_state(stage.init_params, updater.tx, ema=config.ema_decay > 0)
-    batch = stage.batches.batch(0).arrays
-
-    def abstract(tree: PyTree, sharding_fn: Callable[[Any], jax.sharding.Sharding]) -> PyTree:
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_fn(x)), tree
-        )
-
-    step = make_train_step(stage.loss_fn, updater, mesh=mesh)
-    return export.export(step, platforms=[platform])(
-        abstract(state, lambda _: replicated(mesh)),
-        abstract(stage.frozen, lambda _: replicated(mesh)),
-        abstract(batch, lambda x: sharding_of(x, mesh)),
-    )

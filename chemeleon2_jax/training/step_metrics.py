@@ -47,12 +47,15 @@ class StepMetrics:
             self._window.append({name: float(value) for name, value in metrics.items()})
 
     def read(self) -> dict[str, float]:
-        """Return the means over the steps since the last reading, the last `lr`, and the rates.
+        """Fetch, and return the means since the last reading, the last `lr`, and the rates.
 
-        `fetch` first. Time that was not training (`pause`) does not count.
+        Time that was not training (`pause`) does not count. At least one step was added since the
+        last reading.
+
+        Raises:
+            NonFiniteError: see `fetch`.
         """
-        if not self._window:
-            return {}
+        self.fetch()
         names = dict.fromkeys(["loss", *(name for m in self._window for name in m)])
         # What a step does not report is a count that was 0 there.
         values = {name: float(np.mean([m.get(name, 0.0) for m in self._window])) for name in names}

@@ -27,7 +27,7 @@ from chemeleon2_jax.stages import build
 from chemeleon2_jax.stages import ldm as ldm_stage
 from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
 from chemeleon2_jax.training.loop import fit
-from chemeleon2_jax.training.step import lower_train_step
+from tests.lowering import lower_train_step
 from tests.tiny import by_name, first_step, ldm_config, noisy, numbers, write_two
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

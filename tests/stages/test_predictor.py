@@ -19,7 +19,7 @@ from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
 from chemeleon2_jax.training.loop import fit
-from chemeleon2_jax.training.step import lower_train_step
+from tests.lowering import lower_train_step
 from tests.tiny import ROOT, TINY_DATA, first_step, make_config, make_crystals, numbers
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -113,7 +113,7 @@ def test_it_learns_and_predicts_in_units(folder, tiny_vae, tmp_path):
     found = model.predict(crystals)
     assert set(found) == set(NAMES)
     error = np.abs(found["density"] - val.targets["density"]).mean()
-    best = open_checkpoint(tmp_path / "run").progress["metrics"]["val/mae_density"]
+    best = open_checkpoint(tmp_path / "run").progress.values["val/mae_density"]
     assert error == pytest.approx(best, rel=0.02)
     assert model.vae.parts.sizes == load_model(tiny_vae.path).parts.sizes
 

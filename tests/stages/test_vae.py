@@ -15,7 +15,7 @@ from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.stages import vae as vae_stage
 from chemeleon2_jax.training.loop import fit
-from chemeleon2_jax.training.step import lower_train_step
+from tests.lowering import lower_train_step
 from tests.tiny import first_step, numbers, vae_config, write_two
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -1,6 +1,7 @@
 import logging
 import math
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -32,7 +33,8 @@ from chemeleon2_jax.training.config import (
     SchedulerConfig,
 )
 from chemeleon2_jax.training.interrupts import Interrupts
-from chemeleon2_jax.training.loop import FitResult, fit
+from chemeleon2_jax.training.loop import fit
+from chemeleon2_jax.training.result import FitResult
 from chemeleon2_jax.training.stage import Validation
 from chemeleon2_jax.training.step import make_train_step
 
@@ -88,7 +90,8 @@ def test_checkpoint_is_the_state_and_holds_what_the_stage_adds(tmp_path: Path) -
     assert checkpoint.items == ("ema", "params", "train", "vae")
     assert same_trees(checkpoint.restore("params", result.state.params), result.state.params)
     assert same_trees(checkpoint.restore("ema"), result.state.ema_params)
-    assert checkpoint.progress["metrics"] == result.values
+    assert checkpoint.progress.values == result.values
+    assert checkpoint.progress.score == result.values["val/total_loss"]
     # Validated are the averaged parameters.
     assert result.values == validation_values(result.state.ema_params)
 
@@ -165,10 +168,10 @@ def test_a_validation_hands_its_state_to_the_next_also_over_a_resume(tmp_path: P
     stage = toy_stage(validate=drawing, validation_state={"count": 5})
     config = settings(max_steps=4, check_val_every_n_steps=2)
     fit(stage, config, run_dir=tmp_path)
-    assert open_checkpoint(tmp_path).progress["validation_state"] == {"count": 7}
+    assert open_checkpoint(tmp_path).progress.validation_state == {"count": 7}
     fit(stage, replace(config, max_steps=6), run_dir=tmp_path, resume=True)
     last = open_checkpoint(tmp_path / "checkpoints" / "last")
-    assert last.progress["validation_state"] == {"count": 8}
+    assert last.progress.validation_state == {"count": 8}
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in events.Images("toy")] == [2, 4, 6]
 
@@ -398,14 +401,15 @@ def test_second_interrupt_is_immediate() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
-def test_first_line_says_how_long_compiling_took(
+def test_first_lines_say_what_it_runs_on_and_how_long_compiling_took(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         fit(toy_stage(), settings(max_steps=2), run_dir=tmp_path)
     lines = [r.getMessage() for r in caplog.records if "chemeleon2_jax" in r.pathname]
-    assert lines[0].startswith("step 1 is done ")
-    assert lines[1].startswith("step 2/2 loss=")
-    assert "crystals_per_second" in lines[1]
-    assert "validation" in lines[2]
+    assert re.fullmatch(r"1 x cpu \(\d+ cores\), f32, 8 crystals a step", lines[0])
+    assert lines[1].startswith("step 1 is done ")
+    assert lines[2].startswith("step 2/2 loss=")
+    assert "crystals_per_second" in lines[2]
+    assert lines[3].startswith("step 2 validation")
     assert not [r for r in caplog.records if "orbax" in r.pathname]

@@ -5,20 +5,17 @@ import optax
 import pytest
 
 from chemeleon2_jax.common.errors import SettingsError
-from chemeleon2_jax.training import patience as monitors
 from chemeleon2_jax.training.config import (
     EarlyStoppingConfig,
     FitConfig,
     OptimizerConfig,
     SchedulerConfig,
 )
-from chemeleon2_jax.training.optim import (
-    clip_by_norm,
-    global_norm,
-    make_optimizer,
-    make_schedule,
-    update_ema,
-)
+from chemeleon2_jax.training.optim import make_optimizer, make_schedule, update_ema
+from chemeleon2_jax.training.patience import watch_validation
+from chemeleon2_jax.training.progress import Progress
+from chemeleon2_jax.training.state import create_state
+from chemeleon2_jax.training.step import Updater
 
 
 def rates(config: SchedulerConfig, steps: list[int], total_steps: int | None = 10) -> list[float]:
@@ -54,25 +51,29 @@ def test_cosine_has_its_own_horizon_and_needs_one() -> None:
 
 
 def test_plateau_lowers_the_rate_after_more_than_patience_bad_validations() -> None:
-    config = SchedulerConfig(name="plateau", factor=0.5, patience=1, threshold=0.1, min_lr=0.3)
-    watcher, scale = monitors.plateau(config, mode="min"), 1.0
-    scales = []
+    config = FitConfig(
+        optimizer=OptimizerConfig(learning_rate=1.0),
+        scheduler=SchedulerConfig(
+            name="plateau", factor=0.5, patience=1, threshold=0.1, min_lr=0.3
+        ),
+    )
+    progress, scale, scales = Progress(monitor="val"), 1.0, []
     # 0.95 is less than 10 % better than 1.0, and so is no improvement; 0.8 is one.
     for value in [1.0, 0.95, 0.95, 0.8, 0.8, 0.8, float("nan"), 0.8]:
-        watcher, scale = monitors.reduce_on_plateau(
-            watcher.update(value), scale, config=config, learning_rate=1.0
-        )
+        progress = progress.after_validation({"val": value}, state={})
+        progress, scale = watch_validation(progress, scale, config=config)
         scales.append(scale)
     assert scales == [1.0, 1.0, 0.5, 0.5, 0.5, 0.3, 0.3, 0.3]
 
 
-def test_patience_of_a_maximum_and_through_json() -> None:
-    watcher = monitors.early_stopping(EarlyStoppingConfig(patience=2, min_delta=0.5), mode="max")
-    for value, num_bad in [(1.0, 0), (1.4, 1), (1.6, 0), (1.0, 1)]:
-        watcher = watcher.update(value)
-        assert watcher.num_bad == num_bad
-    fresh = monitors.early_stopping(EarlyStoppingConfig(patience=2, min_delta=0.5), mode="max")
-    assert fresh.from_json(watcher.to_json()) == watcher
+def test_early_stopping_of_a_maximum() -> None:
+    stopping = EarlyStoppingConfig(patience=2, monitor="other", mode="max", min_delta=0.5)
+    progress = Progress(monitor="val", mode="min")
+    for value, num_bad in [(float("nan"), 1), (1.0, 0), (1.4, 1), (1.6, 0), (1.0, 1)]:
+        progress = progress.after_validation({"val": 0.0, "other": value}, state={})
+        progress, scale = watch_validation(progress, 0.7, config=FitConfig(early_stopping=stopping))
+        assert (progress.early_stopping.num_bad, scale) == (num_bad, 0.7)
+    assert progress.early_stopping.best == 1.6
 
 
 @pytest.mark.parametrize(
@@ -100,16 +101,17 @@ def test_optimizer_by_name_equals_optax(name: str, expected_fn) -> None:
         np.testing.assert_allclose(-0.01 * update, want, rtol=1e-6)
 
 
-def test_clipping_by_global_norm() -> None:
+@pytest.mark.parametrize(("max_norm", "clipped_norm"), [(1.0, 1.0), (5.0, 5.0), (0.0, 5.0)])
+def test_clipping_by_global_norm(max_norm: float, clipped_norm: float) -> None:
     gradients = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[4.0]])}
-    norm = global_norm(gradients)
-    assert float(norm) == 5.0
-    clipped = clip_by_norm(gradients, norm, max_norm=1.0)
-    np.testing.assert_allclose(clipped["a"], [0.6, 0.0], rtol=1e-6)
-    np.testing.assert_allclose(clipped["b"], [[0.8]], rtol=1e-6)
-    small = clip_by_norm(gradients, norm, max_norm=5.0)
-    np.testing.assert_array_equal(small["a"], gradients["a"])
-    assert clip_by_norm(gradients, norm, max_norm=0.0) is gradients
+    updater = Updater(optax.identity(), lambda step: jnp.float32(1.0), gradient_clip_val=max_norm)
+    zeros = jax.tree.map(jnp.zeros_like, gradients)
+    state = create_state(zeros, updater.tx, seed=0, ema=False)
+    state, metrics = updater.apply(state, gradients)
+    assert float(metrics["grad_norm"]) == 5.0  # before clipping
+    if clipped_norm == 5.0:
+        jax.tree.map(lambda p, g: np.testing.assert_array_equal(p, -g), state.params, gradients)
+    np.testing.assert_allclose(optax.tree.norm(state.params), clipped_norm, rtol=1e-6)
 
 
 def test_ema_warms_up() -> None:

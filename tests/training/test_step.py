@@ -7,7 +7,8 @@ from toy_stage import ToyBatches, loss_fn, same_trees, toy_stage
 from chemeleon2_jax.training.config import FitConfig, OptimizerConfig
 from chemeleon2_jax.training.parallel import make_mesh, replicate, shard_batch
 from chemeleon2_jax.training.state import init_state
-from chemeleon2_jax.training.step import Updater, lower_train_step, make_train_step
+from chemeleon2_jax.training.step import Updater, make_train_step
+from tests.lowering import lower_train_step
 
 CONFIG = FitConfig(
     max_steps=4,

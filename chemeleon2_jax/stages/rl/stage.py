@@ -131,6 +131,12 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         make_step=make_step,
         updates_per_step=module.rl_configs.num_inner_batch,
         validate_first=True,
+        shown={
+            "reward/raw_reward": "reward",
+            "kl_rollout": "KL",
+            "val/valid_share": "valid",
+            "val/unique_share": "unique",
+        },
     )
 
 

@@ -237,7 +237,7 @@ def test_best_is_chosen_on_raw_reward(tiny_data, tiny_ldm, tmp_path):
     for validation in validations:
         assert validation.values["val/reward"] == pytest.approx(validation.values["val/volume"])
         assert validation.state == {"floors": floors}
-    saved = open_checkpoint(tmp_path / "run").progress["validation_state"]
+    saved = open_checkpoint(tmp_path / "run").progress.validation_state
     assert saved == {"floors": floors}
     # Runs without a state of their validation have the floors in the meta.
     for folder in (tmp_path / "run" / "checkpoints").glob("step_*"):

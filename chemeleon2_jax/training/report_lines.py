@@ -1,0 +1,92 @@
+"""Lines that report a training step or a validation, as text."""
+
+from collections.abc import Mapping, Sequence
+
+from tqdm import tqdm
+
+from chemeleon2_jax.training.progress import Progress
+
+WIDTH = 100
+"""Most columns of a line on the console."""
+
+_LABEL_WIDTH = 20
+
+
+def all_values(values: Mapping[str, float]) -> str:
+    """Return every value, for the log file."""
+    return " ".join(f"{name}={value:.5g}" for name, value in values.items())
+
+
+def step_line(
+    step: int,
+    values: Mapping[str, float],
+    *,
+    total_steps: int | None,
+    shown: Mapping[str, str],
+    seconds_left: float | None = None,
+) -> str:
+    """Return the console's line of a training step, at most `WIDTH` columns.
+
+    Args:
+        step: steps done.
+        values: `loss`, `lr`, perhaps `crystals_per_second`, and the stage's.
+        total_steps: length of the run; None: no limit.
+        shown: name -> label of the stage's values to show, as many as fit.
+        seconds_left: to the end of the run; None: unknown.
+    """
+    head = [f"step {step}" if total_steps is None else f"step {step}/{total_steps}"]
+    head.append(f"loss {values['loss']:.4g}")
+    tail = [f"lr {values['lr']:.3g}"]
+    if "crystals_per_second" in values:
+        tail.append(f"{_short(values['crystals_per_second'])} crystals/s")
+    if seconds_left is not None:
+        tail.append(f"ETA {tqdm.format_interval(seconds_left)}")
+    return _join(head, _labelled(values, shown), tail)
+
+
+def validation_line(
+    progress: Progress, *, best: Progress | None, shown: Mapping[str, str], seconds: float
+) -> str:
+    """Return the console's line of a validation, at most `WIDTH` columns.
+
+    Args:
+        progress: with its values.
+        best: of the run, this validation included; None: no value was finite.
+        shown: name -> label of the values to show beside the monitored one.
+        seconds: that the validation took.
+    """
+    values, monitor = progress.values, progress.monitor
+    head = [f"validation at step {progress.step}"]
+    label = shown.get(monitor, monitor.rpartition("/")[2])
+    for monitored in _labelled(values, {monitor: label}):  # none where the monitor is unknown
+        if best is None:
+            verdict = ""
+        elif best.step == progress.step:
+            verdict = " (best)"
+        else:
+            verdict = f" (best {best.score:.4g} at step {best.step})"
+        head.append(monitored + verdict)
+    others = {name: label for name, label in shown.items() if name != monitor}
+    return _join(head, [*_labelled(values, others), f"{seconds:.1f} s"])
+
+
+def _labelled(values: Mapping[str, float], shown: Mapping[str, str]) -> list[str]:
+    return [
+        f"{label[:_LABEL_WIDTH]} {values[name]:.4g}"
+        for name, label in shown.items()
+        if name in values
+    ]
+
+
+def _join(head: Sequence[str], optional: Sequence[str], tail: Sequence[str] = ()) -> str:
+    """Join with as many of the optional entries as fit."""
+    for count in range(len(optional), -1, -1):
+        line = "  ".join([*head, *optional[:count], *tail])
+        if len(line) <= WIDTH:
+            break
+    return line
+
+
+def _short(number: float) -> str:
+    """Three digits with k, M, ... for thousands, as in 1.53k."""
+    return tqdm.format_sizeof(number) if 1e3 <= number < 1e15 else f"{number:.3g}"

@@ -1,0 +1,66 @@
+"""How a run ended."""
+
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from absl import logging
+
+from chemeleon2_jax.training.cadence import Cadence
+from chemeleon2_jax.training.checkpoint_writer import CheckpointWriter
+from chemeleon2_jax.training.progress import Progress
+from chemeleon2_jax.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended.
+
+    Attributes:
+        status: 'finished', 'early_stopped' or 'interrupted'.
+        step: steps done.
+        exit_code: for the command line: 0, or 128 + the signal (SIGINT 130, SIGTERM 143).
+        state: on the devices.
+        values: of the last validation; {} if there was none.
+        best_step: step of the best checkpoint; None without a validation value.
+    """
+
+    status: str
+    step: int
+    exit_code: int
+    state: TrainState
+    values: Mapping[str, float]
+    best_step: int | None
+
+
+def result_of(
+    state: TrainState,
+    progress: Progress,
+    *,
+    cadence: Cadence,
+    checkpoints: CheckpointWriter,
+    received: signal.Signals | None = None,
+) -> FitResult:
+    """Return how the run ended, given the signal that came, if any."""
+    status, exit_code = "finished", 0
+    if received is not None and not cadence.finished(progress):
+        status, exit_code = "interrupted", 128 + received
+        logging.warning(
+            "%s: stopped%s at step %d; go on with --config.resume_from=%s",
+            *(received.name, "" if checkpoints.last_step is None else " and saved"),
+            *(progress.step, checkpoints.run_dir),
+        )
+    elif not cadence.reached_end(progress.step):
+        status = "early_stopped"
+        logging.info(
+            "stopped early at step %d: no improvement in %d validations",
+            *(progress.step, progress.early_stopping.num_bad),
+        )
+    return FitResult(
+        status=status,
+        step=progress.step,
+        exit_code=exit_code,
+        state=state,
+        values=progress.values,
+        best_step=checkpoints.best_step,
+    )
