@@ -1,1 +1,1 @@
-"""Configurations of the training stages, and the experiments that change them."""
+"""Configs of the training stages, and experiments that change them."""

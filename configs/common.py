@@ -1,4 +1,4 @@
-"""Blocks that the stages' configs share, and how an experiment is laid over a base config.
+"""Blocks shared by the stages' configs, and experiments as changes to a base config.
 
 Every value is a number, a bool or a string, so that each can be overridden on the command line and
 the whole config is plain JSON. Absent is '' or 0; several names are one comma-separated string.
@@ -16,86 +16,86 @@ _EXPERIMENTS = Path(__file__).parent / "experiment"
 
 
 def base(task_name: str) -> ConfigDict:
-    """What every run has."""
+    """Return the values of every run."""
     config = ConfigDict()
     config.task_name = task_name
     config.experiment = ""  # set by with_experiment
     config.seed = 0
-    config.resume_from = ""  # a run's folder: go on with that run
+    config.resume_from = ""  # run folder to resume in place
     config.paths = ConfigDict({"log_dir": "logs"})
     return config
 
 
 def data(name: str, *, batch_size: int = 256) -> ConfigDict:
-    """Where the crystals come from."""
+    """Return the data set's block."""
     return ConfigDict(
         {
-            "name": name,  # a named set; see the README
-            "data_dir": "",  # a folder with train/val/test.csv[.gz]; beats `name`
-            "batch_size": batch_size,  # crystals in a step, over all devices
+            "name": name,  # a published set or "prototypes"; see the README
+            "data_dir": "",  # folder with train/val/test.csv[.gz]; replaces `name`
+            "batch_size": batch_size,  # crystals per step, over all devices
             "target_condition": "",  # property columns to read
-            "rename": "",  # "column in the file:name here", comma-separated
-            "max_atoms": 0,  # skip larger crystals; 0 keeps all
-            "num_workers": 0,  # processes that parse and match; 0 is one a CPU core, up to 16
+            "rename": "",  # "column of the file:name in the config", comma-separated
+            "max_atoms": 0,  # largest number of atoms in a crystal; 0 for no limit
+            "num_workers": 0,  # processes that parse and match; 0 for one per CPU core, up to 16
         }
     )
 
 
 def packing() -> ConfigDict:
-    """How crystals are laid out in rows of tokens."""
+    """Return the block of the layout of crystals in rows of tokens."""
     return ConfigDict(
         {
-            "layout": "packed",  # or "padded": one crystal a row
-            "row_tokens": 0,  # tokens in a row; 0 chooses from the sizes of the crystals
-            "max_shapes": 5,  # programs that a run compiles at most; fewer waste more tokens
+            "layout": "packed",  # or "padded": one crystal per row
+            "row_tokens": 0,  # tokens per row; 0 chooses by the largest crystal
+            "max_shapes": 5,  # largest number of programs to compile; fewer waste more tokens
         }
     )
 
 
 def trainer(max_epochs: int) -> ConfigDict:
-    """How long to train, and what to do on the way."""
+    """Return the block of the training loop."""
     return ConfigDict(
         {
-            "max_epochs": max_epochs,  # with max_steps: whichever comes first, 0 is no limit
+            "max_epochs": max_epochs,  # with max_steps: whichever comes first; 0 for no limit
             "max_steps": 0,
             "check_val_every_n_epoch": 1,
-            "check_val_every_n_steps": 0,  # the same in steps; 0 goes by epochs
-            "save_every_n_steps": 1000,  # what a killed run loses at most
+            "check_val_every_n_steps": 0,  # in steps; 0 counts epochs
+            "save_every_n_steps": 1000,  # a killed run loses at most so many steps
             "log_every_n_steps": 50,
-            "gradient_clip_val": 0.0,  # largest global norm of the gradient; 0 is no limit
+            "gradient_clip_val": 0.0,  # largest global norm of the gradient; 0 for no limit
             "precision": "f32",  # or "bf16"
-            "num_devices": 0,  # local devices to use; 0 is all
+            "num_devices": 0,  # local devices; 0 for all
         }
     )
 
 
 def callbacks(*, patience: int) -> ConfigDict:
-    """When to stop early, and which checkpoint is the best."""
+    """Return the blocks of early stopping and of the best checkpoint."""
     return ConfigDict(
         {
             "early_stopping": {
                 "monitor": "val/total_loss",
                 "patience": patience,  # validations without improvement; 0 never stops early
                 "mode": "min",
-                "min_delta": 0.0,  # an improvement is by more than this
+                "min_delta": 0.0,  # smallest change that counts as an improvement
             },
             "model_checkpoint": {
                 "monitor": "val/total_loss",
                 "mode": "min",
-                "save_top_k": 1,  # best checkpoints to keep, beside the last one
+                "save_top_k": 1,  # number of best checkpoints to keep, besides the last one
             },
         }
     )
 
 
 def logger() -> ConfigDict:
-    """Weights & Biases, beside the TensorBoard events that every run writes."""
+    """Return the block of Weights & Biases; every run writes TensorBoard events too."""
     return ConfigDict(
         {
             "wandb": {
-                "project": "",  # '' is off
+                "project": "",  # '' for off
                 "name": "",
-                "group": "",  # '' is <task_name>/<data set>
+                "group": "",  # '' for <task_name>/<data set>
                 "tags": "",
             },
         }
@@ -103,7 +103,7 @@ def logger() -> ConfigDict:
 
 
 def optimizer(lr: float = 1e-4) -> ConfigDict:
-    """The optimiser."""
+    """Return the optimiser's block."""
     return ConfigDict(
         {
             "name": "adamw",  # or "adam"
@@ -117,30 +117,30 @@ def optimizer(lr: float = 1e-4) -> ConfigDict:
 
 
 def scheduler() -> ConfigDict:
-    """The learning rate over the run."""
+    """Return the block of the learning rate's schedule."""
     return ConfigDict(
         {
             "name": "constant",  # "constant", "warmup_linear", "cosine" or "plateau"
-            "warmup_steps": 0,  # linear warm-up, whatever comes after it
-            "decay_steps": 0,  # where cosine ends; 0 is the end of the run
-            "final_factor": 0.0,  # last learning rate / first, of cosine
-            "factor": 0.1,  # what plateau multiplies by
-            "patience": 10,  # validations that plateau waits
-            "threshold": 1e-4,  # relative improvement that counts, for plateau
+            "warmup_steps": 0,  # linear warm-up before any schedule
+            "decay_steps": 0,  # end of cosine; 0 for the end of the run
+            "final_factor": 0.0,  # cosine: last learning rate / first
+            "factor": 0.1,  # plateau: factor on the learning rate
+            "patience": 10,  # plateau: validations without improvement
+            "threshold": 1e-4,  # plateau: smallest relative improvement
             "min_lr": 0.0,
-            "monitor": "",  # what plateau watches; '' is model_checkpoint's, and so is its mode
+            "monitor": "",  # plateau: metric; '' for metric and mode of model_checkpoint
             "mode": "",
         }
     )
 
 
 def augmentation() -> ConfigDict:
-    """Random rotations and translations of the training crystals."""
+    """Return the block of random rotations and translations of the training crystals."""
     return ConfigDict(
         {
             "rotate": True,
             "translate": True,
-            "per_crystal": True,  # false: one of each for a whole batch, as Chemeleon2 does
+            "per_crystal": True,  # false: one of each per batch, as Chemeleon2
         }
     )
 
@@ -156,7 +156,7 @@ def experiments(task_name: str) -> list[str]:
 
 
 def with_experiment(config: ConfigDict, experiment: str) -> ConfigDict:
-    """Lay an experiment over a base config; '' leaves it as it is.
+    """Apply an experiment to a base config; '' is no experiment.
 
     Raises:
         ValueError: the stage has no experiment of that name.
@@ -170,7 +170,7 @@ def with_experiment(config: ConfigDict, experiment: str) -> ConfigDict:
             f"{config.task_name} has no experiment {experiment!r}.{hint} "
             f"There are: {', '.join(known)}."
         )
-    config.lock()  # an experiment changes values, it adds no keys
+    config.lock()  # an experiment changes values and adds no keys
     config.experiment = experiment
     _module(experiment).update(config)
     return config

@@ -28,10 +28,10 @@ def get_config(experiment: str = "") -> ConfigDict:
 def _ldm_module() -> ConfigDict:
     return ConfigDict(
         {
-            "vae_ckpt_path": "",  # the VAE: a run, a checkpoint folder, a .ckpt, a published key
-            "ldm_ckpt_path": "",  # weights to start from; brings its own VAE
+            "vae_ckpt_path": "",  # VAE: a run, a checkpoint folder, a .ckpt, a published key
+            "ldm_ckpt_path": "",  # initial weights, with their own VAE
             "denoiser": {
-                "size": "B",  # S, B, L, XL; "custom" takes the four numbers below
+                "size": "B",  # S, B, L, XL, or "custom" for the four numbers below
                 "hidden_size": 768,
                 "depth": 12,
                 "num_heads": 12,
@@ -45,27 +45,27 @@ def _ldm_module() -> ConfigDict:
                 "variance_layout": "per_token",  # or "interleaved", Chemeleon2's
             },
             "condition_module": {
-                # What can be asked for: "name:kind", comma-separated; '' is nothing. A float or
-                # categorical is a column of the data; a composition or chemical_system is read off
-                # the crystals.
+                # Conditions: "name:kind", comma-separated; '' for none. A float or categorical is a
+                # column of the data; composition and chemical_system are computed from the
+                # crystals.
                 "condition_type": "",
-                "drop_prob": 0.2,  # share of crystals trained without, for guidance
-                "num_classes": 0,  # of a categorical: its values are 0 to num_classes - 1
-                "stats": "",  # "name:mean:std" of floats; others come from the training set
+                "drop_prob": 0.2,  # share of crystals trained without conditions, for guidance
+                "num_classes": 0,  # categorical: values are 0 to num_classes - 1
+                "stats": "",  # "name:mean:std" of floats; '' computes them from the training set
             },
             "lora_configs": {
                 "r": 0,  # rank of the adapters; 0 trains all weights
                 "lora_alpha": 32.0,
                 "target_modules": "attn.out_proj,mlp.fc1,mlp.fc2",
             },
-            "ema": {"decay": 0.9999},  # 0 is off
-            # Off: latents of cells in standard orientation are what Chemeleon2 learns.
+            "ema": {"decay": 0.9999},  # 0 for off
+            # Off: Chemeleon2 learns latents of cells in standard orientation.
             "augmentation": {"rotate": False, "translate": False, "per_crystal": True},
             "sampling": {
                 "sampler": "ddim",  # or "ddpm"
                 "steps": 50,
                 "eta": 1.0,
-                "num_samples": 0,  # crystals sampled and checked at a validation; 0 is off
+                "num_samples": 0,  # crystals sampled and checked at a validation; 0 for off
             },
             "optimizer": common.optimizer(lr=1e-4),
             "scheduler": common.scheduler(),

@@ -28,12 +28,12 @@ def get_config(experiment: str = "") -> ConfigDict:
 def _predictor_module() -> ConfigDict:
     return ConfigDict(
         {
-            "vae_ckpt_path": "",  # the frozen VAE, or an LDM with one
-            # "name:mean:std", comma-separated, in the target's unit; of targets that are not here
-            # the training set tells.
+            "vae_ckpt_path": "",  # frozen VAE, or an LDM with its VAE
+            # "name:mean:std", comma-separated, in the target's unit; the statistics of other
+            # targets are computed from the training set.
             "target_conditions": "",
             "reduce": "mean",  # over the atoms of a crystal; or "sum"
-            "use_encoder_features": True,  # beside the latents
+            "use_encoder_features": True,  # besides the latents
             "optimizer": common.optimizer(lr=1e-3),
             "scheduler": common.scheduler(),
         }

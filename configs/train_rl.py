@@ -43,34 +43,34 @@ def get_config(experiment: str = "") -> ConfigDict:
 def _rl_module() -> ConfigDict:
     return ConfigDict(
         {
-            "ldm_ckpt_path": "mp_20_ldm_base",  # what is fine-tuned; brings its VAE
+            "ldm_ckpt_path": "mp_20_ldm_base",  # model to fine-tune, with its VAE
             "vae_ckpt_path": "",  # of a .ckpt of an LDM that does not hold its VAE
             "rl_configs": {
                 "clip_ratio": 1e-3,
                 "kl_weight": 1.0,
-                # What kl_weight keeps the model near to: "rollout", the model that drew the
-                # crystals, or "initial", the one that the run started from.
+                # Reference of the KL divergence: "rollout", the model that drew the crystals, or
+                # "initial", the model at the start of the run.
                 "kl_reference": "rollout",
                 "entropy_weight": 1e-5,
-                "num_group_samples": 1,  # crystals of a prompt; 1 is plain policy gradient
-                "group_reward_norm": False,  # advantages within each group, or the whole rollout
-                "num_inner_batch": 2,  # updates in a rollout, each with its part of the crystals
+                "num_group_samples": 1,  # crystals per prompt; 1 is plain policy gradient
+                "group_reward_norm": False,  # advantages within each group, or in the whole rollout
+                "num_inner_batch": 2,  # updates per rollout, each with its share of the crystals
             },
-            "conditions": "",  # "name=value", comma-separated, asked of every crystal
+            "conditions": "",  # "name=value", comma-separated, for every crystal
             "reward_fn": _reward_fn(),
             "sampling_configs": {
                 "sampler": "ddim",  # or "ddpm"
                 "sampling_steps": 50,
                 "eta": 1.0,
                 "cfg_scale": 2.0,  # guidance, for models with conditions
-                "chunk_size": 0,  # crystals that a program works on at once; 0 is a mini-batch
+                "chunk_size": 0,  # crystals per call of the sampler; 0 for a mini-batch
             },
             "validation": {
-                "num_samples": 256,  # crystals, always of the same prompts and noise
-                "num_drawn": 8,  # of the best and worst of a rollout, in TensorBoard; 0 is off
+                "num_samples": 256,  # crystals, of the same prompts and noise every time
+                "num_drawn": 8,  # best and worst crystals to draw in TensorBoard; 0 for off
                 "draw_every_n_steps": 20,
             },
-            "ema": {"decay": 0.0},  # 0 is off
+            "ema": {"decay": 0.0},  # 0 for off
             "optimizer": common.optimizer(lr=1e-5),
             "scheduler": common.scheduler(),
         }
@@ -78,21 +78,21 @@ def _rl_module() -> ConfigDict:
 
 
 def _reward_fn() -> ConfigDict:
-    """What a crystal is worth. `components` names the rewards that count."""
+    """Return the rewards' block; `components` names the rewards in use."""
     return ConfigDict(
         {
             "components": "creativity,energy,structure_diversity,composition_diversity",
             "normalize_fn": "std",  # of the weighted sum: "", norm, std, subtract_mean
             "eps": 1e-4,
-            # Which crystals are judged: "valid" (distances, volume), "covalent" (and no atoms
-            # closer than 0.7 of their covalent radii), "" all. Others get the floors.
+            # Check before the rewards: "valid" (distances, volume), "covalent" (and no atoms
+            # closer than 0.7 of their covalent radii), "" none. Crystals that fail get the floors.
             "require": "valid",
-            "reference_dataset": "",  # known crystals, a named set; '' is the data of the prompts
-            "timeout_s": 30.0,  # for a crystal
-            "shuffle": False,  # give rewards to the wrong crystals: the control of an experiment
-            # A block for each reward: weight, normalize_fn, floor (the value of a crystal that has
-            # none; '' is below all others) and its own options, which the README lists and its
-            # function in chemeleon2_jax/rewards explains.
+            "reference_dataset": "",  # set of known crystals; '' for the data of the prompts
+            "timeout_s": 30.0,  # per crystal
+            "shuffle": False,  # permute the rewards over the crystals: a control experiment
+            # A block for each reward: weight, normalize_fn, floor (the value of a crystal without
+            # reward; '' is below all others) and its own options, listed in the README and
+            # explained at its function in chemeleon2_jax/rewards.
             **config_blocks(),
         }
     )

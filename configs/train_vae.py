@@ -1,4 +1,4 @@
-"""Train the VAE: crystals to one latent vector an atom, and back.
+"""Train the VAE: from crystals to one latent vector per atom, and back.
 
     python -m chemeleon2_jax.train --config=configs/train_vae.py:mp_20/vae_dng
     python -m chemeleon2_jax.train --config=configs/train_vae.py:mp_20/vae_csp
@@ -50,8 +50,8 @@ def _vae_module() -> ConfigDict:
             },
             "structure_matcher": {"ltol": 0.3, "stol": 0.5, "angle_tol": 10.0},
             "match_rate": {
-                "num_samples": 256,  # validation crystals matched; 0 is off
-                "timeout_s": 3.0,  # a pair
+                "num_samples": 256,  # validation crystals to match; 0 for off
+                "timeout_s": 3.0,  # per pair
             },
             "optimizer": common.optimizer(lr=1e-4),
             "scheduler": common.scheduler(),

@@ -1,1 +1,1 @@
-"""Experiments by data set: each module says only what differs from its stage's base config."""
+"""Experiments by data set: each module holds the changes to its stage's base config."""

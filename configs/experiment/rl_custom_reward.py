@@ -3,8 +3,8 @@ r"""Fine-tune a published model towards a reward of your own.
     python -m chemeleon2_jax.train --config=configs/train_rl.py:rl_custom_reward \
         --config.rl_module.reward_fn.custom.function=my_module:reward
 
-The function takes a list of pymatgen Structures and returns a float for each. The one named here is
-an example.
+The function takes a list of pymatgen Structures and returns a float for each; the one in this file
+is an example.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
-r"""Latent diffusion on Alex-MP-20 that can be asked for a composition.
+r"""Latent diffusion on Alex-MP-20 conditioned on the composition.
 
     python -m chemeleon2_jax.train --config=configs/train_ldm.py:alex_mp_20/ldm_composition
 
-Composition is trained on as a condition: `sample --condition=composition=Ba1Cr1F6`.
+To sample: `python -m chemeleon2_jax.sample --model=<run> --condition=composition=Ba1Cr1F6`.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@ r"""Fine-tune the published model of Alex-MP-20 for new, stable and diverse crys
     python -m chemeleon2_jax.train --config=configs/train_rl.py:alex_mp_20/rl_dng \
         --config.rl_module.reward_fn.energy.hull=<file of entries>
 
-Prompts are of Alex-MP-20; crystals are new, and diverse, in comparison with MP-20.
+Prompts come from Alex-MP-20; novelty and diversity are measured against MP-20.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
     python -m chemeleon2_jax.train --config=configs/train_vae.py:alex_mp_20/vae_dng
 
-The published model's settings.
+Settings of the published model.
 """
 
 from ml_collections import ConfigDict

@@ -1,1 +1,1 @@
-"""Experiments on the crystals of Alex-MP-20 that have a band gap."""
+"""Experiments on the crystals of Alex-MP-20 with a band gap."""

@@ -1,4 +1,4 @@
-r"""Latent diffusion that can be asked for a band gap (eV, DFT), from the published weights.
+r"""Latent diffusion conditioned on the band gap (eV, DFT), from the published weights.
 
     python -m chemeleon2_jax.train \
         --config=configs/train_ldm.py:alex_mp_20_bandgap/ldm_bandgap

@@ -1,9 +1,9 @@
-r"""Latent diffusion that can be asked for a band gap (eV, DFT), by adapters of published weights.
+r"""Latent diffusion conditioned on the band gap (eV, DFT), by adapters of published weights.
 
     python -m chemeleon2_jax.train \
         --config=configs/train_ldm.py:alex_mp_20_bandgap/ldm_bandgap_lora
 
-As `ldm_bandgap`, but adapters and conditions alone are trained; there is no dropout before the
+As `ldm_bandgap`, but only adapters and condition embeddings are trained, without dropout before the
 adapters.
 """
 

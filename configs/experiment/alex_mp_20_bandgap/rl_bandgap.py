@@ -1,4 +1,4 @@
-r"""Fine-tune the published model of Alex-MP-20 towards a band gap of 3 eV, as a predictor sees it.
+r"""Fine-tune the published model of Alex-MP-20 towards a predicted band gap of 3 eV.
 
     python -m chemeleon2_jax.train --config=configs/train_rl.py:alex_mp_20_bandgap/rl_bandgap \
         --config.rl_module.reward_fn.predictor.ckpt_path=logs/train_predictor/runs/<run>

@@ -1,10 +1,9 @@
-r"""Fine-tune the published model of MP-20 towards a band gap of 3 eV, as a predictor sees it.
+r"""Fine-tune the published model of MP-20 towards a predicted band gap of 3 eV.
 
     python -m chemeleon2_jax.train --config=configs/train_rl.py:mp_20/rl_bandgap \
         --config.rl_module.reward_fn.predictor.ckpt_path=logs/train_predictor/runs/<run>
 
-The predictor is one of `dft_band_gap`, such as that of
-`alex_mp_20_bandgap/predictor_dft_band_gap`.
+The predictor predicts `dft_band_gap`, as the one of `alex_mp_20_bandgap/predictor_dft_band_gap`.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +23,7 @@ def update(config: ConfigDict) -> None:
 
 
 def reward_band_gap(config: ConfigDict) -> None:
-    """Reward predicted gaps near 3 eV, none below 0, and compositions that are rare."""
+    """Reward predicted gaps near 3 eV, clipped at 0, and diverse compositions."""
     rewards = config.rl_module.reward_fn
     rewards.components = "predictor,composition_diversity"
     rewards.predictor.target_name = "dft_band_gap"

@@ -1,4 +1,4 @@
-r"""As `rl_dng`, by plain policy gradient: 320 prompts a rollout, one crystal of each.
+r"""As `rl_dng`, by plain policy gradient: 320 prompts per rollout, one crystal of each.
 
     python -m chemeleon2_jax.train --config=configs/train_rl.py:mp_20/rl_dng_po \
         --config.rl_module.reward_fn.energy.hull=<file of entries>

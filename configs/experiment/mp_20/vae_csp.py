@@ -1,8 +1,8 @@
-"""VAE for crystal structure prediction on MP-20: atom types are given, not predicted.
+"""VAE for crystal structure prediction on MP-20: atom types are an input.
 
     python -m chemeleon2_jax.train --config=configs/train_vae.py:mp_20/vae_csp
 
-The model's users give the atom types and get a cell and positions.
+The model predicts cell and positions for given atom types.
 """
 
 from ml_collections import ConfigDict

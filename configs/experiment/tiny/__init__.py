@@ -1,1 +1,1 @@
-"""Small models that train in minutes on a CPU, on the embedded data set or any other."""
+"""Small models that train in minutes on a CPU, by default on the embedded data set."""

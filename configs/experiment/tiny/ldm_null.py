@@ -4,8 +4,8 @@ r"""A small unconditional latent diffusion model, minutes on a CPU.
         --config.ldm_module.vae_ckpt_path=logs/train_vae/runs/<run of tiny/vae_dng>
 
 A minute and a half on two cores. On the embedded crystals the validation loss is then 0.196; 89 %
-of 64 sampled crystals were valid, but in only 12 % were all pairs of atoms at bonding distances or
-farther: it shows the way, not what the method can do.
+of 64 sampled crystals were valid, but only 12 % had all pairs of atoms at bonding distances or
+farther: a demonstration of the pipeline, not of the method.
 """
 
 from ml_collections import ConfigDict

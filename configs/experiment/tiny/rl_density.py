@@ -3,9 +3,9 @@ r"""Fine-tune a small diffusion model towards a density, minutes on a CPU.
     python -m chemeleon2_jax.train --config=configs/train_rl.py:tiny/rl_density \
         --config.rl_module.ldm_ckpt_path=logs/train_ldm/runs/<run of tiny/ldm_null>
 
-The reward is minus the distance from 0.03 atoms in a cubic angstrom, rather sparse. With a target
-of 0 it is the density itself. A collapsed cell has a splendid one, so that crystals with atoms
-closer than bonds are then get nothing:
+The reward is minus the distance from 0.03 atoms per cubic angstrom, a low density. With a target of
+0 it is the density itself. Collapsed cells have the highest densities; with these flags, crystals
+with atoms closer than bonds get 0:
 
     python -m chemeleon2_jax.train --config=configs/train_rl.py:tiny/rl_density \
         --config.rl_module.ldm_ckpt_path=logs/train_ldm/runs/<run> \
@@ -31,7 +31,7 @@ def update(config: ConfigDict) -> None:
 
 
 def small_rollouts(config: ConfigDict) -> None:
-    """Rollouts of a small model that a CPU does in seconds; other tiny experiments share them."""
+    """Rollouts of a small model, seconds each on a CPU; shared by the tiny experiments."""
     config.data.name = "prototypes"
     config.data.batch_size = 16
     config.packing.max_shapes = 3
@@ -43,7 +43,7 @@ def small_rollouts(config: ConfigDict) -> None:
     config.rl_module.rl_configs.group_reward_norm = True
     config.rl_module.sampling_configs.sampling_steps = 20
     # A small model, trained at 2e-3, takes larger steps than the published one. Without a warm-up
-    # the first updates of Adam, all of one size, leave the clipping range far behind.
+    # Adam's first updates, all of the same size, leave the clipping range.
     config.rl_module.optimizer.lr = 5e-4
     config.rl_module.scheduler.name = "warmup_linear"
     config.rl_module.scheduler.warmup_steps = 10

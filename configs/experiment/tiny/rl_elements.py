@@ -4,7 +4,7 @@ r"""Fine-tune a small diffusion model towards crystals of allowed elements, minu
         --config.rl_module.ldm_ckpt_path=logs/train_ldm/runs/<run of tiny/ldm_null> \
         --config.rl_module.reward_fn.allowed_elements.required=O
 
-The reward is 1 for crystals that have the required elements and no others than those allowed.
+The reward is 1 for crystals with all required and only allowed elements, else 0.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ r"""Fine-tune a small diffusion model towards a predicted property, minutes on a
         --config.rl_module.reward_fn.predictor.target_value=6.0
 
 The reward is minus the squared distance from the target, in the unit of the property; without a
-target it is the property.
+target it is the property itself.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""A small VAE for crystal structure prediction: atom types are given, not predicted.
+"""A small VAE for crystal structure prediction: atom types are an input.
 
 python -m chemeleon2_jax.train --config=configs/train_vae.py:tiny/vae_csp
 """

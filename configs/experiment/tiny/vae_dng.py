@@ -18,7 +18,7 @@ def update(config: ConfigDict) -> None:
     config.data.name = "prototypes"
     config.packing.max_shapes = 3
     config.trainer.max_epochs = 0
-    # Small batches: many updates are worth more here than precise gradients.
+    # Small batches: here many updates are worth more than precise gradients.
     config.data.batch_size = 64
     config.trainer.max_steps = 1200
     config.trainer.check_val_every_n_epoch = 10
