@@ -138,14 +138,12 @@ def _read_conditions(texts: list[str]) -> dict[str, list[str]]:
 
 
 def _convert_conditions(model: LDMModel, asked: dict[str, list[str]]) -> dict[str, Any]:
-    from chemeleon2_jax.inference.condition_encoding import read_value
-
     known = {condition.name: condition for condition in model.conditions} if asked else {}
     converted: dict[str, Any] = {}
     for name, texts in asked.items():
         try:
             # An unknown name is an error of `sample`, which says what there is.
-            values = [read_value(known[name], t) if name in known else t for t in texts]
+            values = [known[name].read(t) if name in known else t for t in texts]
         except ValueError as error:
             raise ConfigError(f"--condition: {error}") from error
         converted[name] = values[0] if len(values) == 1 else values

@@ -10,6 +10,7 @@ The base values are the published sizes of Chemeleon2: DiT-B, 129.5 million para
 
 from ml_collections import ConfigDict
 
+from chemeleon2_jax.models.condition_kinds import config_options
 from configs import common
 
 
@@ -50,7 +51,7 @@ def _ldm_module() -> ConfigDict:
                 # crystals.
                 "condition_type": "",
                 "drop_prob": 0.2,  # share of crystals trained without conditions, for guidance
-                "num_classes": 0,  # categorical: values are 0 to num_classes - 1
+                **config_options(),  # num_classes of categorical: values are 0 to num_classes - 1
                 "stats": "",  # "name:mean:std" of floats; '' computes them from the training set
             },
             "lora_configs": {

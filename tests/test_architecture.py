@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from chemeleon2_jax.models.condition_kinds import KINDS
 from chemeleon2_jax.models.encoders.registry import ENCODERS
 from launch.architecture import (
     PACKAGE,
@@ -101,14 +102,22 @@ def test_sizes_are_free_of_jax():
     assert not {name for name in imported if name.partition(".")[0] in ("jax", "flax", "optax")}
 
 
-def test_encoders_are_named_in_their_registry_alone():
-    """Who else needs to know of one asks for its sizes."""
+@pytest.mark.parametrize(
+    ("names", "owner", "rooms"),
+    [
+        (ENCODERS, "models/encoders/registry.py", ALLOWED),
+        # Metrics and rewards of compositions have nothing to do with conditions.
+        (KINDS, "models/condition_kinds.py", ALLOWED.keys() - {"metrics", "rewards", "energy"}),
+    ],
+)
+def test_names_of_a_registry_are_written_in_it_alone(names, owner, rooms):
+    """Who else needs to know of an encoder or a kind of conditions asks its class."""
     for path in SOURCES:
-        texts = {
-            n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)
-        }
-        if not path.is_relative_to(ROOT / PACKAGE / "models" / "encoders"):
-            assert not texts & ENCODERS.keys(), path
+        file = path.relative_to(ROOT / PACKAGE)
+        nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+        constants = {node.value for node in nodes if isinstance(node, ast.Constant)}
+        if file.parts[0].removesuffix(".py") in rooms and str(file) != owner:
+            assert not constants & names.keys(), file
 
 
 def _imported_names(node: ast.AST) -> list[str]:

@@ -20,7 +20,7 @@ from chemeleon2_jax import sample
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.inference import api
 from chemeleon2_jax.inference.generator import draw_num_atoms
-from chemeleon2_jax.models.sizes import Condition
+from chemeleon2_jax.models.condition_kinds import CompositionCondition, FloatCondition
 from tests.tiny import SAMPLE_FLAGS, conditional, make_once, run_module, run_script
 
 FILES = {"vae": "", "ema": False, "size_table": ""}  # options of PyTorch files
@@ -320,7 +320,7 @@ def test_damaged_model_is_one_line(tmp_path, tiny_ldm):
 
 
 def test_conditions_reach_the_model_and_the_report(tmp_path, monkeypatch, tiny_ldm):
-    gap, formula = Condition("gap", "float"), Condition("composition", "composition")
+    gap, formula = FloatCondition("gap"), CompositionCondition("composition")
     model = c2.load_model(tiny_ldm.path)
     model = api.LDMModel(conditional(model.parts, gap, formula), model.meta)
     monkeypatch.setattr(api, "load_model", lambda _, **options: model)

@@ -20,8 +20,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 from pymatgen.core import Lattice, Structure
 
+from chemeleon2_jax.models.condition_kinds import Condition
 from chemeleon2_jax.models.dit import DiT
-from chemeleon2_jax.models.sizes import Condition, ConditionSizes
+from chemeleon2_jax.models.sizes import ConditionSizes
 from chemeleon2_jax.pretrained.loading import LDMParts
 from chemeleon2_jax.runs.config import fit_config, load_config
 from chemeleon2_jax.stages import build

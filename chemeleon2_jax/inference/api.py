@@ -25,8 +25,8 @@ from chemeleon2_jax.diffusion.sampler import SamplerConfig
 from chemeleon2_jax.inference.generator import CFG_SCALE, LARGEST_LATENT, Generator
 from chemeleon2_jax.inference.requests import encode_conditions, make_prompts
 from chemeleon2_jax.inference.vae import PredictorModel, VAEModel, batches, check_latents
+from chemeleon2_jax.models.condition_kinds import Condition
 from chemeleon2_jax.models.dit import split_output
-from chemeleon2_jax.models.sizes import Condition
 from chemeleon2_jax.pretrained.loading import LDMParts, ldm_of, open_model, predictor_of, vae_of
 from chemeleon2_jax.rows.rows import Rows
 

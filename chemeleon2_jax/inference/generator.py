@@ -133,7 +133,7 @@ class Generator:
             seed: of everything random.
             params: of the denoiser; those of the model by default.
             conditions: name -> (G, width) of all conditions of the model, see
-                `condition_values.encode_values`; by default nothing is asked for.
+                `Condition.encode`; by default nothing is asked for.
             atom_types: (n,) of each crystal, for a VAE that does not predict them.
             first_index: index of the first crystal.
             chunk_size: crystals at once; 0 chooses by the memory of the device.

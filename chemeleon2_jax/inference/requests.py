@@ -15,8 +15,9 @@ import numpy as np
 from pymatgen.core import Composition
 
 from chemeleon2_jax.common.suggest import did_you_mean
-from chemeleon2_jax.inference.condition_encoding import encode_values, read_composition
+from chemeleon2_jax.crystals.formulas import read_composition
 from chemeleon2_jax.inference.generator import draw_num_atoms
+from chemeleon2_jax.models.condition_kinds import CompositionCondition
 from chemeleon2_jax.models.sizes import ConditionSizes
 from chemeleon2_jax.pretrained.loading import LDMParts
 
@@ -29,7 +30,7 @@ class Prompts:
 
     Attributes:
         num_atoms: (G,) int32.
-        conditions: name -> (G, width), as `encode_values` makes them; {} where nothing is asked.
+        conditions: name -> (G, width), of `Condition.encode`; {} where nothing is asked.
         atom_types: atomic numbers (n,) of each, for a VAE that does not predict them, else None.
     """
 
@@ -106,7 +107,7 @@ def _encode(listed: Mapping[str, list[Any]], sizes: ConditionSizes | None) -> di
     if sizes is None or all(value is None for values in listed.values() for value in values):
         return {}
     count = len(next(iter(listed.values())))
-    return {c.name: encode_values(c, listed.get(c.name, [None] * count)) for c in sizes.conditions}
+    return {c.name: c.encode(listed.get(c.name, [None] * count)) for c in sizes.conditions}
 
 
 def _by_name(conditions: Mapping[str, Any] | None, sizes: ConditionSizes | None) -> dict[str, Any]:
@@ -177,7 +178,7 @@ def _read_sizes(num_atoms: Sequence[int] | None) -> np.ndarray | None:
 def _composition_name(parts: LDMParts) -> str | None:
     """Name of the condition that is a composition."""
     conditions = parts.sizes.conditions.conditions if parts.sizes.conditions else ()
-    return next((c.name for c in conditions if c.kind == "composition"), None)
+    return next((c.name for c in conditions if isinstance(c, CompositionCondition)), None)
 
 
 def _check_types(parts: LDMParts, asked: Mapping[str, Any]) -> None:

@@ -51,7 +51,7 @@ class Conditions(nnx.Module):
         """Embed conditions.
 
         Args:
-            values: name -> (R, S, width), as `encode_values` makes them.
+            values: name -> (R, S, width), as `Condition.encode` returns them.
 
         Returns:
             (R, S, hidden_dim).

@@ -4,13 +4,12 @@ JSON. Free of JAX.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from chemeleon2_jax.crystals.arrays import NUM_ATOM_CLASSES
+from chemeleon2_jax.models.condition_kinds import Condition, read_condition
 from chemeleon2_jax.models.encoders.registry import EncoderSizes, TransformerSizes, read_encoder
 
 
@@ -90,49 +89,6 @@ class LoRASizes:
         return LoRASizes(**{**values, "targets": tuple(values["targets"])})
 
 
-_NAME = re.compile(r"[A-Za-z]\w*")
-
-
-KINDS = ("float", "composition", "chemical_system", "categorical", "text")
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One condition.
-
-    Attributes:
-        name: what it is called in data and requests.
-        kind: one of KINDS. `text` is a placeholder of the original, whose input is zeros.
-        mean, std: of a `float`, in its unit, which is standardised where both are there.
-        num_classes: of a `categorical`.
-    """
-
-    name: str
-    kind: str
-    mean: float | None = None
-    std: float | None = None
-    num_classes: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.kind not in KINDS:
-            raise ValueError(
-                f"condition {self.name!r} is of kind {self.kind!r}; choose one of {KINDS}"
-            )
-        # It becomes an attribute of a module.
-        if not _NAME.fullmatch(self.name):
-            raise ValueError(f"{self.name!r:.60} cannot be the name of a condition")
-        if self.kind == "categorical" and self.num_classes < 1:
-            raise ValueError(f"condition {self.name!r} is categorical, but has no num_classes")
-        if self.std is not None and not self.std > 0.0:
-            raise ValueError(f"condition {self.name!r} has std {self.std}; it must be positive")
-
-    @property
-    def width(self) -> int:
-        """Width of its input."""
-        return {"float": 1, "categorical": self.num_classes}.get(self.kind, NUM_ATOM_CLASSES)
-
-
 @dataclass(frozen=True)
 class ConditionSizes:
     """Everything that determines the parameters of `Conditions`.
@@ -160,12 +116,12 @@ class ConditionSizes:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, for JSON."""
-        return {**asdict(self), "conditions": [asdict(c) for c in self.conditions]}
+        return {**asdict(self), "conditions": [c.to_dict() for c in self.conditions]}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> ConditionSizes:
         """Undo `to_dict`."""
-        conditions = tuple(Condition(**condition) for condition in values["conditions"])
+        conditions = tuple(map(read_condition, values["conditions"]))
         return ConditionSizes(**{**values, "conditions": conditions})
 
 

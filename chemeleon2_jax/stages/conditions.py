@@ -10,17 +10,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from chemeleon2_jax.common.errors import ConfigError
-from chemeleon2_jax.crystals.arrays import NUM_ATOM_CLASSES, Crystals
-from chemeleon2_jax.inference.condition_encoding import encode_values
-from chemeleon2_jax.models.sizes import Condition, ConditionSizes, LoRASizes
+from chemeleon2_jax.crystals.arrays import Crystals
+from chemeleon2_jax.models.condition_kinds import KINDS, Condition, option_names
+from chemeleon2_jax.models.sizes import ConditionSizes, LoRASizes
 from chemeleon2_jax.rows.rows import Rows, crystal_keys
 from chemeleon2_jax.runs.config import split_names
 from chemeleon2_jax.stages.common import read_statistics
 from chemeleon2_jax.torch_format.names import adapted_layer
 
 KEY = "ldm_module.condition_module"
-FROM_CRYSTAL = ("composition", "chemical_system")
-FROM_COLUMN = ("float", "categorical")
+_TRAINABLE = tuple(kind for kind, condition in KINDS.items() if condition.source != "none")
+_STANDARDISED = tuple(kind for kind in KINDS if "std" in option_names(kind))
 
 
 def read_kinds(module: ConfigDict) -> dict[str, str]:
@@ -32,22 +32,22 @@ def read_kinds(module: ConfigDict) -> dict[str, str]:
     kinds = {}
     for part in split_names(module.condition_module.condition_type):
         name, colon, kind = (piece.strip() for piece in part.partition(":"))
-        if not (name and colon) or kind not in (*FROM_COLUMN, *FROM_CRYSTAL):
+        if not (name and colon) or kind not in _TRAINABLE:
             raise ConfigError(
                 f"{KEY}.condition_type has the part {part!r}; it is name:kind, comma-separated, "
-                f"with the kinds {', '.join((*FROM_COLUMN, *FROM_CRYSTAL))}"
+                f"with the kinds {', '.join(_TRAINABLE)}"
             )
         if name in kinds:
             raise ConfigError(f"{KEY}.condition_type names {name!r} twice")
         kinds[name] = kind
-    if module.condition_module.stats and "float" not in kinds.values():
-        raise ConfigError(f"{KEY}.stats is set, but no condition is a float")
+    if module.condition_module.stats and not set(kinds.values()) & set(_STANDARDISED):
+        raise ConfigError(f"{KEY}.stats is set, but no condition is a {' or '.join(_STANDARDISED)}")
     return kinds
 
 
 def columns(kinds: Mapping[str, str]) -> tuple[str, ...]:
     """Return the properties that the data must have."""
-    return tuple(name for name, kind in kinds.items() if kind in FROM_COLUMN)
+    return tuple(name for name, kind in kinds.items() if KINDS[kind].source == "column")
 
 
 def make_sizes(
@@ -74,32 +74,35 @@ def make_sizes(
     if not kinds:
         return None
     options = module.condition_module
-    floats = tuple(name for name, kind in kinds.items() if kind == "float")
-    moments = read_statistics(options.stats, floats, splits[0], key=f"{KEY}.stats")
+    standardised = tuple(name for name, kind in kinds.items() if kind in _STANDARDISED)
+    moments = read_statistics(options.stats, standardised, splits[0], key=f"{KEY}.stats")
     if known is not None and not options.stats:
         for condition in known.conditions:
-            if condition.mean is not None and condition.std is not None:
-                moments[condition.name] = (condition.mean, condition.std)
+            mean, std = (getattr(condition, option, None) for option in ("mean", "std"))
+            if mean is not None and std is not None:
+                moments[condition.name] = (mean, std)
     conditions = []
     for name, kind in kinds.items():
-        mean, std = moments.get(name, (None, None))
-        classes = options.num_classes if kind == "categorical" else 0
+        own = {key: options[key] for key in option_names(kind) if key in options}
+        if name in moments:
+            own["mean"], own["std"] = moments[name]
         try:
-            condition = Condition(name, kind, mean=mean, std=std, num_classes=classes)
+            condition = KINDS[kind](name, **own)
         except ValueError as error:
             raise ConfigError(f"{KEY}: {error}") from error
-        if kind == "categorical":
-            _check_classes(condition, splits)
+        if condition.source == "column":
+            _check_columns(condition, splits)
         conditions.append(condition)
     return ConditionSizes(tuple(conditions), hidden_dim, options.drop_prob)
 
 
-def _check_classes(condition: Condition, splits: Sequence[Crystals]) -> None:
+def _check_columns(condition: Condition, splits: Sequence[Crystals]) -> None:
     for crystals in splits:
         try:
-            encode_values(condition, _column(crystals, condition))
+            condition.encode_crystals(crystals)
         except ValueError as error:
-            raise ConfigError(f"{KEY}.num_classes is {condition.num_classes}: {error}") from error
+            own = [f"{key} is {getattr(condition, key)}" for key in option_names(condition.kind)]
+            raise ConfigError(f"{KEY}: {', '.join(own)}: {error}") from error
 
 
 def lora_sizes(module: ConfigDict) -> LoRASizes | None:
@@ -131,32 +134,12 @@ def lora_sizes(module: ConfigDict) -> LoRASizes | None:
 
 
 def inputs_of(sizes: ConditionSizes) -> Callable[[Crystals], dict[str, np.ndarray]]:
-    """Return what gives crystals as a model is asked for them: name -> (G, width)."""
+    """Return the function from crystals to the conditions' inputs: name -> (G, width)."""
 
-    def describe(crystals: Crystals) -> dict[str, np.ndarray]:
-        counts = np.zeros((len(crystals), NUM_ATOM_CLASSES), np.float32)
-        owner = np.repeat(np.arange(len(crystals)), crystals.num_atoms)
-        np.add.at(counts, (owner, crystals.atom_types), 1.0)
-        found = {}
-        for condition in sizes.conditions:
-            if condition.kind == "composition":
-                # Fractions of the whole formula are those of the reduced one.
-                found[condition.name] = counts / crystals.num_atoms[:, None].astype(np.float32)
-            elif condition.kind == "chemical_system":
-                found[condition.name] = (counts > 0).astype(np.float32)
-            else:
-                found[condition.name] = encode_values(condition, _column(crystals, condition))
-        return found
+    def encode(crystals: Crystals) -> dict[str, np.ndarray]:
+        return {c.name: c.encode_crystals(crystals) for c in sizes.conditions}
 
-    return describe
-
-
-def _column(crystals: Crystals, condition: Condition) -> list[float | int]:
-    """Values of a property; classes, which are read as all numbers are, as integers."""
-    values = crystals.targets[condition.name].tolist()
-    if condition.kind == "categorical":
-        return [int(value) if value.is_integer() else value for value in map(float, values)]
-    return values
+    return encode
 
 
 def drop_some(key: jax.Array, rows: Rows, share: float) -> dict[str, jax.Array]:

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.models.condition_kinds import (
+    CategoricalCondition,
+    Condition,
+    read_condition,
+)
 from chemeleon2_jax.models.sizes import (
     NAMED_SIZES,
-    Condition,
     ConditionSizes,
     DiffusionConfig,
     DiTSizes,
@@ -189,15 +193,10 @@ def condition_sizes(state: State, options: Mapping[str, Any]) -> ConditionSizes 
 
 def _condition(state: State, name: str, kind: Any, stats: Any) -> Condition:
     mean, std = statistics(stats)
-    return Condition(
-        name,
-        kind,
-        mean=mean,
-        std=std,
-        num_classes=state.shape(f"condition_module.encoders.{name}.null_embed")[1]
-        if kind == "categorical"
-        else 0,
-    )
+    options: dict[str, Any] = {"mean": mean, "std": std}
+    if kind == CategoricalCondition.kind:
+        options["num_classes"] = state.shape(f"condition_module.encoders.{name}.null_embed")[1]
+    return read_condition({"name": name, "kind": kind, **options})
 
 
 def diffusion_config(options: Mapping[str, Any]) -> DiffusionConfig:

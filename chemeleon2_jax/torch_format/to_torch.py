@@ -17,6 +17,13 @@ import numpy as np
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.common.version import __version__
+from chemeleon2_jax.models.condition_kinds import (
+    CategoricalCondition,
+    ChemicalSystemCondition,
+    CompositionCondition,
+    FloatCondition,
+    TextCondition,
+)
 from chemeleon2_jax.models.encoders.registry import CSPNetSizes, EncoderSizes, TransformerSizes
 from chemeleon2_jax.models.lora import merge
 from chemeleon2_jax.models.sizes import (
@@ -41,6 +48,12 @@ from chemeleon2_jax.training.plain_trees import flat_names
 
 _Parts = tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any], Report]
 """state_dict, hyper_parameters, what this package adds, report."""
+
+
+_CONDITION_KINDS = (
+    *(FloatCondition, CompositionCondition, ChemicalSystemCondition),
+    *(CategoricalCondition, TextCondition),
+)
 
 
 def torch_content(checkpoint: Any) -> tuple[dict[str, Any], Report]:
@@ -269,7 +282,12 @@ def _condition_options(dit: DiTSizes) -> dict[str, Any] | None:
     if dit.conditions is None:
         return None
     conditions = dit.conditions.conditions
-    classes = {c.num_classes for c in conditions if c.kind == "categorical"}
+    for condition in conditions:
+        if type(condition) not in _CONDITION_KINDS:
+            raise CheckpointError(
+                f"its condition {condition.name!r} of kind {condition.kind!r} has no PyTorch form"
+            )
+    classes = {c.num_classes for c in conditions if isinstance(c, CategoricalCondition)}
     if len(classes) > 1:
         raise CheckpointError(
             f"its categorical conditions have {sorted(classes)} classes; the original has one "
@@ -279,7 +297,11 @@ def _condition_options(dit: DiTSizes) -> dict[str, Any] | None:
         "condition_type": {c.name: c.kind for c in conditions},
         "hidden_dim": dit.conditions.hidden_dim,
         "drop_prob": dit.conditions.drop_prob,
-        "stats": {c.name: {"mean": c.mean, "std": c.std} for c in conditions if c.mean is not None},
+        "stats": {
+            c.name: {"mean": c.mean, "std": c.std}
+            for c in conditions
+            if isinstance(c, FloatCondition) and c.mean is not None
+        },
     }
     return {**options, "num_classes": classes.pop()} if classes else options
 

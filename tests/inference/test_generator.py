@@ -16,10 +16,9 @@ from chemeleon2_jax.diffusion.sampler import SamplerConfig, sample_chain
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.inference import generator as generation
 from chemeleon2_jax.inference.api import VAEModel
-from chemeleon2_jax.inference.condition_encoding import encode_values
 from chemeleon2_jax.inference.generator import Generator, draw_num_atoms
+from chemeleon2_jax.models.condition_kinds import CompositionCondition, FloatCondition
 from chemeleon2_jax.models.dit import DiT, split_output
-from chemeleon2_jax.models.sizes import Condition
 from chemeleon2_jax.pretrained.loading import load_ldm, load_vae
 from chemeleon2_jax.rows.packing import assign_padded, build_rows, empty_crystals
 from tests.examples import relative
@@ -180,13 +179,13 @@ def test_interleaved_variance_ends_at_the_largest_crystal_of_training(interleave
 
 # --- conditions -----------------------------------------------------------------------------------
 
-GAP, FORMULA = Condition("gap", "float"), Condition("formula", "composition")
+GAP, FORMULA = FloatCondition("gap"), CompositionCondition("formula")
 GAPS = [None, 0.5, 1.0, 2.0, None, 0.0, 1.5, 3.0, 0.5, 1.0, 2.0]
 
 
 def asked(gaps=GAPS):
     formulas = [None if gap is None else ("NaCl", "MgO")[i % 2] for i, gap in enumerate(gaps)]
-    return {"gap": encode_values(GAP, gaps), "formula": encode_values(FORMULA, formulas)}
+    return {"gap": GAP.encode(gaps), "formula": FORMULA.encode(formulas)}
 
 
 @pytest.fixture(scope="module")

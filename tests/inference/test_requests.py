@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 from pymatgen.core import Composition
 
-from chemeleon2_jax.inference.condition_encoding import encode_values
 from chemeleon2_jax.inference.generator import draw_num_atoms
 from chemeleon2_jax.inference.requests import encode_conditions, make_prompts
-from chemeleon2_jax.models.sizes import Condition, ConditionSizes
+from chemeleon2_jax.models.condition_kinds import (
+    CategoricalCondition,
+    CompositionCondition,
+    FloatCondition,
+)
+from chemeleon2_jax.models.sizes import ConditionSizes
 
 TABLE = np.array([0, 0, 5, 3, 9, 1])
-FORMULA, GAP = Condition("composition", "composition"), Condition("gap", "float", 1.0, 2.0)
-GROUP = Condition("group", "categorical", num_classes=4)
+FORMULA, GAP = CompositionCondition("composition"), FloatCondition("gap", 1.0, 2.0)
+GROUP = CategoricalCondition("group", num_classes=4)
 
 
 def model(*conditions, predicts=True):
@@ -73,7 +77,7 @@ def test_one_value_is_for_all_and_what_is_missing_is_null():
     assert list(found.conditions) == ["composition", "gap", "group"]
     assert np.isnan(found.conditions["composition"]).all()
     np.testing.assert_array_equal(found.conditions["gap"], [[1.0], [1.0]])
-    np.testing.assert_array_equal(found.conditions["group"], encode_values(GROUP, [1, None]))
+    np.testing.assert_array_equal(found.conditions["group"], GROUP.encode([1, None]))
     assert found.atom_types is None
 
 
@@ -85,7 +89,7 @@ def test_nothing_asked_is_no_condition(asked):
 
 def test_conditions_alone():
     found = encode_conditions({"composition": "MgO"}, CONDITIONAL.sizes.conditions, 3)
-    expected = encode_values(FORMULA, ["MgO"] * 3)
+    expected = FORMULA.encode(["MgO"] * 3)
     np.testing.assert_array_equal(found["composition"], expected)
     assert np.isnan(found["gap"]).all()
     assert encode_conditions(None, None, 3) == {}

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from chemeleon2_jax.inference.condition_encoding import encode_values
+from chemeleon2_jax.models.condition_kinds import ChemicalSystemCondition, FloatCondition
 from chemeleon2_jax.models.dit import DiT, split_output, time_embedding
-from chemeleon2_jax.models.sizes import NAMED_SIZES, Condition, ConditionSizes, DiTSizes
+from chemeleon2_jax.models.sizes import NAMED_SIZES, ConditionSizes, DiTSizes
 from chemeleon2_jax.rows.packing import build_rows
 from chemeleon2_jax.rows.rows import atom_normal, crystal_keys
 from tests.examples import (
@@ -193,7 +193,7 @@ def test_time_embedding():
 
 # --- conditions -----------------------------------------------------------------------------------
 
-GAP, SYSTEM = Condition("gap", "float"), Condition("system", "chemical_system")
+GAP, SYSTEM = FloatCondition("gap"), ChemicalSystemCondition("system")
 CONDITIONAL = replace(SMALL, conditions=ConditionSizes((GAP, SYSTEM), 16))
 
 
@@ -201,7 +201,7 @@ def asked_of(crystals):
     """Conditions of the crystals, some of them null."""
     gaps = [None if i == 1 else i / 3 for i in range(len(crystals))]
     systems = [None if i in (1, 2) else ("Na-Cl", "Mg-O")[i % 2] for i in range(len(crystals))]
-    return {"gap": encode_values(GAP, gaps), "system": encode_values(SYSTEM, systems)}
+    return {"gap": GAP.encode(gaps), "system": SYSTEM.encode(systems)}
 
 
 def with_conditions(batch, crystals):

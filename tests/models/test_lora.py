@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from chemeleon2_jax.models.condition_kinds import FloatCondition
 from chemeleon2_jax.models.dit import DiT
 from chemeleon2_jax.models.lora import LoRALinear, add_lora, merge
-from chemeleon2_jax.models.sizes import Condition, ConditionSizes, DiTSizes, LoRASizes
+from chemeleon2_jax.models.sizes import ConditionSizes, DiTSizes, LoRASizes
 from chemeleon2_jax.training.plain_trees import flat_names, to_plain
 from tests.examples import packed, random_crystals, random_model, relative
 
@@ -60,7 +61,7 @@ def test_only_the_targets_have_adapters():
 
 def test_adapters_are_not_for_conditions():
     """Their layers have the same names."""
-    sizes = ConditionSizes((Condition("gap", "float"),), 8)
+    sizes = ConditionSizes((FloatCondition("gap"),), 8)
     lora = LoRASizes(2, 2.0, ("fc1",))
     _, params = build(replace(PLAIN, conditions=sizes, lora=lora))
     adapted = {name for name in names_of(params) if name.endswith("lora_a")}

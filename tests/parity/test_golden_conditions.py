@@ -20,10 +20,15 @@ from chemeleon2_jax.diffusion.sampler import (
     transition,
 )
 from chemeleon2_jax.diffusion.schedule import Schedule
-from chemeleon2_jax.inference.condition_encoding import encode_values
+from chemeleon2_jax.models.condition_kinds import (
+    CategoricalCondition,
+    ChemicalSystemCondition,
+    CompositionCondition,
+    FloatCondition,
+)
 from chemeleon2_jax.models.dit import DiT, split_output
 from chemeleon2_jax.models.lora import merge
-from chemeleon2_jax.models.sizes import Condition, LoRASizes
+from chemeleon2_jax.models.sizes import LoRASizes
 from tests.examples import relative
 from tests.parity.golden import golden_rows, real_atoms, to_slots, to_tokens
 
@@ -32,12 +37,12 @@ NAMES = (*CONDITIONAL, "ldm_lora")
 SCALE = 2.0
 CONDITIONS = {
     "ldm_cond": (
-        Condition("composition", "composition"),
-        Condition("dft_band_gap", "float", 0.797, 1.408),
+        CompositionCondition("composition"),
+        FloatCondition("dft_band_gap", 0.797, 1.408),
     ),
     "ldm_cond_symmetry": (
-        Condition("chemical_system", "chemical_system"),
-        Condition("space_group", "categorical", num_classes=231),
+        ChemicalSystemCondition("chemical_system"),
+        CategoricalCondition("space_group", num_classes=231),
     ),
 }
 LORA = LoRASizes(4, 8.0, ("attention.out", "mlp.fc1", "mlp.fc2"))
@@ -53,7 +58,7 @@ class Model:
         assert self.conditions == CONDITIONS.get(name, ())
         assert self.sizes.lora == (LORA if name == "ldm_lora" else None)
         self.graphdef, self.params = nnx.split(dit, nnx.Param)
-        encoded = {c.name: encode_values(c, golden.facts[c.name]) for c in self.conditions}
+        encoded = {c.name: c.encode(golden.facts[c.name]) for c in self.conditions}
         self.rows, self.where = golden_rows(golden.arrays, layout, conditions=encoded)
 
     def denoise(self, params, *, scale):

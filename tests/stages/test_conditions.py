@@ -14,8 +14,13 @@ from chemeleon2_jax.common.errors import CheckpointError, ConfigError
 from chemeleon2_jax.crystals.structures import structures_to_crystals
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.inference.api import load_model
-from chemeleon2_jax.inference.condition_encoding import encode_values
-from chemeleon2_jax.models.sizes import Condition, ConditionSizes
+from chemeleon2_jax.models.condition_kinds import (
+    CategoricalCondition,
+    ChemicalSystemCondition,
+    CompositionCondition,
+    FloatCondition,
+)
+from chemeleon2_jax.models.sizes import ConditionSizes
 from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.stages.conditions import drop_some, inputs_of
@@ -48,7 +53,7 @@ def test_step_reaches_the_conditions(stage):
 
 
 def test_crystals_are_described_as_they_are_asked_for():
-    """The arrays that training makes of crystals are those that `encode_values` makes of words."""
+    """Training encodes crystals as `Condition.encode` encodes what describes them."""
     structures = [
         Structure(np.eye(3) * 5, ["Na", "Cl", "Cl"], np.eye(3) * 0.4),
         Structure(np.eye(3) * 4, ["Cs"], [[0, 0, 0]]),
@@ -64,14 +69,14 @@ def test_crystals_are_described_as_they_are_asked_for():
         "group": [3, 0],
     }
     conditions = (
-        Condition("composition", "composition"),
-        Condition("system", "chemical_system"),
-        Condition("gap", "float", 1.0, 0.5),
-        Condition("group", "categorical", num_classes=4),
+        CompositionCondition("composition"),
+        ChemicalSystemCondition("system"),
+        FloatCondition("gap", 1.0, 0.5),
+        CategoricalCondition("group", num_classes=4),
     )
     found = inputs_of(ConditionSizes(conditions, 8))(crystals)
     for condition in conditions:
-        expected = encode_values(condition, words[condition.name])
+        expected = condition.encode(words[condition.name])
         np.testing.assert_allclose(found[condition.name], expected, rtol=1e-6)
 
 

@@ -21,7 +21,6 @@ from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.loader import Loader
 from chemeleon2_jax.diffusion.sampler import SamplerConfig, step_constants
 from chemeleon2_jax.diffusion.schedule import Schedule
-from chemeleon2_jax.inference.condition_encoding import read_value
 from chemeleon2_jax.inference.generator import Generator
 from chemeleon2_jax.inference.requests import Prompts
 from chemeleon2_jax.models.abstract import count_parameters
@@ -35,7 +34,7 @@ from chemeleon2_jax.stages.common import (
     make_pool,
     resumed_from,
 )
-from chemeleon2_jax.stages.conditions import FROM_COLUMN, inputs_of
+from chemeleon2_jax.stages.conditions import inputs_of
 from chemeleon2_jax.stages.rl.programs import Settings, make_programs
 from chemeleon2_jax.stages.rl.requests import (
     FromCrystals,
@@ -191,7 +190,7 @@ def _load_crystals(config: ConfigDict, parts: LDMParts) -> tuple[Crystals, Cryst
         return None
     known = parts.sizes.conditions.conditions if parts.sizes.conditions else ()
     wanted = () if config.rl_module.conditions else known
-    return load_splits(config, [c.name for c in wanted if c.kind in FROM_COLUMN])
+    return load_splits(config, [c.name for c in wanted if c.source == "column"])
 
 
 def _prompts(
@@ -230,7 +229,7 @@ def _read_conditions(text: str, parts: LDMParts) -> dict[str, Any]:
             )
         # An unknown name is an error of `make_prompts`, which says what there is.
         try:
-            found[name] = read_value(known[name], value) if name in known else value
+            found[name] = known[name].read(value) if name in known else value
         except ValueError as error:
             raise ConfigError(f"rl_module.conditions: {error}") from error
     return found

@@ -15,7 +15,7 @@ from jax import export
 from chemeleon2_jax.common.errors import CheckpointError, ConfigError, RewardError
 from chemeleon2_jax.diffusion.sampler import SamplerConfig
 from chemeleon2_jax.inference.api import load_model
-from chemeleon2_jax.models.sizes import Condition
+from chemeleon2_jax.models.condition_kinds import CompositionCondition
 from chemeleon2_jax.pretrained.loading import load_ldm
 from chemeleon2_jax.rl.update import Chunk, Objective
 from chemeleon2_jax.runs.config import fit_config
@@ -297,7 +297,7 @@ def test_pictures_of_the_best_and_worst(tiny_data, tiny_ldm):
 
 def test_conditions_of_the_crystals_are_asked_for(tiny_data, tiny_ldm):
     """A model with a condition: prompts are those of the data, guided."""
-    parts = conditional(load_ldm(str(tiny_ldm.path))[0], Condition("formula", "composition"))
+    parts = conditional(load_ldm(str(tiny_ldm.path))[0], CompositionCondition("formula"))
     stage = build(config_of(tiny_data, tiny_ldm.path, **custom("number_of_sites")))
     rows = stage.batches.batch(0).arrays[0]
     slots = rows.is_crystal.shape
