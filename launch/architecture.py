@@ -36,13 +36,13 @@ def module_of(path: Path, root: Path) -> str:
 
 
 def room_of(module: str) -> str:
-    """Return the room of a module; the package's own file is `__init__`."""
+    """Return the room of a module; `__init__` for the file of the package."""
     return (*module.split("."), "__init__")[1]
 
 
 def read_imports(root: Path) -> list[Import]:
     """Return every import of one module of the package by another, in the order of the files."""
-    found = []
+    imports = []
     for path in sorted((root / PACKAGE).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
@@ -53,8 +53,8 @@ def read_imports(root: Path) -> list[Import]:
                 names = [f"{PACKAGE}.{a.name}" for a in node.names] if own else [node.module]
             else:
                 continue
-            found += [Import(path, node.lineno, n) for n in names if n.split(".")[0] == PACKAGE]
-    return found
+            imports += [Import(path, node.lineno, n) for n in names if n.split(".")[0] == PACKAGE]
+    return imports
 
 
 def room_graph(root: Path) -> dict[str, set[str]]:
@@ -62,8 +62,8 @@ def room_graph(root: Path) -> dict[str, set[str]]:
     graph: dict[str, set[str]] = {
         room_of(module_of(path, root)): set() for path in (root / PACKAGE).rglob("*.py")
     }
-    for found in read_imports(root):
-        importer, imported = room_of(module_of(found.file, root)), room_of(found.module)
+    for each in read_imports(root):
+        importer, imported = room_of(module_of(each.file, root)), room_of(each.module)
         if importer != imported and imported in graph:
             graph[importer].add(imported)
     return graph
@@ -98,17 +98,17 @@ def find_circles(graph: dict[str, set[str]]) -> list[set[str]]:
 
 
 def module_graph(root: Path) -> dict[str, set[str]]:
-    """Return module -> modules that it imports, the packages' own files left out."""
+    """Return module -> modules that it imports, without the packages' `__init__` files."""
     modules = {
         module_of(path, root)
         for path in (root / PACKAGE).rglob("*.py")
         if path.name != "__init__.py"
     }
     graph: dict[str, set[str]] = {module: set() for module in modules}
-    for found in read_imports(root):
-        importer = module_of(found.file, root)
-        if importer in modules and found.module in modules:
-            graph[importer].add(found.module)
+    for each in read_imports(root):
+        importer = module_of(each.file, root)
+        if importer in modules and each.module in modules:
+            graph[importer].add(each.module)
     return graph
 
 
@@ -175,8 +175,8 @@ def main() -> None:
     total, code = map(sum, zip(*lines.values(), strict=True))
     top = max(levels.values(), default=0)
     print(f"\n{len(graph)} rooms, {top} floors, {total} lines, {code} of code")
-    for kind, found in (("rooms", circles), ("files", files)):
-        print(f"circles of {kind}: {'; '.join(', '.join(sorted(c)) for c in found) or 'none'}")
+    for kind, groups in (("rooms", circles), ("files", files)):
+        print(f"circles of {kind}: {'; '.join(', '.join(sorted(g)) for g in groups) or 'none'}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-r"""Measure how well a predictor predicts the properties of a data set's crystals.
+r"""Measure the errors of a predictor on the crystals of a data set.
 
     python launch/prediction.py --model=logs/train_predictor/runs/<run> --split=test
 
-Mean absolute error and R2 of each target in its unit, beside the error of always predicting the
+Prints mean absolute error and R2 of each target in its unit, and the error of always predicting the
 mean of the training set.
 """
 
@@ -25,8 +25,8 @@ from chemeleon2_jax.runs import command_line as cli
 from chemeleon2_jax.runs.config import rename_columns
 
 flags.DEFINE_string("model", "", "A run folder or checkpoint folder of a predictor.")
-flags.DEFINE_string("data_name", "", "Named data set; default: what the model was trained on.")
-flags.DEFINE_string("data_dir", "", "Folder with <split>.csv[.gz]; beats --data_name.")
+flags.DEFINE_string("data_name", "", "Published data set; default: the model's training data.")
+flags.DEFINE_string("data_dir", "", "Folder with <split>.csv[.gz]; replaces --data_name.")
 flags.DEFINE_enum("split", "test", ["train", "val", "test"], "Part of the data set.")
 flags.DEFINE_string("json", "", "File to write the numbers to.")
 
@@ -48,7 +48,7 @@ def main() -> int:
     data_dir = values.data_dir or ("" if values.data_name else data["data_dir"])
     if not name and not data_dir:
         raise ConfigError(
-            f"{values.model} does not tell what it was trained on; give --data_name or --data_dir"
+            f"{values.model} does not name its training data; give --data_name or --data_dir"
         )
     targets = tuple(target.name for target in model.parts.sizes.targets)
     options: dict[str, Any] = {
@@ -59,15 +59,15 @@ def main() -> int:
     train, crystals = (
         load_split(name, part, **options).crystals for part in ("train", values.split)
     )
-    found = model.predict_crystals(crystals)
+    predicted = model.predict_crystals(crystals)
     numbers = {}
     for target in targets:
         known = crystals.targets[target].astype(np.float64)
         spread = float(np.mean((known - known.mean()) ** 2))
         numbers[target] = {
-            "mae": float(np.abs(found[target] - known).mean()),
+            "mae": float(np.abs(predicted[target] - known).mean()),
             "mae_of_mean": float(np.abs(train.targets[target].mean() - known).mean()),
-            "r2": 1.0 - float(np.mean((found[target] - known) ** 2)) / spread,
+            "r2": 1.0 - float(np.mean((predicted[target] - known) ** 2)) / spread,
         }
     report(numbers, len(crystals), json_path=values.json)
     return 0

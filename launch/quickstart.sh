@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole pipeline on small models and embedded crystals: set up, train a VAE, train a diffusion
 # model on its latents, sample crystals, fine-tune the model towards a density, sample again, and
-# say what came out. Minutes on a CPU.
+# print a report. Minutes on a CPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -20,7 +20,7 @@ step() {
     seconds+=("$name=$((SECONDS - started))")
 }
 
-# The folder of the one run of a task.
+# Prints the folder of the only run of a task.
 run_of() {
     local runs=("$logs/$1/runs"/*)
     echo "${runs[0]}"

@@ -1,4 +1,4 @@
-"""Print what a quickstart's runs came to: `launch/quickstart.sh` calls this at its end.
+"""Print the report of the quickstart: `launch/quickstart.sh` calls this at its end.
 
 Every number is read from the runs' checkpoints or computed from the sampled crystals.
 """
@@ -37,13 +37,13 @@ from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
 PICTURE_FILE = "crystals.png"
 SUMMARY_FILE = "quickstart.json"
 NUM_DRAWN = 16
-NUM_REFERENCES = 500  # enough for a share to a few percent, and done in seconds
+NUM_REFERENCES = 500  # a share to a few percent, in seconds
 
 flags.DEFINE_string("vae_run", None, "Run folder of the VAE.", required=True)
 flags.DEFINE_string("ldm_run", None, "Run folder of the latent diffusion model.", required=True)
-flags.DEFINE_string("samples", None, "Folder that sample wrote into.", required=True)
-flags.DEFINE_string("rl_run", "", "Run folder of the model that was fine-tuned with rewards.")
-flags.DEFINE_string("rl_samples", "", "Folder that sample wrote into for that model.")
+flags.DEFINE_string("samples", None, "Output folder of sample.", required=True)
+flags.DEFINE_string("rl_run", "", "Run folder of the model fine-tuned with rewards.")
+flags.DEFINE_string("rl_samples", "", "Output folder of sample for that model.")
 flags.DEFINE_list("seconds", [], "Times to print: name=seconds, comma-separated.")
 
 
@@ -52,7 +52,7 @@ class Shares:
     """Shares of crystals that pass a check, 0..1.
 
     Attributes:
-        generated: of the crystals asked for; what could not be built has failed.
+        generated: of the requested crystals; a crystal that was not built fails.
         reference: of real crystals.
         random: of the same real crystals with random coordinates.
     """
@@ -63,7 +63,7 @@ class Shares:
 
 
 def read_samples(folder: Path) -> tuple[list[Structure], int]:
-    """Return what `sample` wrote: the crystals that could be built, and how many were asked for.
+    """Return the crystals that `sample` built, and the number of requested ones.
 
     Raises:
         ConfigError: the folder holds no samples.
@@ -77,8 +77,8 @@ def read_samples(folder: Path) -> tuple[list[Structure], int]:
 
 
 def density_error(structures: list[Structure], target: float) -> float:
-    """Return the mean distance of the densities of valid crystals from a target, in atoms in a
-    cubic angstrom: what the fine-tuning is rewarded for making small.
+    """Return the mean distance of the densities of valid crystals from a target, which the
+    fine-tuning minimises, in atoms per cubic angstrom.
     """
     passed = validity_check(structures).passed
     valid = [s for s, good in zip(structures, passed, strict=True) if good]
@@ -86,7 +86,7 @@ def density_error(structures: list[Structure], target: float) -> float:
 
 
 def reference_crystals(run_dir: Path) -> list[Any]:
-    """Return (atom_types, frac_coords, lattice) of crystals of the run's own test set."""
+    """Return (atom_types, frac_coords, lattice) triples of the run's test set."""
     data = read_config(run_dir)["data"]
     crystals = load_split(data["name"], "test", data_dir=data["data_dir"]).crystals
     return [crystals.crystal(i) for i in range(min(len(crystals), NUM_REFERENCES))]
@@ -95,17 +95,17 @@ def reference_crystals(run_dir: Path) -> list[Any]:
 def check_shares(
     structures: list[Structure], references: list[Any], *, num_samples: int
 ) -> dict[str, Shares]:
-    """Check generated crystals, and real ones with and without their coordinates.
+    """Check generated crystals, and real crystals with their own and with random coordinates.
 
     Args:
-        structures: those that could be built.
+        structures: the crystals that were built.
         references: real crystals.
-        num_samples: how many were asked for.
+        num_samples: number of requested crystals.
     """
     randomised = randomise_coordinates(references, seed=0)
-    asked = [*structures, *[None] * (num_samples - len(structures))]
+    requested = [*structures, *[None] * (num_samples - len(structures))]
     return {
-        name: Shares(*(check(group).share for group in (asked, references, randomised)))
+        name: Shares(*(check(group).share for group in (requested, references, randomised)))
         for name, check in (("valid", validity_check), ("covalent", covalent_check))
     }
 
@@ -136,8 +136,8 @@ def rewarded(
 
 
 def print_report(summary: dict[str, Any], *, files: dict[str, Path]) -> None:
-    """Print a summary as a table, and where the files are."""
-    table = Table(title="What came out", show_header=False, title_justify="left")
+    """Print a summary as a table, and the paths of the files."""
+    table = Table(title="Results", show_header=False, title_justify="left")
     vae, ldm = summary["VAE"], summary["latent diffusion"]
     table.add_row("VAE: validation loss", f"{vae['val/total_loss']:.4g}")
     for key, label in (
@@ -148,9 +148,9 @@ def print_report(summary: dict[str, Any], *, files: dict[str, Path]) -> None:
             table.add_row(label, f"{vae[key]:.0%}")
     table.add_row("latent diffusion: validation loss", f"{ldm['val/total_loss']:.4g}")
     table.add_section()
-    table.add_row("crystals asked for", str(summary["asked"]))
-    table.add_row("  that could be built", str(summary["built"]))
-    limits = f"distances > {MIN_DISTANCE} Å, volume > {MIN_VOLUME_PER_ATOM} Å³ an atom"
+    table.add_row("crystals requested", str(summary["asked"]))
+    table.add_row("  built", str(summary["built"]))
+    limits = f"distances > {MIN_DISTANCE} Å, volume > {MIN_VOLUME_PER_ATOM} Å³ per atom"
     table.add_row(f"  structurally valid ({limits})", f"{summary['valid']['generated']:.0%}")
     table.add_section()
     table.add_row(f"All pairs farther apart than {COVALENT_FACTOR} x their covalent radii", "")
@@ -163,7 +163,7 @@ def print_report(summary: dict[str, Any], *, files: dict[str, Path]) -> None:
     table.add_section()
     if "rewarded" in summary:
         after = summary["rewarded"]
-        table.add_row(f"Fine-tuned towards {after['target']} atoms in a cubic angstrom", "")
+        table.add_row(f"Fine-tuned towards {after['target']} atoms per cubic angstrom", "")
         errors = [f"{error:.4f}" for error in after["density_error"]]
         table.add_row("  mean distance from that, before -> after", " -> ".join(errors))
         shares = [f"{part['valid']['generated']:.0%}" for part in (summary, after)]
@@ -201,7 +201,7 @@ def main() -> int:
             Path(flag_values.rl_run), Path(flag_values.rl_samples), before=structures
         )
     (samples / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
-    # Where nothing could be built, the picture says so.
+    # If nothing could be built, the picture says so.
     picture = save_grid(structures[:NUM_DRAWN] or [None], samples / PICTURE_FILE)
     files = {
         "pictures": picture,

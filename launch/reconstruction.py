@@ -1,12 +1,12 @@
-r"""Measure how well a VAE reconstructs the crystals of a data set.
+r"""Measure the reconstruction of a data set's crystals by a VAE.
 
     python launch/reconstruction.py --model=logs/train_vae/runs/<run> --split=test
     python launch/reconstruction.py --model=... --data_dir=<folder with test.csv> --num_samples=0
 
 Every crystal is encoded to its mean latents, decoded, and matched to itself with pymatgen's
 StructureMatcher, at its default tolerances (0.2, 0.3, 5 degrees) and at (0.3, 0.5, 10). `match`
-wants every atom within the tolerance (`StructureMatcher.fit`); `match by RMS` wants the root mean
-square displacement within it (`get_rms_dist`), as most benchmarks count.
+requires every atom within the tolerance (`StructureMatcher.fit`); `match by RMS`, the count of most
+benchmarks, the root mean square displacement (`get_rms_dist`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.runs import command_line as cli
 
 flags.DEFINE_string("model", "", "A run folder or checkpoint folder of a VAE, or of an LDM.")
-flags.DEFINE_string("data_name", "", "Named data set; default: what the model was trained on.")
-flags.DEFINE_string("data_dir", "", "Folder with <split>.csv[.gz]; beats --data_name.")
+flags.DEFINE_string("data_name", "", "Published data set; default: the model's training data.")
+flags.DEFINE_string("data_dir", "", "Folder with <split>.csv[.gz]; replaces --data_name.")
 flags.DEFINE_enum("split", "test", ["train", "val", "test"], "Part of the data set.")
-flags.DEFINE_integer("num_samples", 0, "Crystals, spread over the split; 0 is all.", lower_bound=0)
+flags.DEFINE_integer("num_samples", 0, "Crystals, spread over the split; 0 for all.", lower_bound=0)
 flags.DEFINE_float("timeout_s", 3.0, "Limit for one match, in seconds.")
 flags.DEFINE_string("json", "", "File to write the numbers to.")
 
@@ -55,7 +55,7 @@ def main() -> int:
     data_dir = values.data_dir or ("" if values.data_name else trained_on["data_dir"])
     if not name and not data_dir:
         raise ConfigError(
-            f"{values.model} does not tell what it was trained on; give --data_name or --data_dir"
+            f"{values.model} does not name its training data; give --data_name or --data_dir"
         )
     crystals = load_split(name, values.split, data_dir=data_dir).crystals
     if values.num_samples and values.num_samples < len(crystals):
@@ -65,7 +65,7 @@ def main() -> int:
     means, _ = vae.encode(structures)
     predicts = vae.parts.sizes.atom_type_predict
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what could not be built is counted below
+        warnings.simplefilter("ignore")  # crystals that cannot be built are counted below
         decoded = vae.decode(
             means,
             atom_types=None if predicts else [np.array(s.atomic_numbers) for s in structures],

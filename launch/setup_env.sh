@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes the environment .venv with the package and its development tools; does nothing when it is
-# there and current. Arguments are more extras: bash launch/setup_env.sh gpu notebook
+# Makes the environment .venv with the package and its development tools; does nothing if it exists
+# and is current. Arguments are more extras: bash launch/setup_env.sh gpu notebook
 # PYTHON=/path/to/python chooses the interpreter (3.11, 3.12 or 3.13).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 stamp=.venv/installed
-# What is installed depends on these files, and on where the checkout is (an editable install).
+# The installation depends on these files, and on the path of the checkout (it is editable).
 fingerprint=$({ pwd; cat setup.cfg requirements.txt pyproject.toml; } | cksum)
 
 is_current() {
@@ -32,7 +32,7 @@ find_python() {
         fi
     done
     echo "error: no Python 3.11, 3.12 or 3.13 found (python3 is $(python3 --version 2>&1 || true))." >&2
-    echo "Install one, or say where it is: PYTHON=/path/to/python bash launch/setup_env.sh" >&2
+    echo "Install one, or give its path: PYTHON=/path/to/python bash launch/setup_env.sh" >&2
     return 1
 }
 
@@ -50,7 +50,7 @@ else
     python=$(find_python)
 fi
 
-# Extras that were asked for before stay.
+# Extras of earlier calls stay.
 extras=$({ echo dev; [ ! -f "$stamp" ] || tail -n +2 "$stamp"; printf '%s\n' "$@"; } | sed '/^$/d' | sort -u)
 if ! .venv/bin/python -c '' 2>/dev/null; then
     echo "Making the environment .venv with $("$python" --version)."
