@@ -115,9 +115,9 @@ def build_vae(config: ConfigDict) -> Stage:
         value_names=value_names(module),
         # The losses of the terms are shown nowhere: they are before their weights.
         shown={
-            "atom_type_accuracy": "types",
+            "atom_type_accuracy": "type accuracy",
             "val/match_rate": "match",
-            "val/atom_type_accuracy": "types",
+            "val/atom_type_accuracy": "type accuracy",
         },
         precision=config.trainer.precision,
     )

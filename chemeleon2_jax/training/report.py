@@ -51,9 +51,8 @@ class Report:
         """Say how long the first step took, which compiles."""
         now = time.perf_counter()
         logging.info(
-            "step %d is done %.1f s after the start of training, %.1f s of it for this step with "
-            "its compilation",
-            *(step, now - self._created, seconds),
+            "step %d is done: %.1f s with its compilation, %.1f s since the start of training",
+            *(step, seconds, now - self._created),
         )
         self._timed_from = (step, now)
 
