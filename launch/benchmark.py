@@ -46,11 +46,10 @@ from chemeleon2_jax.pretrained.loading import LDMParts, VAEParts
 from chemeleon2_jax.rl.update import Chunk, Objective
 from chemeleon2_jax.rows.layout import Layout
 from chemeleon2_jax.runs import command_line as cli
-from chemeleon2_jax.stages.common import PRECISIONS
 from chemeleon2_jax.stages.ldm import ldm_terms
 from chemeleon2_jax.stages.rl.programs import Settings, make_programs
 from chemeleon2_jax.stages.vae import autoencoder_terms
-from chemeleon2_jax.training.config import FitConfig
+from chemeleon2_jax.training.config import PRECISIONS, FitConfig
 from chemeleon2_jax.training.parallel import make_mesh, replicate, shard_batch
 from chemeleon2_jax.training.state import init_state
 from chemeleon2_jax.training.step import Updater, make_train_step
@@ -152,7 +151,7 @@ def program_memory(compiled: Any) -> float:
 
 def main() -> int:
     """Measure what the flags ask for."""
-    dtype, mesh = PRECISIONS[FLAGS.precision], make_mesh()
+    dtype, mesh = jnp.dtype(PRECISIONS[FLAGS.precision]), make_mesh()
     crystals = load_split(FLAGS.data_name, "train", data_dir=FLAGS.data_dir).crystals
     vae_sizes = VAESizes()
     depth, hidden, heads = NAMED_SIZES[FLAGS.size]

@@ -10,28 +10,26 @@ from ml_collections import ConfigDict
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.common.suggest import did_you_mean, nearest
 from chemeleon2_jax.models.encoders.registry import ENCODERS, default_options
+from chemeleon2_jax.models.sizes import NAMED_SIZES, REDUCTIONS, VARIANCE_LAYOUTS
 from chemeleon2_jax.runs.config import fit_config, flatten, module_of, rename_columns
+from chemeleon2_jax.training.config import MODES, PRECISIONS
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 _CHOICES = {
-    "callbacks.early_stopping.mode": ("min", "max"),
-    "callbacks.model_checkpoint.mode": ("min", "max"),
-    "ldm_module.denoiser.size": ("S", "B", "L", "XL", "custom"),
+    "callbacks.early_stopping.mode": MODES,
+    "callbacks.model_checkpoint.mode": MODES,
+    "ldm_module.denoiser.size": (*NAMED_SIZES, "custom"),
     "ldm_module.diffusion.schedule": ("linear", "squaredcos_cap_v2"),
     "ldm_module.diffusion.target": ("eps", "x_0"),
-    "ldm_module.diffusion.variance_layout": ("per_token", "interleaved"),
+    "ldm_module.diffusion.variance_layout": VARIANCE_LAYOUTS,
     "ldm_module.sampling.sampler": ("ddim", "ddpm"),
-    "ldm_module.scheduler.mode": ("", "min", "max"),
     "packing.layout": ("packed", "padded"),
-    "predictor_module.reduce": ("mean", "sum"),
-    "predictor_module.scheduler.mode": ("", "min", "max"),
+    "predictor_module.reduce": REDUCTIONS,
     "rl_module.rl_configs.kl_reference": ("rollout", "initial"),
     "rl_module.sampling_configs.sampler": ("ddim", "ddpm"),
-    "rl_module.scheduler.mode": ("", "min", "max"),
-    "trainer.precision": ("f32", "bf16"),
+    "trainer.precision": tuple(PRECISIONS),
     "vae_module.encoder.name": tuple(ENCODERS),
-    "vae_module.scheduler.mode": ("", "min", "max"),
 }
 _POSITIVE = (
     "callbacks.model_checkpoint.save_top_k",

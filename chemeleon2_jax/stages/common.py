@@ -32,10 +32,9 @@ from chemeleon2_jax.training.checkpoint_reader import (
     complete_steps,
     open_checkpoint,
 )
+from chemeleon2_jax.training.config import PRECISIONS
 from chemeleon2_jax.training.parallel import make_mesh, replicated, shard_batch
 from chemeleon2_jax.workers import WorkerPool
-
-PRECISIONS = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ def compute_dtype(config: ConfigDict) -> Any:
     precision = config.trainer.precision
     if precision not in PRECISIONS:
         raise ConfigError(f"trainer.precision is {precision!r}; it is {' or '.join(PRECISIONS)}")
-    return PRECISIONS[precision]
+    return jnp.dtype(PRECISIONS[precision])
 
 
 def augmentation(options: ConfigDict) -> Augmentation:

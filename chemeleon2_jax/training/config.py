@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 OPTIMIZERS = ("adamw", "adam")
 SCHEDULERS = ("constant", "warmup_linear", "cosine", "plateau")
+MODES = ("min", "max")
+PRECISIONS = {"f32": "float32", "bf16": "bfloat16"}
+"""Name -> dtype in which a model computes; its parameters are float32."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,7 @@ class SchedulerConfig:
             raise ValueError(f"scheduler steps are 0 or more: {self}")
         if self.name == "plateau" and not 0.0 < self.factor < 1.0:
             raise ValueError(f"scheduler factor is between 0 and 1, not {self.factor}")
-        if self.mode not in ("", "min", "max"):
-            raise ValueError(f"scheduler mode {self.mode!r} is none of min, max")
+        _check_mode(self.mode, "scheduler")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,15 @@ class EarlyStoppingConfig:
     monitor: str = ""
     mode: str = ""
     min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on an unknown mode."""
+        _check_mode(self.mode, "early_stopping")
+
+
+def _check_mode(mode: str, block: str) -> None:
+    if mode not in ("", *MODES):
+        raise ValueError(f"{block}.mode {mode!r} is none of {', '.join(MODES)}")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from chemeleon2_jax.training.config import MODES
+
 
 @dataclass(frozen=True)
 class Watch:
@@ -83,7 +85,7 @@ class Progress:
             progress = cls(**{known.name: entries[known.name] for known in fields(cls)})
         except (KeyError, TypeError) as error:
             raise ValueError(f"no entry {error}") from error
-        if not isinstance(progress.step, int) or progress.mode not in ("min", "max"):
+        if not isinstance(progress.step, int) or progress.mode not in MODES:
             raise ValueError(f"step {progress.step!r} and mode {progress.mode!r}")
         if not isinstance(progress.score, int | float | None):
             raise ValueError(f"score {progress.score!r}")

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from chemeleon2_jax.rows.batch import BatchSource
+from chemeleon2_jax.training.config import MODES
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
@@ -93,7 +94,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         """Validate `mode`; require exactly one of `loss_fn` and `make_step`."""
-        if self.mode not in ("min", "max"):
-            raise ValueError(f"Stage.mode is {self.mode!r}; it is 'min' or 'max'")
+        if self.mode not in MODES:
+            raise ValueError(f"Stage.mode is {self.mode!r}; it is {' or '.join(MODES)}")
         if (self.loss_fn is None) == (self.make_step is None):
             raise ValueError("a stage has either a loss_fn or a make_step")
