@@ -14,12 +14,12 @@ from chemeleon2_jax.common.version import __version__
 
 if TYPE_CHECKING:
     from chemeleon2_jax.inference.api import load_model
-    from chemeleon2_jax.metrics.table import evaluate
+    from chemeleon2_jax.metrics.report import evaluate
 
 __all__ = ["__version__", "evaluate", "load_model"]
 
 _MODULE_OF = {
-    "evaluate": "chemeleon2_jax.metrics.table",
+    "evaluate": "chemeleon2_jax.metrics.report",
     "load_model": "chemeleon2_jax.inference.api",
 }
 

@@ -6,7 +6,7 @@ r"""Evaluate generated crystals.
         --output_dir=outputs/eval
 
 Writes metrics.csv (a row for each crystal that was asked for, with status and reason) and, last,
-summary.json. Shares are of all crystals asked for: what could not be built has failed.
+summary.json. Shares are of all crystals asked for: those that could not be built have failed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.runs import command_line as cli
 
 if TYPE_CHECKING:
-    from chemeleon2_jax.metrics.table import Report
+    from rich.table import Table
+
+    from chemeleon2_jax.metrics.report import Report
 
 TABLE_FILE = "metrics.csv"
 SUMMARY_FILE = "summary.json"
@@ -36,11 +38,18 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "reference",
     "",
-    "What is not novel: a data set (mp-20), a folder with train.csv, or anything that --structures "
+    "Known crystals: a data set (mp-20), a folder with train.csv, or anything that --structures "
     "takes.",
 )
 flags.DEFINE_list("reference_splits", ["train"], "Splits of the data set that count.")
-flags.DEFINE_list("metrics", [], "Metrics in the order of the table; default: all.")
+flags.DEFINE_list(
+    "metrics", [], "Metrics in the order of the table; default: all that can be computed."
+)
+flags.DEFINE_string(
+    "feature_model",
+    "",
+    "A VAE, or a model with one, whose features of generated and known crystals are compared.",
+)
 flags.DEFINE_string("output_dir", "", "Folder to write to.")
 flags.DEFINE_float(
     "ltol", 0.2, "Relative difference of cell lengths of the same crystal.", lower_bound=0.0
@@ -64,11 +73,12 @@ def main() -> int:
 
     # After the flags are checked: loading pymatgen takes a second.
     from chemeleon2_jax.metrics.reconstruction import Tolerances
-    from chemeleon2_jax.metrics.registry import choose_metrics
-    from chemeleon2_jax.metrics.table import evaluate
+    from chemeleon2_jax.metrics.registry import FEATURES, REFERENCE, choose_metrics
+    from chemeleon2_jax.metrics.report import evaluate
 
+    inputs = {REFERENCE: values.reference, FEATURES: values.feature_model}
     try:
-        choose_metrics(values.metrics, has_reference=bool(values.reference))
+        choose_metrics(values.metrics, given={need for need, value in inputs.items() if value})
     except ValueError as error:
         raise ConfigError(f"--metrics: {error}") from error
     report = evaluate(
@@ -79,10 +89,18 @@ def main() -> int:
         tolerances=Tolerances(values.ltol, values.stol, values.angle_tol),
         timeout_s=values.timeout_s,
         num_workers=values.num_workers or None,
+        feature_model=_load_vae(values.feature_model) if values.feature_model else None,
     )
     _write(output_dir, report)
     _print(report.summary, output_dir)
     return 0
+
+
+def _load_vae(path: str) -> Any:
+    from chemeleon2_jax.inference.api import load_model  # loads JAX
+
+    model = load_model(path)
+    return getattr(model, "vae", model)
 
 
 def _write(output_dir: Path, report: Report) -> None:
@@ -99,33 +117,9 @@ def _write(output_dir: Path, report: Report) -> None:
 
 def _print(summary: dict[str, Any], output_dir: Path) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    from chemeleon2_jax.metrics.registry import METRICS
-
-    asked = summary["structures"]["asked"]
-    table = Table(
-        title=f"{summary['structures']['source']}: {asked} crystals", title_justify="left"
-    )
-    for heading in ("metric", "", "failed, and why"):
-        table.add_column(heading)
-    built = summary["structures"]["built"]
-    missing = _list_kinds(summary["structures"]["without_crystal"])
-    table.add_row("built", f"{built / asked:.1%} ({built})", missing)
-    for name, result in summary["metrics"].items():
-        if METRICS[name].unit is None:
-            value = f"{result['share']:.1%} ({result['passed']})"
-        elif result["count"]:
-            value = f"{result['mean']:.4g} ± {result['std']:.3g} {result['unit']}"
-        else:
-            value = "none"
-        kinds = {**result.get("failed", {}), **result["no_value"]}
-        shown = {
-            k: n for k, n in kinds.items() if k not in summary["structures"]["without_crystal"]
-        }
-        table.add_row(f"{name}: {METRICS[name].about}", value, _list_kinds(shown))
     console = Console()
-    console.print(table)
+    console.print(_tabulate(summary))
     reference = summary["reference"]
     if reference is not None:
         splits = f" ({', '.join(reference['splits'])})" if reference["splits"] else ""
@@ -133,6 +127,41 @@ def _print(summary: dict[str, Any], output_dir: Path) -> None:
         console.print(f"reference  {text}", soft_wrap=True, highlight=False)
     for label, name in (("table", TABLE_FILE), ("summary", SUMMARY_FILE)):
         console.print(f"{label:<10} {output_dir / name}", soft_wrap=True, highlight=False)
+
+
+def _tabulate(summary: dict[str, Any]) -> Table:
+    """Return a row for what was built and for each metric: its value, and what failed and why."""
+    from rich.table import Table
+
+    from chemeleon2_jax.metrics.metric import describe
+    from chemeleon2_jax.metrics.registry import METRICS
+
+    structures = summary["structures"]
+    asked, built = structures["asked"], structures["built"]
+    missing = structures["without_crystal"]
+    table = Table(title=f"{structures['source']}: {asked} crystals", title_justify="left")
+    for heading in ("metric", "", "failed, and why"):
+        table.add_column(heading, overflow="fold")  # a name may be wider than its column
+    table.add_row("built", f"{built / asked:.1%} ({built})", _list_kinds(missing))
+    for name, result in summary["metrics"].items():
+        kinds = {**result.get("failed", {}), **result["no_value"]}
+        shown = {kind: count for kind, count in kinds.items() if kind not in missing}
+        table.add_row(f"{name}: {describe(METRICS[name])}", _value_text(result), _list_kinds(shown))
+    for name, result in summary["set"].items():
+        value = "none" if result["reason"] else f"{result['value']:.4g} {result['unit']}"
+        table.add_row(f"{name}: {describe(METRICS[name])}", value, result["reason"] or "")
+    return table
+
+
+def _value_text(result: dict[str, Any]) -> str:
+    if "share" in result:
+        return f"{result['share']:.1%} ({result['passed']})"
+    if not result["count"]:
+        return "none"
+    if "counts" in result:
+        most_common = list(result["counts"].items())[:3]
+        return ", ".join(f"{label} ({count})" for label, count in most_common)
+    return f"{result['mean']:.4g} ± {result['std']:.3g} {result['unit']}"
 
 
 def _list_kinds(kinds: dict[str, int]) -> str:

@@ -29,7 +29,7 @@ ALLOWED = {
     "train": {"common", "runs", "stages", "training"},
     "sample": {"common", "inference", "runs", "training"},
     "convert": {"common", "pretrained", "runs", "torch_format"},
-    "evaluate": {"common", "metrics", "runs"},
+    "evaluate": {"common", "inference", "metrics", "runs"},
     "__main__": {"common"},
     "__init__": {"common", "inference", "metrics"},
     "stages": {

@@ -61,6 +61,7 @@ def test_summary(evaluated, tiny_data):
     assert summary["structures"]["without_crystal"] == {"no cell": 1}
     assert summary["metrics"]["unique"]["share"] == 0.5
     assert summary["metrics"]["unique_novel"]["passed"] == 1
+    assert summary["set"]["wasserstein_num_elements"]["count"] == 3
     assert summary["reference"]["name"] == str(tiny_data)
     assert summary["reference"]["splits"] == ["train", "val"]
     assert summary["reference"]["skipped"] == 1
@@ -68,7 +69,10 @@ def test_summary(evaluated, tiny_data):
 
 def test_output(evaluated):
     output = (evaluated / "output.txt").read_text()
-    for text in ("samples: 4 crystals", "75.0% (3)", "1 x no cell", "50.0% (2)", "g/cm3"):
+    for text in (
+        *("samples: 4 crystals", "75.0% (3)", "1 x no cell", "50.0% (2)", "g/cm3"),
+        "wasserstein_density",
+    ):
         assert text in output
     for name in (TABLE, SUMMARY):
         assert str(evaluated / "eval" / name) in output
@@ -118,6 +122,10 @@ RUNS = {
     "needs": (
         ["--structures={folder}/cifs", "--metrics=novel"],
         "ConfigError: --metrics: metric 'novel' needs a reference",
+    ),
+    "features": (
+        ["--structures={folder}/cifs", "--reference=prototypes", "--metrics=structure_mmd"],
+        "ConfigError: --metrics: metric 'structure_mmd' needs a VAE that gives features",
     ),
     "reference": (
         ["--structures={folder}/cifs", "--reference=mp-21"],
@@ -243,7 +251,7 @@ ORDERS = {
     "between": [
         "import chemeleon2_jax as c2",
         "function = c2.evaluate",
-        "import chemeleon2_jax.evaluate, chemeleon2_jax.metrics.table",
+        "import chemeleon2_jax.evaluate, chemeleon2_jax.metrics.report",
         "from chemeleon2_jax import evaluate",
         "assert evaluate is function",
     ],

@@ -13,9 +13,10 @@ import numpy as np
 from flax import nnx
 from pymatgen.core import Structure
 
-from chemeleon2_jax.crystals.arrays import MAX_ATOMIC_NUMBER, Crystals
+from chemeleon2_jax.crystals.arrays import MAX_ATOMIC_NUMBER, CrystalArrays, Crystals
 from chemeleon2_jax.crystals.structures import structure_from_arrays, structures_to_crystals
 from chemeleon2_jax.data.loader import in_order
+from chemeleon2_jax.inference.features import average_embeddings, average_latents, map_crystals
 from chemeleon2_jax.inference.generator import LARGEST_LATENT
 from chemeleon2_jax.models.predictor import to_units
 from chemeleon2_jax.models.vae import Reconstruction, reconstruct, split_crystals
@@ -57,6 +58,19 @@ class VAEModel:
             means += where.split_atoms(mean)
             logvars += where.split_atoms(logvar)
         return means, logvars
+
+    def structure_features(self, crystals: Sequence[CrystalArrays | None]) -> np.ndarray:
+        """Return the means of the latents averaged over each crystal's atoms, (G, L); NaN for None.
+
+        Chemeleon2 compares sets of crystals by these, and by `composition_features`.
+        """
+        means = map_crystals(lambda present: self.encode_crystals(present)[0], crystals)
+        return average_latents(means, self.parts.sizes.latent_dim)
+
+    def composition_features(self, crystals: Sequence[CrystalArrays | None]) -> np.ndarray:
+        """Return the elements' embeddings averaged over a crystal's atoms, (G, d); NaN for None."""
+        encoder = self.parts.module(self.parts.params).encoder
+        return average_embeddings(crystals, np.asarray(encoder.atom_types[...]))
 
     def decode(
         self, latents: Sequence[np.ndarray], *, atom_types: Sequence[np.ndarray] | None = None

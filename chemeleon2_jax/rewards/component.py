@@ -16,6 +16,7 @@ import numpy as np
 
 from chemeleon2_jax.common.scores import Scores
 from chemeleon2_jax.crystals.arrays import CrystalArrays, Crystals
+from chemeleon2_jax.metrics.metric import FeatureModel
 from chemeleon2_jax.workers import WorkerPool
 
 NOT_JUDGED = "not judged"
@@ -63,16 +64,12 @@ class Models:
     """What rewards take from trained models.
 
     Attributes:
-        encode_fn: crystals -> posterior means, (n, L) each or None.
-        type_embedding: (100, d), of the VAE's encoder.
-        latent_dim: L.
-        predict_fn: path -> (its targets, (crystals) -> {target: (G,)}), NaN where there is no
-            crystal.
+        features: gives vectors of crystals.
+        predict_fn: path -> (its targets, (crystals) -> {target: (G,)}), NaN where a crystal is
+            None.
     """
 
-    encode_fn: Callable[[Sequence[Crystal]], list[np.ndarray | None]]
-    type_embedding: np.ndarray
-    latent_dim: int
+    features: FeatureModel
     predict_fn: Callable[
         [str], tuple[tuple[str, ...], Callable[[Sequence[Crystal]], Mapping[str, np.ndarray]]]
     ]
@@ -98,8 +95,3 @@ class Context:
     def crystals(self) -> Crystals:
         """The reference crystals."""
         return self.crystals_fn()
-
-    @property
-    def crystal_list(self) -> list[Crystal]:
-        """The reference crystals, one by one."""
-        return [self.crystals.crystal(row) for row in range(len(self.crystals))]

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 
 from chemeleon2_jax.common.scores import Scores
-from chemeleon2_jax.crystals.arrays import MAX_ATOMIC_NUMBER
-from chemeleon2_jax.crystals.geometry import as_arrays
 from chemeleon2_jax.metrics.distribution import leave_one_out_mmd
 from chemeleon2_jax.rewards.component import Component, Context, Crystal
 from chemeleon2_jax.workers import WorkerPool
@@ -22,20 +20,18 @@ FEWEST = 3
 
 def build_composition(context: Context) -> Component:
     """Score what a crystal's elements add to the rollout; see :func:`diversity`."""
-
-    def features(crystals: Sequence[Crystal]) -> np.ndarray:
-        return composition_features(crystals, context.models.type_embedding)
-
-    return Diversity(features, features(context.crystal_list))
+    return _build(context, context.models.features.composition_features)
 
 
 def build_structure(context: Context) -> Component:
     """Score what a crystal's structure adds to the rollout; see :func:`diversity`."""
+    return _build(context, context.models.features.structure_features)
 
-    def features(crystals: Sequence[Crystal]) -> np.ndarray:
-        return structure_features(context.models.encode_fn(crystals), context.models.latent_dim)
 
-    return Diversity(features, features(context.crystal_list))
+def _build(context: Context, features_fn: Callable[[Sequence[Crystal]], np.ndarray]) -> Component:
+    crystals = context.crystals
+    known = [crystals.crystal(row) for row in range(len(crystals))]
+    return Diversity(features_fn, features_fn(known))
 
 
 @dataclass(frozen=True)
@@ -65,8 +61,7 @@ def diversity(features: np.ndarray, reference: np.ndarray) -> Scores:
     """Score each crystal by how much farther the others would be from the reference without it.
 
     That is the growth of the squared MMD with a polynomial kernel when the crystal is left out:
-    positive for a kind of crystal that the generated set has too few of. Features are those of the
-    composition (:func:`composition_features`) or of the structure (:func:`structure_features`).
+    positive for a kind of crystal that the generated set has too few of.
 
     Args:
         features: (G, d), a row of NaN for a crystal that has none (it counts in no other's score).
@@ -87,39 +82,3 @@ def diversity(features: np.ndarray, reference: np.ndarray) -> Scores:
         few = f"fewer than {FEWEST} crystals have features"
         reasons = [reason or few for reason in reasons]
     return Scores.of(values, reasons)
-
-
-def composition_features(structures: Sequence[Any], embedding: np.ndarray) -> np.ndarray:
-    """Return the mean embedding of each crystal's elements, (G, d); NaN where there is no crystal.
-
-    Args:
-        structures: structures, (atom_types, frac_coords, lattice) triples, or None (not built).
-        embedding: (100, d), the VAE encoder's, by atomic number.
-
-    Raises:
-        ValueError: a structure with a site that is not one element.
-    """
-    table = np.asarray(embedding, np.float64)
-    features = np.full((len(structures), table.shape[1]), np.nan)
-    for index, structure in enumerate(structures):
-        if structure is None:
-            continue
-        types = as_arrays(structure)[0]
-        if len(types) and types.min() >= 1 and types.max() <= MAX_ATOMIC_NUMBER:
-            features[index] = table[types].mean(0)
-    return features
-
-
-def structure_features(means: Sequence[np.ndarray | None], latent_dim: int) -> np.ndarray:
-    """Return the mean over each crystal's atoms of its posterior means, (G, L).
-
-    Args:
-        means: (n, L) for each crystal, as the VAE's ``encode`` gives them; None where there is no
-            crystal, which gets NaN.
-        latent_dim: L.
-    """
-    features = np.full((len(means), latent_dim), np.nan)
-    for index, atoms in enumerate(means):
-        if atoms is not None and len(atoms):
-            features[index] = np.mean(atoms, 0, dtype=np.float64)
-    return features

@@ -1,17 +1,11 @@
-"""Features of crystals, and what each crystal adds to a set."""
+"""What each crystal adds to a set."""
 
 import numpy as np
 import pytest
-from pymatgen.core import Lattice, Structure
 
 from chemeleon2_jax.crystals.structures import arrays_from_structure
 from chemeleon2_jax.metrics.distribution import leave_one_out_mmd
-from chemeleon2_jax.rewards.diversity import (
-    Diversity,
-    composition_features,
-    diversity,
-    structure_features,
-)
+from chemeleon2_jax.rewards.diversity import Diversity, diversity
 from chemeleon2_jax.workers import WorkerPool
 from tests.tiny import perovskite, rocksalt
 
@@ -40,24 +34,6 @@ def test_too_few_crystals(num_known):
     assert np.isnan(scores.values).all()
     assert scores.reasons[-1] == "no features"
     assert scores.failures.get("fewer than 3 crystals have features", 0) == num_known
-
-
-def test_composition_features():
-    embedding = np.stack([np.arange(100.0), np.arange(100.0) ** 2], axis=1)
-    salt = Structure(Lattice.cubic(4.0), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
-    triple = (np.array([1, 1, 4]), np.zeros((3, 3)), np.eye(3))
-    masked = (np.array([0, 5]), np.zeros((2, 3)), np.eye(3))
-    found = composition_features([salt, None, triple, masked], embedding)
-    nothing = [np.nan, np.nan]
-    expected = [[14.0, (121 + 289) / 2], nothing, [2.0, (1 + 1 + 16) / 3], nothing]
-    np.testing.assert_allclose(found, expected)
-    assert composition_features([], embedding).shape == (0, 2)
-
-
-def test_structure_features():
-    means = [np.array([[1.0, 2.0], [3.0, 4.0]], np.float32), None, np.zeros((0, 2))]
-    expected = [[2.0, 3.0], [np.nan, np.nan], [np.nan, np.nan]]
-    np.testing.assert_array_equal(structure_features(means, 2), expected)
 
 
 def test_all_chunks_are_compared():

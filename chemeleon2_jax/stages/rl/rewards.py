@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 
 from chemeleon2_jax.common.errors import ConfigError, RewardError
 from chemeleon2_jax.common.suggest import did_you_mean
-from chemeleon2_jax.crystals.arrays import Crystals, wrap
+from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.datasets import load_split
+from chemeleon2_jax.inference.features import map_crystals
 from chemeleon2_jax.inference.vae import PredictorModel, VAEModel
 from chemeleon2_jax.pretrained.loading import VAEParts, load_predictor
 from chemeleon2_jax.rewards.build import build_component, check_reward
@@ -62,7 +63,8 @@ def make_reward(
     Raises:
         RewardError: options that a reward cannot use.
     """
-    context = Context(_models(vae), _references(options, known), pool, options.timeout_s)
+    models = Models(VAEModel(vae, {}), _open_predictor)
+    context = Context(models, _references(options, known), pool, options.timeout_s)
     return RewardFunction(
         {
             name: Weighted(
@@ -117,18 +119,6 @@ def _references(options: ConfigDict, known: Crystals | None) -> Callable[[], Cry
     return load
 
 
-def _models(vae: VAEParts) -> Models:
-    model = VAEModel(vae, {})
-    encoder: Any = vae.module(vae.params).encoder
-
-    def encode(crystals: Sequence[Crystal]) -> list[np.ndarray | None]:
-        return _where_there(crystals, lambda found: model.encode_crystals(found)[0])
-
-    return Models(
-        encode, np.asarray(encoder.atom_types[...]), vae.sizes.latent_dim, _open_predictor
-    )
-
-
 def _open_predictor(
     path: str,
 ) -> tuple[tuple[str, ...], Callable[[Sequence[Crystal]], dict[str, np.ndarray]]]:
@@ -137,29 +127,12 @@ def _open_predictor(
     targets = tuple(target.name for target in parts.sizes.targets)
 
     def predict(crystals: Sequence[Crystal]) -> dict[str, np.ndarray]:
-        def rows(known: Crystals) -> list[Any]:
-            found = model.predict_crystals(known)
-            return list(np.stack([found[name] for name in targets], -1))
+        def predict_rows(present: Crystals) -> list[np.ndarray]:
+            values = model.predict_crystals(present)
+            return list(np.stack([values[name] for name in targets], -1))
 
-        values = _where_there(crystals, rows)
         nothing = np.full(len(targets), np.nan)
-        table = np.stack([nothing if row is None else row for row in values])
-        return {name: table[:, i] for i, name in enumerate(targets)}
+        rows = [nothing if row is None else row for row in map_crystals(predict_rows, crystals)]
+        return dict(zip(targets, np.stack(rows, 1), strict=True))
 
     return targets, predict
-
-
-def _where_there(
-    crystals: Sequence[Crystal], function: Callable[[Crystals], Sequence[Any]]
-) -> list[Any]:
-    """Call a function with the crystals that are there; None for the others."""
-    out: list[Any] = [None] * len(crystals)
-    index = [i for i, crystal in enumerate(crystals) if crystal is not None]
-    if index:
-        # The decoder's coordinates may lie beyond the cell, those that encoders know do not.
-        known = Crystals.from_list(
-            (types, wrap(frac), cell) for types, frac, cell in filter(None, crystals)
-        )
-        for place, value in zip(index, function(known), strict=True):
-            out[place] = value
-    return out

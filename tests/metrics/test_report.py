@@ -9,11 +9,14 @@ from pymatgen.core import Lattice, Structure
 
 import chemeleon2_jax as c2
 from chemeleon2_jax.common.errors import DatasetError
-from chemeleon2_jax.metrics import matching, registry
+from chemeleon2_jax.metrics import crystal_metrics, matching, registry, summary
+from chemeleon2_jax.metrics import report as module
+from chemeleon2_jax.metrics.metric import Column, CrystalMetric, SetMetric, SetScore, Subject
 from chemeleon2_jax.metrics.reconstruction import Tolerances
-from chemeleon2_jax.metrics.registry import METRICS, Metric, choose_metrics
+from chemeleon2_jax.metrics.registry import METRICS, choose_metrics
+from chemeleon2_jax.metrics.report import Report, evaluate
 from chemeleon2_jax.metrics.structure import covalent_check
-from chemeleon2_jax.metrics.table import Report, evaluate
+from chemeleon2_jax.workers import WorkerPool
 from tests.tiny import caesium_chloride, perovskite, rocksalt
 
 SALT, OXIDE = rocksalt("Na", "Cl", 5.64), perovskite("Sr", "Ti", 3.905)
@@ -22,6 +25,9 @@ UNBALANCED = perovskite("Na", "Li", 3.9)
 DISORDERED = Structure(Lattice.cubic(4.0), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])
 FLAT = Structure(np.diag([4.0, 4.0, 0.0]), ["Na"], [[0, 0, 0]])
 CRUSHED = Structure(Lattice.cubic(5.0), ["Na", "Cl"], [[0, 0, 0], [0.02, 0, 0]])
+
+OF_CRYSTALS = [name for name, metric in METRICS.items() if isinstance(metric, CrystalMetric)]
+OF_THE_SET = ["wasserstein_density", "wasserstein_num_elements"]  # with a reference alone
 
 MIXED = [SALT, None, OTHER_SALT, SALT.copy(), DISORDERED, FLAT, CRUSHED, UNBALANCED]
 REFERENCE = [OTHER_SALT, OXIDE]
@@ -34,12 +40,12 @@ def report():
 
 def column(report, name):
     """Values of a column, None where there is none."""
-    return [None if v is None or v != v else v for v in report.table[name].astype(object)]
+    return report.table[name].astype(object).where(report.table[name].notna(), None).tolist()
 
 
 def test_rows(report):
     table = report.table
-    assert list(table.columns) == ["name", "formula", "num_atoms", "status", *METRICS, "reason"]
+    assert list(table.columns) == ["name", "formula", "num_atoms", "status", *OF_CRYSTALS, "reason"]
     assert table.index.tolist() == list(range(8))
     assert table.index.name == "index"
     expected = ["ok", "not built", "ok", "ok", "failed", "failed", "ok", "ok"]
@@ -57,8 +63,7 @@ def test_values(report):
         "covalent": [True, None, True, True, None, None, False, True],
         "composition_valid": [True, None, True, True, None, None, True, False],
     }.items():
-        found = report.table[name].astype(object).where(report.table[name].notna(), None)
-        assert found.tolist() == expected, name
+        assert column(report, name) == expected, name
 
 
 def test_reasons(report):
@@ -102,7 +107,7 @@ def test_shares_are_of_all_that_were_asked_for(report):
     assert metrics["valid"]["failed"] == {"atoms # angstrom apart": 1}
     for name, result in metrics.items():
         without = sum(result["no_value"].values())
-        if METRICS[name].unit is None:
+        if METRICS[name].kind == "check":
             assert result["passed"] + sum(result["failed"].values()) + without == 8
         else:
             assert result["count"] + without == 8
@@ -118,6 +123,7 @@ def test_summary_says_with_what_and_how(report):
     assert list(summary) == [
         "structures",
         "metrics",
+        "set",
         "reference",
         "settings",
         "versions",
@@ -126,10 +132,17 @@ def test_summary_says_with_what_and_how(report):
     reference = summary["reference"]
     assert (reference["name"], reference["count"]) == ("a list of 2", 2)
     assert len(reference["sha256"]) == 64
-    assert summary["settings"]["tolerances"] == {"ltol": 0.2, "stol": 0.3, "angle_tol": 5.0}
-    assert summary["settings"]["oxidation_states"] == "icsd24"
+    assert summary["settings"] == {
+        "tolerances": {"ltol": 0.2, "stol": 0.3, "angle_tol": 5.0},
+        "timeout_s": 3.0,
+        "min_distance": 0.5,
+        "min_volume_per_atom": 0.1,
+        "covalent_factor": 0.7,
+        "oxidation_states": "icsd24",
+        "max_combinations": 100_000,
+    }
     assert summary["versions"]["chemeleon2_jax"] == c2.__version__
-    assert list(summary["seconds"]) == ["structures", "reference", *METRICS]
+    assert list(summary["seconds"]) == ["structures", "reference", *OF_CRYSTALS, *OF_THE_SET]
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
@@ -163,6 +176,7 @@ def test_without_a_reference():
     assert "novel" not in found.table.columns
     assert "unique" in found.table.columns
     assert found.summary["reference"] is None
+    assert found.summary["set"] == {}
 
 
 def test_a_reference_that_no_metric_needs_is_not_loaded():
@@ -183,7 +197,7 @@ def test_a_path_will_do(tmp_path):
 def test_nothing_but_failures():
     found = evaluate([None, FLAT], REFERENCE, num_workers=0)
     for name, result in found.summary["metrics"].items():
-        if METRICS[name].unit is None:
+        if METRICS[name].kind == "check":
             assert result["share"] == 0.0
         else:
             assert [result[key] for key in ("mean", "std", "min", "median", "max")] == [None] * 5
@@ -212,18 +226,14 @@ def test_a_comparison_that_fails_has_no_value(monkeypatch):
     assert result["no_value"] == {"RuntimeError": 2}
 
 
-def test_one_no_decides(monkeypatch):
+def test_one_no_decides():
     """Not unique is not unique and novel, whatever it is compared with in vain."""
-    subject = registry.Subject([None, None], None, [], None, Tolerances(), 1.0)
-    columns = {
-        "unique": registry.Column([False, True], ["same as structure 0", None]),
-        "novel": registry.Column([None, None], ["timeout", "timeout"]),
-    }
-    monkeypatch.setattr(registry, "_unique", lambda _: columns["unique"])
-    monkeypatch.setattr(registry, "_novel", lambda _: columns["novel"])
-    found = METRICS["unique_novel"].compute(subject)
-    assert found.values == [False, None]
-    assert found.reasons == ["same as structure 0", "timeout"]
+    subject = Subject([None, None], WorkerPool(0), Tolerances(), 1.0)
+    subject._results[crystal_metrics.unique] = Column([False, True], ["same as structure 0", None])
+    subject._results[crystal_metrics.novel] = Column([None, None], ["timeout", "timeout"])
+    assert METRICS["unique_novel"].compute(subject) == Column(
+        [False, None], ["same as structure 0", "timeout"]
+    )
 
 
 def test_tolerances_are_used():
@@ -233,27 +243,82 @@ def test_tolerances_are_used():
         assert found.table["unique"].tolist() == [True, is_unique]
 
 
-def test_another_metric_is_one_line(monkeypatch):
-    sizes = Metric("atoms", lambda subject: registry.Column([2.0], [None]), unit="atoms")
-    metrics = {**METRICS, "size": sizes}
-    for module in (registry, __import__("chemeleon2_jax.metrics.table", fromlist=["x"])):
-        monkeypatch.setattr(module, "METRICS", metrics)
-    found = evaluate([SALT], metrics=["size"], num_workers=0)
-    assert found.table["size"].tolist() == [2.0]
-    assert found.summary["metrics"]["size"]["unit"] == "atoms"
+def crystal_system(subject):
+    """Crystal system by its lengths."""
+    values = [
+        None if c is None else "cubic" if np.ptp(np.linalg.norm(c[2], axis=1)) < 1e-9 else "other"
+        for c in subject.crystals
+    ]
+    return Column(values, ["not built" if value is None else None for value in values])
+
+
+def mean_size(subject):
+    """Mean number of atoms."""
+    sizes = [len(crystal[0]) for crystal in subject.crystals if crystal is not None]
+    if not sizes:
+        raise ValueError("no crystal has a size")
+    return SetScore(float(np.mean(sizes)), len(sizes))
+
+
+def infinite(subject):
+    """Without end."""
+    return SetScore(np.inf, 1)
+
+
+@pytest.fixture
+def more_metrics(monkeypatch):
+    metrics = {
+        **METRICS,
+        "crystal_system": CrystalMetric(crystal_system, "label", settings={"symprec": 0.1}),
+        "mean_size": SetMetric(mean_size, "atoms"),
+        "infinite": SetMetric(infinite),
+    }
+    for user in (registry, module, summary):
+        monkeypatch.setattr(user, "METRICS", metrics)
+    return ["crystal_system", "mean_size", "infinite"]
+
+
+def test_another_metric_is_a_function_and_a_line(more_metrics):
+    long = Structure(Lattice.tetragonal(3.0, 5.0), ["Fe"], [[0, 0, 0]])
+    found = evaluate([SALT, None, OXIDE, long], metrics=more_metrics, num_workers=0)
+    assert column(found, "crystal_system") == ["cubic", None, "cubic", "other"]
+    assert found.table["status"].tolist() == ["ok", "not built", "ok", "ok"]
+    assert found.summary["metrics"]["crystal_system"] == {
+        "counts": {"cubic": 2, "other": 1},
+        "count": 3,
+        "no_value": {"not built": 1},
+    }
+    assert found.summary["set"] == {
+        "mean_size": {"value": 8 / 3, "unit": "atoms", "count": 3, "reason": None},
+        "infinite": {"value": None, "unit": "", "count": 1, "reason": "not finite: inf"},
+    }
+    assert found.summary["settings"]["symprec"] == 0.1
+    assert "cubic" in found.table.to_csv()
+    json.dumps(found.summary, allow_nan=False)
+
+
+def test_a_set_without_a_value_has_a_reason(more_metrics):
+    found = evaluate([None], metrics=more_metrics, num_workers=0)
+    assert found.summary["set"]["mean_size"] == {
+        "value": None,
+        "unit": "atoms",
+        "count": 0,
+        "reason": "no crystal has a size",
+    }
 
 
 @pytest.mark.parametrize(
-    ("names", "has_reference", "message"),
+    ("names", "given", "message"),
     [
-        (["uniqe"], True, "no metric 'uniqe': did you mean 'unique'"),
-        (["novel"], False, "metric 'novel' needs a reference"),
-        (["valid", "unique_novel"], False, "metric 'unique_novel' needs a reference"),
+        (["uniqe"], ["reference"], "no metric 'uniqe': did you mean 'unique'"),
+        (["novel"], [], "metric 'novel' needs a reference"),
+        (["valid", "unique_novel"], [], "metric 'unique_novel' needs a reference"),
+        (["structure_mmd"], ["reference"], "'structure_mmd' needs a VAE that gives features"),
     ],
 )
-def test_metrics_that_cannot_be(names, has_reference, message):
+def test_metrics_that_cannot_be(names, given, message):
     with pytest.raises(ValueError, match=message):
-        choose_metrics(names, has_reference=has_reference)
+        choose_metrics(names, given=given)
 
 
 @pytest.mark.parametrize(
