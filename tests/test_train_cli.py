@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from chemeleon2_jax import train
-from chemeleon2_jax.common import errors
 from chemeleon2_jax.common.errors import ConfigError, DatasetError
-from chemeleon2_jax.runs import command_line as cli
 from chemeleon2_jax.runs.config import load_config
 
 VAE = "--config=configs/train_vae.py"
@@ -182,61 +179,3 @@ def test_more_devices_than_there_are(monkeypatch, tiny):
     with pytest.raises(ConfigError, match=r"trainer\.num_devices"):
         train.train(train.make_plan(tiny, {}))
     assert not fake.calls
-
-
-MAIN = """
-import logging, os, signal
-import chemeleon2_jax
-from absl import logging as absl_logging
-from chemeleon2_jax.runs import command_line as cli
-from chemeleon2_jax.common.errors import ConfigError
-def main():
-    source = chemeleon2_jax.__file__
-    record = logging.LogRecord("absl", logging.INFO, source, 1, "ours", (), None)
-    logging.getLogger().handle(record)
-    logging.getLogger("other").info("theirs")
-    absl_logging.info("theirs")
-    logging.getLogger("other").warning("theirs")
-    {body}
-cli.run(main)
-"""
-
-
-@pytest.mark.parametrize(
-    ("body", "code", "lines"),
-    [
-        ("return 143", 143, []),
-        ("raise ConfigError('wrong key')", 1, ["error: wrong key"]),
-        ("os.kill(os.getpid(), signal.SIGINT)", 130, ["interrupted"]),
-    ],
-)
-def test_exit_codes_and_console(repository_dir, body, code, lines):
-    done = subprocess.run(
-        [sys.executable, "-c", MAIN.format(body=body)],
-        cwd=repository_dir,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == code
-    assert done.stderr.splitlines() == ["ours", "warning: theirs", *lines]
-
-
-def test_unexpected_error_shows_its_traceback(repository_dir):
-    done = subprocess.run(
-        [sys.executable, "-c", MAIN.format(body="return {}['key']")],
-        cwd=repository_dir,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
-    assert "KeyError: 'key'" in done.stderr
-
-
-def test_every_error_of_a_user_is_caught_by_one_name():
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-    assert {ConfigError, DatasetError, errors.NonFiniteError} <= set(kinds)
-    assert all(issubclass(kind, errors.UserError) for kind in kinds)
-    assert signal.SIGINT + 128 == cli.INTERRUPTED

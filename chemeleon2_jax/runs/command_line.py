@@ -25,7 +25,7 @@ INTERRUPTED = 130  # 128 + SIGINT
 def run(
     main: Callable[[], int], *, parse_flags: Callable[[list[str]], list[str]] | None = None
 ) -> NoReturn:
-    """Run a command line and ends the process with its exit code.
+    """Run a command line and end the process with its exit code.
 
     An error that the user can mend is one line and exit code 1, any other shows its traceback.
 
@@ -44,7 +44,7 @@ def run(
         return rest
 
     def guarded(_argv: Sequence[str]) -> int:
-        _log_to_console()
+        log_to_console()
         # pymatgen, whenever it sorts the elements of a formula that has a noble gas in it.
         warnings.filterwarnings("ignore", message="No Pauling electronegativity")
         try:
@@ -63,8 +63,8 @@ def _fail(error: Exception) -> NoReturn:
     sys.exit(1)
 
 
-def _is_ours(record: logging.LogRecord) -> bool:
-    """Libraries are heard from warnings on: Orbax alone logs pages at level INFO."""
+def _is_heard(record: logging.LogRecord) -> bool:
+    """Whether to keep a record; libraries' only from warnings on: Orbax alone logs pages."""
     # All records of absl's logger have one name; the path says who wrote them.
     return record.pathname.startswith(_SOURCES) or record.levelno >= logging.WARNING
 
@@ -81,16 +81,17 @@ class _ConsoleHandler(logging.Handler):
             tqdm.write(prefix + text, file=sys.stderr)
 
 
-def _log_to_console() -> None:
+def log_to_console() -> None:
+    """Show log records on stderr, in place of absl's handler."""
     root = logging.getLogger()
     root.removeHandler(absl_logging.get_absl_handler())
     handler = _ConsoleHandler()
-    handler.addFilter(_is_ours)
+    handler.addFilter(_is_heard)
     root.addHandler(handler)
 
 
 class _LogFile(logging.FileHandler):
-    """A log file whose disk may fill up: that is said once, and the run goes on."""
+    """A log file; the run goes on when its disk is full, with one line that says so."""
 
     _failed = False
 
@@ -104,30 +105,35 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """Append what is logged inside to a file, and the error that ends it."""
+    """Append log records to a file, and the error that ends the block.
+
+    An error that the user can mend is logged as a line, any other with its traceback.
+    """
     handler = _LogFile(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(module)s: %(message)s"))
-    handler.addFilter(_is_ours)
+    handler.addFilter(_is_heard)
     logging.getLogger().addHandler(handler)
     try:
         yield
     except BaseException as error:
-        expected = isinstance(error, UserError | KeyboardInterrupt | SystemExit)
-        handler.handle(
-            logging.getLogger().makeRecord(
-                PACKAGE,
-                logging.ERROR,
-                __file__,
-                0,
-                f"{type(error).__name__}: {error}",
-                (),
-                None if expected else (type(error), error, error.__traceback__),
-            )
-        )
+        handler.handle(_record_of(error))
         raise
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+def _record_of(error: BaseException) -> logging.LogRecord:
+    one_line = isinstance(error, UserError | KeyboardInterrupt | SystemExit)
+    return logging.LogRecord(
+        name=PACKAGE,
+        level=logging.ERROR,
+        pathname=__file__,
+        lineno=0,
+        msg=f"{type(error).__name__}: {error}",
+        args=(),
+        exc_info=None if one_line else (type(error), error, error.__traceback__),
+    )
 
 
 def check_output_dir(path: Path) -> None:
