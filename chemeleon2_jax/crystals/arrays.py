@@ -190,9 +190,3 @@ def wrap(frac_coords: Any) -> Any:
     xp = _array_module(frac_coords)
     wrapped = frac_coords % 1.0
     return xp.where(wrapped >= 1.0, xp.zeros_like(wrapped), wrapped)
-
-
-def cell_volume(lattice: Any) -> Any:
-    """Return the volume (...) of lattices (..., 3, 3) in cubic angstrom."""
-    xp = _array_module(lattice)
-    return xp.abs(xp.linalg.det(lattice))

@@ -10,7 +10,7 @@ and replaced.
 """
 
 from chemeleon2_jax.workers.background import Background
-from chemeleon2_jax.workers.pool import WorkerPool, available_cpus, default_workers
+from chemeleon2_jax.workers.pool import WorkerPool, default_workers
 from chemeleon2_jax.workers.schedule import Outcome, WorkerError
 
 __all__ = [
@@ -18,6 +18,5 @@ __all__ = [
     "Outcome",
     "WorkerError",
     "WorkerPool",
-    "available_cpus",
     "default_workers",
 ]

@@ -41,21 +41,13 @@ class WorkerPool:
     when their parent does, however it ends.
     """
 
-    def __init__(
-        self,
-        num_workers: int | None = None,
-        *,
-        initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
-    ) -> None:
+    def __init__(self, num_workers: int | None = None) -> None:
         """Describe the pool; nothing is started yet.
 
         Args:
             num_workers: the most processes; None is one for each CPU, up to 16. A map with fewer
                 chunks starts fewer. 0 works in this process (where a time limit is only an alarm,
                 heard in the main thread alone).
-            initializer: module-level function, called once in each worker before its first item.
-            initargs: its arguments.
 
         Raises:
             ValueError: a negative number of workers.
@@ -63,8 +55,6 @@ class WorkerPool:
         if num_workers is not None and num_workers < 0:
             raise ValueError(f"num_workers is {num_workers}; it must be 0 (this process) or more")
         self.num_workers = default_workers() if num_workers is None else num_workers
-        self._initializer = (initializer, initargs) if initializer is not None else None
-        self._is_initialized = False  # of this process, for num_workers=0
         self._workers: list[Worker] = []
         self._lock = threading.Lock()
         self._run: Run | None = None  # the map that runs
@@ -134,7 +124,6 @@ class WorkerPool:
                 timeout_s=timeout_s,
                 chunk_size=chunk_size,
                 on_done=on_done,
-                initializer=self._initializer,
             )
             self._run = run
             try:
@@ -152,10 +141,6 @@ class WorkerPool:
         timeout_s: float | None,
         on_done: Callable[[int], None] | None,
     ) -> list[Outcome]:
-        if self._initializer is not None and not self._is_initialized:
-            initializer, arguments = self._initializer
-            initializer(*arguments)
-            self._is_initialized = True
         outcomes = []
         for item in items:
             outcomes.append(Outcome(*call_with_limit(fn, item, timeout_s)))

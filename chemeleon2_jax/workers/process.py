@@ -1,6 +1,6 @@
 """The inside of a worker process; standard library only, so that workers start fast.
 
-Messages to a worker:   ("initialize", bytes), ("function", bytes), ("items", [(index, bytes), ...])
+Messages to a worker:   ("function", bytes), ("items", [(index, bytes), ...])
 Messages from a worker: ("ready",), ("broken", text), ("done", index, bytes, error or None)
 """
 
@@ -161,12 +161,8 @@ def _serve(connection: Connection, main: MainModule) -> None:
                 connection.send_bytes(_done(index, value, error))
             continue
         try:
-            if kind == "initialize":
-                initializer, arguments = load(content)
-                initializer(*arguments)
-            else:
-                function, timeout_s = load(content)
-                connection.send_bytes(pickle.dumps(("ready",)))
+            function, timeout_s = load(content)
+            connection.send_bytes(pickle.dumps(("ready",)))
         except (Exception, SystemExit) as error:
             connection.send_bytes(pickle.dumps(("broken", error_text(error))))
             return

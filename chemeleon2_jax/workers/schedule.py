@@ -62,7 +62,6 @@ class Worker:
     process: subprocess.Popen[bytes]
     connection: Connection
     items: deque[int] = field(default_factory=deque)  # in flight; the first one is running
-    is_initialized: bool = False
     has_function: bool = False  # has been sent the function of the map that runs
     is_ready: bool = False  # has loaded it, so that the clock runs
     item_start: float = 0.0
@@ -129,13 +128,11 @@ class Run:
         timeout_s: float | None,
         chunk_size: int,
         on_done: Callable[[int], None] | None,
-        initializer: tuple[Callable[..., object], tuple[Any, ...]] | None,
     ) -> None:
         self._workers = workers
         self._items = items
         self._timeout_s = timeout_s
         self._on_done = on_done
-        self._initializer = initializer
         self._function_name = getattr(fn, "__qualname__", repr(fn))
         self._function = pickle.dumps((fn, timeout_s))
         starts = range(0, len(items), chunk_size)
@@ -195,10 +192,8 @@ class Run:
         worker.items = chunk
         try:
             if not worker.has_function:
-                if self._initializer is not None and not worker.is_initialized:
-                    worker.send("initialize", pickle.dumps(self._initializer))
                 worker.send("function", self._function)
-                worker.has_function = worker.is_initialized = True
+                worker.has_function = True
             worker.item_start = time.monotonic()
             worker.send("items", payloads)
         except OSError:

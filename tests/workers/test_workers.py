@@ -68,19 +68,17 @@ def nest(item):
     return WorkerPool(1).map(math.sqrt, [item])
 
 
-_SETTINGS = []
+class LoadedBy:
+    """A function whose pickle calls another function where it is loaded."""
 
+    def __init__(self, function, argument):
+        self.call = function, (argument,)
 
-def remember(value):
-    _SETTINGS.append(value)
+    def __reduce__(self):
+        return self.call
 
-
-def recall(item):
-    return [*_SETTINGS, item]
-
-
-def fail_to_start(code):
-    os._exit(code)
+    def __call__(self, item):
+        return item
 
 
 class Unpicklable:
@@ -211,22 +209,13 @@ def test_workers_are_light_and_see_no_accelerator(pool, monkeypatch):
     assert os.environ["JAX_PLATFORMS"] == "tpu"
 
 
-def test_initializer_runs_once_a_worker():
-    with WorkerPool(1, initializer=remember, initargs=("a",)) as pool:
-        assert [o.value for o in pool.map(recall, [1, 2])] == [["a", 1], ["a", 2]]
-        assert pool.map(recall, [3])[0].value == ["a", 3]
-
-
 @pytest.mark.parametrize(
-    ("initializer", "argument", "message"),
-    [(math.sqrt, -1.0, "ValueError: math domain error"), (fail_to_start, 7, "exit status 7")],
+    ("function", "argument", "message"),
+    [(math.sqrt, -1.0, "ValueError: math domain error"), (os._exit, 7, "exit status 7")],
 )
-def test_workers_that_cannot_start(initializer, argument, message):
-    with (
-        WorkerPool(2, initializer=initializer, initargs=(argument,)) as pool,
-        pytest.raises(WorkerError, match=message),
-    ):
-        pool.map(recall, range(10))
+def test_workers_that_cannot_load_the_function(function, argument, message):
+    with WorkerPool(2) as pool, pytest.raises(WorkerError, match=message):
+        pool.map(LoadedBy(function, argument), range(10))
 
 
 def test_a_worker_starts_no_workers(pool):
@@ -234,14 +223,10 @@ def test_a_worker_starts_no_workers(pool):
 
 
 def test_in_process_mode():
-    pool = WorkerPool(0, initializer=remember, initargs=("here",))
-    try:
-        done = []
-        outcomes = pool.map(recall, [1, 2], on_done=done.append)
-        assert [outcome.value for outcome in outcomes] == [["here", 1], ["here", 2]]
-        assert done == [1, 1]
-    finally:
-        _SETTINGS.clear()
+    pool, done = WorkerPool(0), []
+    outcomes = pool.map(process_id, [1, 2], on_done=done.append)
+    assert [outcome.value for outcome in outcomes] == [os.getpid()] * 2
+    assert done == [1, 1]
     before = signal.getsignal(signal.SIGALRM)
     outcomes = pool.map(misbehave, ["sleep", "raise", 5], timeout_s=0.2)
     assert outcomes[0].error == "timeout after 0.2 s"
