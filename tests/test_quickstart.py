@@ -33,8 +33,8 @@ def test_crystals_that_could_not_be_built_have_failed(salt):
 def test_density_error_is_of_valid_crystals(salt):
     crowded = salt.copy()
     crowded.scale_lattice(salt.volume / 1000)
-    found = quickstart.density_error([salt, crowded], 0.03)
-    assert found == pytest.approx(abs(8 / 5.64**3 - 0.03))
+    error = quickstart.density_error([salt, crowded], 0.03)
+    assert error == pytest.approx(abs(8 / 5.64**3 - 0.03))
     assert np.isnan(quickstart.density_error([crowded], 0.03))
 
 
@@ -58,10 +58,10 @@ def test_nothing_built(salt, tmp_path, monkeypatch, capsys):
         json.dump([], file)
     monkeypatch.setattr(quickstart, "reference_crystals", lambda _: [as_arrays(salt)] * 3)
     monkeypatch.setattr(quickstart, "best_values", lambda _: {"val/total_loss": 0.5})
-    given = SimpleNamespace(
+    values = SimpleNamespace(
         vae_run="vae", ldm_run="ldm", samples=str(tmp_path), rl_run="", seconds=[]
     )
-    monkeypatch.setattr(quickstart.flags, "FLAGS", given)
+    monkeypatch.setattr(quickstart.flags, "FLAGS", values)
     assert quickstart.main() == 0
     summary = json.loads((tmp_path / quickstart.SUMMARY_FILE).read_text())
     assert (summary["built"], summary["valid"]["generated"]) == (0, 0.0)

@@ -1,4 +1,4 @@
-"""A server of files on this machine, which fails as it is told to."""
+"""A server of files on this machine, with faults on demand."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ def test_place(monkeypatch, tmp_path) -> None:
 
 def test_hash_is_that_of_git(tmp_path) -> None:
     (tmp_path / "x").write_bytes(b"hello\n")
-    # What `git hash-object` says of a file with that line.
+    # The output of `git hash-object` for a file with that line.
     assert (
         hash_file(tmp_path / "x", "sha1", prefix=b"blob 6\0")
         == "ce013625030ba8dba906f756967f9e9ca394464a"

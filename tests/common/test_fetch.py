@@ -1,4 +1,4 @@
-"""The fetcher, with a server of our own: resumed, tried again, verified, recorded."""
+"""The fetcher, with a server on this machine: resumed, tried again, verified, recorded."""
 
 import hashlib
 

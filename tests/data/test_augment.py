@@ -1,4 +1,4 @@
-"""Rotations, translations and noise: what they keep and how they are drawn, in any batch."""
+"""Rotations, translations and noise: invariants and distributions, in any batch."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_a_crystal_stays_the_same_crystal(options, many):
     before, after = (batch.where.take_slots(r.lattices) for r in (batch.rows, rows))
     assert np.abs(after - before).max() > 0.5
     np.testing.assert_allclose(metric_tensors(after), metric_tensors(before), atol=1e-4)
-    found = rotations(before, after)
-    np.testing.assert_allclose(np.linalg.det(found), 1.0, atol=1e-5)
+    rotation = rotations(before, after)
+    np.testing.assert_allclose(np.linalg.det(rotation), 1.0, atol=1e-5)
 
     old, new = (batch.where.split_atoms(r.frac_coords) for r in (batch.rows, rows))
     for x, y in zip(old, new, strict=True):
@@ -58,8 +58,8 @@ def test_a_crystal_stays_the_same_crystal(options, many):
 
 def test_rotating_and_translating_are_switches(many):
     key, frac = jax.random.key(0), many.rows.frac_coords
-    none = augmented(key, many.rows, Augmentation(rotate=False, translate=False))
-    jax.tree.map(np.testing.assert_array_equal, none, many.rows)
+    unchanged = augmented(key, many.rows, Augmentation(rotate=False, translate=False))
+    jax.tree.map(np.testing.assert_array_equal, unchanged, many.rows)
     rotated = augmented(key, many.rows, Augmentation(translate=False))
     np.testing.assert_array_equal(rotated.frac_coords, frac)
     assert np.abs(rotated.lattices - many.rows.lattices).max() > 0.5
@@ -77,16 +77,16 @@ def test_rotations_are_uniform_and_translations_too(many):
         shift = (rows.frac_coords - many.rows.frac_coords) % 1.0
         shifts.append(np.array([s[0] for s in many.where.split_atoms(shift)]))
     before = many.where.take_slots(many.rows.lattices)
-    found = np.concatenate([rotations(before, after) for after in cells])
-    assert len(found) == 2400
-    np.testing.assert_allclose(np.linalg.det(found), 1.0, atol=1e-5)
+    drawn = np.concatenate([rotations(before, after) for after in cells])
+    assert len(drawn) == 2400
+    np.testing.assert_allclose(np.linalg.det(drawn), 1.0, atol=1e-5)
     # A uniform rotation's entries have mean 0 and variance 1/3; 5 standard errors.
-    np.testing.assert_allclose(found.mean(0), 0.0, atol=5 / np.sqrt(3 * 2400))
-    second = np.einsum("nij,nkl->ijkl", found, found) / len(found)
+    np.testing.assert_allclose(drawn.mean(0), 0.0, atol=5 / np.sqrt(3 * 2400))
+    second = np.einsum("nij,nkl->ijkl", drawn, drawn) / len(drawn)
     exact = np.einsum("ik,jl->ijkl", np.eye(3), np.eye(3)) / 3
     np.testing.assert_allclose(second, exact, atol=0.04)
     # P(angle < pi/2) = 1/2 - 1/pi under the Haar measure.
-    traces = np.trace(found, axis1=1, axis2=2)
+    traces = np.trace(drawn, axis1=1, axis2=2)
     assert (traces > 1.0).mean() == pytest.approx(0.5 - 1 / np.pi, abs=0.04)
     uniform = np.sort(np.concatenate(shifts).ravel())
     levels = (np.arange(len(uniform)) + 0.5) / len(uniform)
@@ -94,7 +94,7 @@ def test_rotations_are_uniform_and_translations_too(many):
 
 
 @pytest.mark.parametrize("layout", ["padded", "alone"])
-def test_what_a_crystal_gets_does_not_depend_on_its_batch(layout):
+def test_augmentation_is_independent_of_the_batch(layout):
     crystals = random_crystals()
     key, noise = jax.random.key(5), Noise(0.3, 0.2)
 
@@ -106,19 +106,20 @@ def test_what_a_crystal_gets_does_not_depend_on_its_batch(layout):
             out += list(zip(*atoms, batch.where.take_slots(rows.lattices), strict=True))
         return out
 
-    for ours, theirs in zip(run(layout), run("packed"), strict=True):
-        for a, b in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-6)
+    for crystal, expected in zip(run(layout), run("packed"), strict=True):
+        for array, expected_array in zip(crystal, expected, strict=True):
+            np.testing.assert_allclose(array, expected_array, atol=1e-6)
 
 
-def test_the_originals_way_is_one_rotation_and_one_translation_for_the_batch(many):
+def test_as_in_the_original_a_batch_has_one_rotation_and_one_translation(many):
     before = many.where.take_slots(many.rows.lattices)
     steps = []
     for seed in range(40):
         rows = augmented(jax.random.key(seed), many.rows, OF_BATCH)
         after = many.where.take_slots(rows.lattices)
-        found = rotations(before, after)
-        np.testing.assert_allclose(found, np.broadcast_to(found[0], found.shape), atol=1e-4)
+        rotation = rotations(before, after)
+        one = np.broadcast_to(rotation[0], rotation.shape)
+        np.testing.assert_allclose(rotation, one, atol=1e-4)
         # The translation is drawn in angstrom, for the rotated cells: the same for all, up to
         # whole cells.
         shift = (rows.frac_coords - many.rows.frac_coords) % 1.0
@@ -152,9 +153,9 @@ def _is_shift(step, fracs, lattices):
 
 def test_rotation_matrix_of_a_known_quaternion():
     half = np.pi / 8  # 45 degrees about z, not normalised
-    found = rotation_matrix(3.0 * jnp.array([np.cos(half), 0.0, 0.0, np.sin(half)]))
+    rotation = rotation_matrix(3.0 * jnp.array([np.cos(half), 0.0, 0.0, np.sin(half)]))
     c = np.sqrt(0.5)
-    np.testing.assert_allclose(found, [[c, -c, 0], [c, c, 0], [0, 0, 1]], atol=1e-6)
+    np.testing.assert_allclose(rotation, [[c, -c, 0], [c, c, 0], [0, 0, 1]], atol=1e-6)
 
 
 def test_noise_masks_and_moves_shares_of_the_atoms(many):

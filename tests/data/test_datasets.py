@@ -1,4 +1,4 @@
-"""Splits by folder and by name, what is skipped and why, and errors that say what to do."""
+"""Splits by folder and by name, skipped rows with reasons, and errors with advice."""
 
 import gzip
 
@@ -64,8 +64,8 @@ def test_every_bad_row_is_listed_with_its_reason(folder) -> None:
     split = load(folder, targets=["band_gap"], max_atoms=5)
     assert split.crystals.material_ids.tolist() == [b"good", b"10"]
     assert split.crystals.targets["band_gap"].tolist() == [1.5, 2.5]
-    found = {(row.row, row.material_id): row.reason.partition(":")[0] for row in split.skipped}
-    assert found == {
+    kinds = {(row.row, row.material_id): row.reason.partition(":")[0] for row in split.skipped}
+    assert kinds == {
         (2, "nonsense"): "unparsable CIF",
         (3, "disordered"): "partial occupancy",
         (4, "heavy"): "element above Z = 99",
@@ -79,7 +79,7 @@ def test_every_bad_row_is_listed_with_its_reason(folder) -> None:
     assert split.skipped[3].reason == "too many atoms: 6, max_atoms is 5"
 
 
-def test_what_is_not_asked_for_skips_nothing(folder) -> None:
+def test_columns_that_are_not_loaded_skip_nothing(folder) -> None:
     split = load(folder)
     assert split.crystals.material_ids.tolist() == [
         b"good",

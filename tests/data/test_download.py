@@ -1,4 +1,4 @@
-"""Fetching published sets, from a server of our own."""
+"""Published sets, fetched from a server on this machine."""
 
 import hashlib
 import io
@@ -112,7 +112,7 @@ def test_another_archive_than_was_recorded_is_an_error(file_server, folder) -> N
         (zip_of(validation=b"a\n"), "should hold one train.csv, but holds set/validation.csv"),
     ],
 )
-def test_archives_that_are_none(file_server, content, message) -> None:
+def test_files_that_are_no_archives(file_server, content, message) -> None:
     file_server.answers[ZIP_URL] = [content]
     with pytest.raises(DatasetError, match=message):
         fetch(ZIPPED)

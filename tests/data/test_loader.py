@@ -33,8 +33,8 @@ def crystals_of(rows):
     return rows.crystal_id[rows.is_crystal]
 
 
-def assert_same(ours, theirs):
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+def assert_same(rows, expected):
+    jax.tree.map(np.testing.assert_array_equal, rows, expected)
 
 
 def test_an_epoch_is_a_permutation_less_the_last_partial_batch(crystals, layout):
@@ -45,8 +45,8 @@ def test_an_epoch_is_a_permutation_less_the_last_partial_batch(crystals, layout)
     for epoch in range(2):
         steps = range(5 * epoch, 5 * epoch + 5)
         indices = np.concatenate([loader.indices(step) for step in steps])
-        found = np.concatenate([crystals_of(loader.batch(step).arrays) for step in steps])
-        assert sorted(found) == sorted(indices)
+        crystal_ids = np.concatenate([crystals_of(loader.batch(step).arrays) for step in steps])
+        assert sorted(crystal_ids) == sorted(indices)
         assert len(set(indices.tolist())) == 100
         epochs.append(indices.tolist())
     assert epochs[0] != epochs[1]
@@ -63,7 +63,7 @@ def test_a_batch_depends_on_seed_and_step_alone(crystals, layout):
     assert other.tolist() != loader.indices(0).tolist()
 
 
-def test_a_batch_holds_what_it_says(crystals, layout):
+def test_a_batch_holds_its_crystals(crystals, layout):
     features = np.arange(crystals.num_atoms.sum() * 2, dtype=np.float32).reshape(-1, 2)
     loader = Loader(crystals, 20, layout, atom_features={"mace": features})
     batch = loader.batch(1)
@@ -97,12 +97,12 @@ def test_processes_share_the_rows_of_the_same_batch(crystals, monkeypatch):
     whole = [loader.batch(step) for step in range(3)]
     assert all(batch.arrays.is_atom.shape[0] % 4 == 0 for batch in whole)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    parts = []
+    by_process = []
     for process in range(2):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         assert local_rows(RowShape(12, 32, 5)) == (6 * process, 6 * process + 6)
-        parts.append([loader.batch(step) for step in range(3)])
-    for expected, first, second in zip(whole, *parts, strict=True):
+        by_process.append([loader.batch(step) for step in range(3)])
+    for expected, first, second in zip(whole, *by_process, strict=True):
         assert first.useful_tokens == second.useful_tokens == expected.useful_tokens
         assert first.num_crystals == expected.num_crystals
         joined = jax.tree.map(lambda a, b: np.concatenate([a, b]), first.arrays, second.arrays)
@@ -118,12 +118,12 @@ def test_in_order_is_all_crystals_in_one_shape(crystals, layout):
     # Rows of another length would be another program for nothing.
     assert one.shapes[0][1:3] == layout.shapes[0][1:3]
     seen = []
-    asked = np.arange(len(crystals) * 2.0).reshape(-1, 2)
-    for rows, where, indices in in_order(crystals, one, 20, conditions={"asked": asked}):
+    condition = np.arange(len(crystals) * 2.0).reshape(-1, 2)
+    for rows, where, indices in in_order(crystals, one, 20, conditions={"pair": condition}):
         assert where.shape == one.shapes[0]
         np.testing.assert_array_equal(where.take_slots(rows.crystal_id), indices)
-        found = where.take_slots(rows.conditions["asked"])
-        np.testing.assert_array_equal(found, asked[indices])
+        by_slot = where.take_slots(rows.conditions["pair"])
+        np.testing.assert_array_equal(by_slot, condition[indices])
         seen += indices.tolist()
     assert seen == list(range(len(crystals)))
 

@@ -1,4 +1,4 @@
-"""Parsing in processes, and the cache of what came out."""
+"""Parsing in processes, and the cache of the results."""
 
 import numpy as np
 import pytest
@@ -54,11 +54,11 @@ def test_good_and_bad_rows(table) -> None:
 
 
 def test_processes_and_batches_change_nothing(table, monkeypatch) -> None:
-    here = parse(table, num_workers=0)
+    expected = parse(table, num_workers=0)
     monkeypatch.setattr(preprocess, "VERSION", -2)
     monkeypatch.setattr(parsing, "ROWS_AT_ONCE", 3)
     monkeypatch.setattr(parsing, "CHUNK_SIZE", 1)
-    assert_same(parse(table, num_workers=2), here)
+    assert_same(parse(table, num_workers=2), expected)
 
 
 def test_a_hit_parses_nothing_and_a_copy_hits(table, tmp_path, monkeypatch) -> None:
@@ -72,7 +72,7 @@ def test_a_hit_parses_nothing_and_a_copy_hits(table, tmp_path, monkeypatch) -> N
 
 
 @pytest.mark.parametrize("change", ["content", "version", "column"])
-def test_what_changes_the_result_misses(table, monkeypatch, change) -> None:
+def test_other_inputs_miss_the_cache(table, monkeypatch, change) -> None:
     parse(table)
     options = {"cif_column": "cif", "id_column": "material_id"}
     if change == "content":
@@ -120,7 +120,7 @@ def test_a_row_that_a_busy_machine_failed_is_tried_again(table, monkeypatch) -> 
         ("worker died (signal 9)", "worker died: signal 9"),
     ],
 )
-def test_what_a_busy_machine_failed_is_not_cached(table, monkeypatch, caplog, error, reason):
+def test_rows_that_a_busy_machine_failed_are_not_cached(table, monkeypatch, caplog, error, reason):
     calls = fail_with(monkeypatch, [error, error])
     with caplog.at_level("WARNING"):
         parsed = parse(table)
@@ -163,10 +163,10 @@ def test_properties_are_cached(table, monkeypatch) -> None:
 
 
 def test_crystals_are_parsed_as_the_original_does() -> None:
-    given = Structure(Lattice([[4, 0, 0], [8, 4, 0], [0, 0, 3]]), ["Fe"], [[0.25, 0, 0]])
-    types, frac, lattice = parse_crystal(given.to(fmt="cif"))
+    original = Structure(Lattice([[4, 0, 0], [8, 4, 0], [0, 0, 3]]), ["Fe"], [[0.25, 0, 0]])
+    types, frac, lattice = parse_crystal(original.to(fmt="cif"))
     assert types.tolist() == [26]
-    reduced = given.get_reduced_structure()
+    reduced = original.get_reduced_structure()
     expected = Lattice.from_parameters(*reduced.lattice.parameters).matrix
     np.testing.assert_allclose(lattice, expected, atol=1e-5)
     np.testing.assert_allclose(frac, reduced.frac_coords, atol=1e-5)

@@ -1,4 +1,4 @@
-"""ASE calculators that behave, and misbehave where a crystal has a certain element."""
+"""ASE calculators with faults for certain elements."""
 
 import time
 
@@ -24,7 +24,7 @@ class Pairs(LennardJones):
         if "Xe" in symbols:
             sum(range(10**13))  # one call into C, which no alarm stops
         if "Kr" in symbols:
-            self.atoms, self.results = atoms.copy(), {"energy": 1e6}  # not what it will be
+            self.atoms, self.results = atoms.copy(), {"energy": 1e6}  # a wrong intermediate result
             time.sleep(60)
         super().calculate(atoms, properties or ["energy"], system_changes)
         self.results["energy"] += self.shift * len(atoms)

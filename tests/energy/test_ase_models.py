@@ -46,7 +46,7 @@ def test_energies_are_the_calculator_s():
 
 
 @pytest.mark.parametrize("corrected", [False, True])
-def test_the_scale_is_said(corrected):
+def test_the_scale_is_stated(corrected):
     model = energy_model(PAIRS, corrected=corrected)
     assert model.corrected is corrected
     assert model.energies([fcc()]).corrected is corrected
@@ -63,7 +63,7 @@ def test_a_factory_makes_one_calculator_a_process():
     np.testing.assert_allclose(first.values[0] - 1.25, energy_alone(fcc(), Pairs()))
 
 
-def test_what_goes_wrong_costs_its_crystal(pool):
+def test_a_failure_costs_its_crystal_only(pool):
     model = energy_model(PAIRS, pool=pool, timeout_s=0.5, elements=frozenset(range(1, 90)))
     structures = [fcc(), None, fcc("Po"), fcc("Xe"), fcc("Kr"), fcc("Rn"), fcc("Pu"), fcc("Ne")]
     energies = model.energies(structures)
@@ -80,7 +80,7 @@ def test_what_goes_wrong_costs_its_crystal(pool):
     np.testing.assert_allclose(energies.values[[0, -1]], energy_alone(fcc(), Pairs()))
 
 
-def test_what_a_stopped_calculation_left_is_no_result():
+def test_a_stopped_calculation_leaves_no_result():
     energies = energy_model(PAIRS, timeout_s=0.2).energies([fcc("Kr"), fcc("Kr")])
     assert energies.reasons == ("timeout after 0.2 s",) * 2
 

@@ -1,4 +1,4 @@
-"""Entries from JSON and CSV, and what is said of broken ones."""
+"""Entries from JSON and CSV, and the errors of broken ones."""
 
 import gzip
 import json

@@ -18,7 +18,7 @@ from tests.energy.cells import fcc, rocksalt, shaken
 
 
 def as_graph(mover, num_edges=1):
-    """A graph that holds what the calculator needs."""
+    """A graph with the input of the calculator."""
     edges = np.zeros(num_edges, np.int32)
     species = mover.crystal.atom_types.astype(np.int32)
     return Graph(species, mover.positions, mover.lattice, edges, edges, np.zeros((num_edges, 3)))

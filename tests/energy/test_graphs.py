@@ -76,8 +76,8 @@ def test_many_small_graphs_are_spread():
 def test_shapes(sizes, shape):
     graphs = [graph_of(*size, seed=index) for index, size in enumerate(sizes)]
     batch = pad_batch(graphs)
-    found = (len(batch.nodes["species"]), len(batch.senders), len(batch.n_node))
-    assert found == shape
+    padded = (len(batch.nodes["species"]), len(batch.senders), len(batch.n_node))
+    assert padded == shape
     for one, back in zip(graphs, jraph.unbatch_np(batch), strict=False):
         np.testing.assert_array_equal(back.senders, one.senders)
         np.testing.assert_array_equal(back.edges["shifts"], one.shifts)

@@ -1,4 +1,4 @@
-"""What is handed to potentials, and what is not."""
+"""Crystals that potentials see, and those that they must not see."""
 
 import numpy as np
 import pytest
@@ -45,16 +45,15 @@ def test_a_large_cell_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("transform", [np.eye(3), [[1, 0, 0], [7, 1, 0], [-3, 5, 1]], -np.eye(3)])
-def test_the_given_cell_comes_back(transform):
-    """A skewed or left-handed cell is reduced, and is what it was in the end."""
+def test_the_cell_of_the_input_comes_back(transform):
+    """Potentials see a skewed or left-handed cell reduced; the result is in the original cell."""
     plain = shaken(rocksalt())
     lattice = np.array(transform) @ plain.lattice.matrix
     frac_coords = np.linalg.solve(np.array(transform).T, plain.frac_coords.T).T
     (crystal,), _ = prepare([(np.array(plain.atomic_numbers), frac_coords, lattice)])
     assert np.linalg.det(crystal.lattice) > 0
-    np.testing.assert_allclose(
-        np.linalg.norm(crystal.lattice, axis=1), 5.6
-    )  # the shortest there is
+    shortest = np.linalg.norm(crystal.lattice, axis=1)
+    np.testing.assert_allclose(shortest, 5.6)
     back = crystal.to_structure(crystal.positions, crystal.lattice)
     np.testing.assert_allclose(back.lattice.matrix, lattice, atol=1e-9)
     off = back.frac_coords - frac_coords
@@ -65,8 +64,8 @@ def test_a_deformation_goes_with_the_cell():
     skew = np.array([[1, 0, 0], [4, 1, 0], [0, 0, 1]])
     plain = rocksalt()
     lattice = skew @ plain.lattice.matrix
-    given = (np.array(plain.atomic_numbers), plain.frac_coords @ np.linalg.inv(skew), lattice)
-    (crystal,), _ = prepare([given])
+    skewed = (np.array(plain.atomic_numbers), plain.frac_coords @ np.linalg.inv(skew), lattice)
+    (crystal,), _ = prepare([skewed])
     grown = crystal.to_structure(crystal.positions * 1.1, crystal.lattice * 1.1)
     np.testing.assert_allclose(grown.lattice.matrix, lattice * 1.1)
     assert grown.get_space_group_info()[0] == "Fm-3m"

@@ -94,7 +94,7 @@ def test_against_pymatgen():
 
 
 def test_many_elements():
-    """Compounds of a system of many elements are found, whichever way is the shorter."""
+    """Both searches of a chemical system find the same compounds."""
     known = {Element.from_Z(z).symbol: 0.0 for z in range(19, 35)}
     hull = hull_of({**known, "CaSe": -3.0})
     fractions = dict.fromkeys(range(19, 35), 1 / 16)
@@ -124,12 +124,12 @@ def test_entries_with_corrections_have_both_scales():
     assert Hull(entries, corrected=False).corrected is False
 
 
-def test_the_scale_must_be_said():
+def test_the_scale_must_be_stated():
     with pytest.raises(EnergyError, match=r"state the scale of .*: corrected=True"):
         hull_of(corrected=None)
     with pytest.raises(EnergyError, match="state the scale"):
         Hull([ComputedEntry("Na", -1.3)])
-    # One kind with corrections, one that cannot tell.
+    # One kind of entry holds corrections, the other does not.
     with pytest.raises(EnergyError, match="state the scale"):
         Hull([ComputedEntry("Cl", -1.3, correction=-0.6), PDEntry("Na", -1.3)])
 

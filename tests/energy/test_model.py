@@ -1,4 +1,4 @@
-"""Models by name, and what is said where they cannot be had."""
+"""Models by name, and errors of models that cannot be had."""
 
 import importlib.util
 import subprocess
@@ -46,7 +46,7 @@ def test_a_path_without_a_calculator(name):
         energy_model(name)
 
 
-def test_mace_wants_processes(monkeypatch):
+def test_mace_needs_processes(monkeypatch):
     monkeypatch.setattr(interface.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(EnergyError, match="worker processes only"):
         energy_model("mace")
@@ -58,7 +58,7 @@ def test_mace_of_another_scale():
 
 
 def test_modules_are_light():
-    """No module imports a potential, or what it is made with."""
+    """No module imports a potential or its dependencies."""
     names = [path.stem for path in (ROOT / "chemeleon2_jax" / "energy").glob("[!_]*.py")]
     assert "nequix" in names
     modules = [f"chemeleon2_jax.energy.{name}" for name in names] + [

@@ -1,4 +1,4 @@
-"""Nequix on batches, with a small model of random weights: its own class, its own file format."""
+"""Nequix on batches, with a small model of random weights in its class and file format."""
 
 import subprocess
 import sys
@@ -137,10 +137,12 @@ def test_a_crystal_that_is_too_large(model, monkeypatch):
 
 
 def test_few_programs_are_compiled(weights):
-    own = energy_model("nequix", model_path=weights, edges_at_once=SHAPES[1].edges)
+    small_batches = energy_model("nequix", model_path=weights, edges_at_once=SHAPES[1].edges)
     for count in (1, 3, 20, 41):
-        assert len(own.energies([rocksalt()] * count).values) == count
-    assert own._energy_fn._cache_size() == 2  # the shape that batches fill, and a smaller one
+        assert len(small_batches.energies([rocksalt()] * count).values) == count
+    assert (
+        small_batches._energy_fn._cache_size() == 2
+    )  # the shape that batches fill, and a smaller one
 
 
 @pytest.mark.parametrize(

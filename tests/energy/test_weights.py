@@ -1,4 +1,4 @@
-"""Nequix's weights: by hand, from a server of our own, and never unverified."""
+"""Nequix's weights: by hand, from a server on this machine, and never unverified."""
 
 import json
 

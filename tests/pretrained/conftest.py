@@ -1,4 +1,4 @@
-"""What the tests of the hub share."""
+"""Fixtures of the tests of the hub."""
 
 import pytest
 
@@ -13,7 +13,13 @@ def server():
 
 
 @pytest.fixture
-def here(server, monkeypatch, tmp_path):
-    """The folder of our caches; huggingface_hub has `server` for the hub, and a cache beside it."""
+def cache(server, monkeypatch, tmp_path):
+    """The package's cache folder; huggingface_hub talks to `server` and has a cache beside it."""
     use_hub(server, monkeypatch, tmp_path)
     return tmp_path / "chemeleon2_jax"
+
+
+@pytest.fixture
+def served(server, cache):
+    """The server's file of KEY, for a test to change."""
+    return server.files[FILE.repository, FILE.path]

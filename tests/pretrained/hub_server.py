@@ -1,4 +1,4 @@
-"""A hub on this machine: it speaks the protocol of huggingface_hub, and fails as it is told to."""
+"""A hub on this machine, with huggingface_hub's protocol and faults on demand."""
 
 import hashlib
 import json
@@ -16,6 +16,8 @@ import pytest
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 
+from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.pretrained import hub
 from chemeleon2_jax.pretrained.hub import REGISTRY
 
 COMMIT = "c0ffee0123456789c0ffee0123456789c0ffee01"
@@ -24,19 +26,19 @@ _RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 @dataclass
 class Served:
-    """A file of the server, and what goes wrong with it.
+    """A file of the server, and its faults.
 
     Attributes:
-        content: what the file is: its size and ETag are announced.
-        bodies: what is sent instead, one for each download; the last is repeated.
+        content: of the file; its size and ETag are announced.
+        bodies: sent instead of the content, one for each download; the last is repeated.
         etag: announced instead of the sha256 of the content.
         length: Content-Length of the answer with the body, instead of that of the body.
-        hang_up_after: bytes after which the connection is closed, one for each download; when
-            they are used up, everything is sent.
+        hang_up_after: bytes after which the connection closes, one for each download; later
+            downloads are whole.
         status, error_code: answer with an error instead.
-        token: what a request must bring.
+        token: required in a request.
         answer_delay, block_delay: seconds to wait before an answer, and before each 64 kB.
-        redirect: send the body from another host name, as the hub does with large files.
+        redirect: send the body from another host name, as the hub for large files.
         commit_header: name the commit in the answers.
     """
 
@@ -68,7 +70,7 @@ class HubServer(ThreadingHTTPServer):
         self.files: dict[tuple[str, str], Served] = {}
         self.commits = {"main": COMMIT}
         self.requests: list[str] = []
-        """"HEAD /path" or "GET /path" for each file asked for, without what redirects led to."""
+        """"HEAD /path" or "GET /path" of each request, without redirected ones."""
 
     @property
     def url(self) -> str:
@@ -79,7 +81,7 @@ class HubServer(ThreadingHTTPServer):
         return sum(request.startswith("GET") for request in self.requests)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of clients that went away."""
+        """Ignore clients that hang up."""
 
 
 @contextmanager
@@ -107,10 +109,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         from_cdn = self.path.startswith("/cdn")
         path = self.path.removeprefix("/cdn")
-        found = _RESOLVE.fullmatch(path)
-        if found and not from_cdn:
+        match = _RESOLVE.fullmatch(path)
+        if match and not from_cdn:
             self.server.requests.append(f"{self.command} {path}")
-        repository, revision, name = found.groups() if found else ("", "", "")
+        repository, revision, name = match.groups() if match else ("", "", "")
         if repository not in {known for known, _ in self.server.files}:
             self._refuse(404, "RepoNotFound")
         elif revision not in {*self.server.commits, *self.server.commits.values()}:
@@ -160,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, served: Served, commit: str) -> None:
         bodies = served.bodies or [served.content]
         wanted = self.headers.get("Range")
-        # What goes on with a download gets the rest of what that download got.
+        # A resumed download gets the rest of the same body.
         body = bodies.pop(0) if len(bodies) > 1 and not wanted else bodies[0]
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
         stop = served.hang_up_after.pop(0) if served.hang_up_after else len(body)
@@ -174,13 +176,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[first : min(first + (1 << 16), stop)])
 
 
-# --- for the tests of the hub ---------------------------------------------------------------------
-
 KEY = "mp_20_vae"
 FILE = REGISTRY[KEY]
 CONTENT = np.random.default_rng(0).bytes(300_000)
 OTHER = CONTENT[:1000] + bytes([CONTENT[1000] ^ 1]) + CONTENT[1001:]
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
+SHA256, OTHER_SHA256 = (hashlib.sha256(content).hexdigest() for content in (CONTENT, OTHER))
+NEW_COMMIT = "beef" * 10
 
 
 def use_hub(server: HubServer, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -206,7 +207,7 @@ def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def drop(here: Path, content: bytes, path: str = FILE.path) -> Path:
-    """Put a file where those that were fetched by hand belong."""
+    """Put a file in the place of one fetched by hand."""
     target = here / "hub" / "files" / path
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(content)
@@ -218,5 +219,21 @@ def record_of(here: Path) -> dict:
 
 
 def forget_download(here: Path) -> None:
-    """As if huggingface_hub's cache were another machine's."""
+    """Empty huggingface_hub's cache."""
     (here.parent / "huggingface").rename(here.parent / f"other_{len(list(here.parent.iterdir()))}")
+
+
+def fetch_fails(*fragments: str, key: str = KEY) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        hub.fetch(key)
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+    return str(caught.value)
+
+
+def copy_weights(source: Path, folder: Path) -> None:
+    (folder / "weights").write_bytes(source.read_bytes())
+
+
+def convert_nothing(source: Path, folder: Path) -> None:
+    raise AssertionError("there is nothing to convert")
