@@ -26,6 +26,10 @@ class CheckpointError(UserError, ValueError):
     """A checkpoint cannot be written, found or read."""
 
 
+class PickleError(UserError, ValueError):
+    """A pickle is damaged, or built to do harm."""
+
+
 class RewardError(UserError, ValueError):
     """A reward cannot be used, or fails for every crystal."""
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.common.stubs import printable
 from chemeleon2_jax.torch_format.hyperparameters import plain
 from chemeleon2_jax.torch_format.names import LATENT_STD
-from chemeleon2_jax.torch_format.stubs import printable
-from chemeleon2_jax.torch_format.torch_file import Tensor
+from chemeleon2_jax.torch_format.tensors import Tensor
 
 OWN_KEY = "chemeleon2_jax"
 """Entry of a file that this package wrote with what the original does not need."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.common.stubs import Stub, printable
 from chemeleon2_jax.models.condition_kinds import (
     CategoricalCondition,
     Condition,
@@ -28,7 +29,6 @@ from chemeleon2_jax.torch_format.hyperparameters import (
 )
 from chemeleon2_jax.torch_format.names import ADAPTER, DENOISER, PEFT, adapted_layer
 from chemeleon2_jax.torch_format.sizes import State, check_width
-from chemeleon2_jax.torch_format.stubs import Stub, printable
 
 _SCHEDULES = ("linear", "squaredcos_cap_v2")  # that the original has
 

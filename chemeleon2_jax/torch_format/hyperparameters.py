@@ -6,15 +6,12 @@ Nothing here trusts the file: what is pickled may be of any type, refer to itsel
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from chemeleon2_jax.common.errors import CheckpointError
-from chemeleon2_jax.torch_format.stubs import Name, Stub
+from chemeleon2_jax.common.stubs import Name, Stub, numpy_number
 from chemeleon2_jax.torch_format.tensors import Tensor
 
 _MAX_DEPTH = 32
@@ -81,23 +78,13 @@ def finite(value: Any, what: str) -> float:
     return float(value)
 
 
-_NUMBER = re.compile(r"[iu][1248]|f[248]")
-
-
 def _number(value: Any) -> Any:
-    """The number that a tensor of one element or a pickled number of numpy's stands for; what is
-    neither stays.
+    """The number that a tensor of one element or a pickled scalar of numpy's stands for; anything
+    else stays.
     """
     if isinstance(value, Tensor) and value.size == 1:
         return value.read().reshape(()).item()
-    if not isinstance(value, Stub) or not value.name.endswith("multiarray.scalar"):
-        return value
-    match value.args:
-        case (Stub(args=(str(code), *_), state=(_, str(order), *_)), bytes(data)):
-            kind = f"{order.replace('|', '=')}{code}"
-            if order in "<>=|" and _NUMBER.fullmatch(code) and len(data) == int(code[1:]):
-                return np.frombuffer(data, kind)[0].item()
-    return value
+    return numpy_number(value)
 
 
 def stubs_within(root: Any) -> Iterator[Stub]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.common.stubs import Stub, printable
 from chemeleon2_jax.crystals.arrays import NUM_ATOM_CLASSES
 from chemeleon2_jax.models.encoders.registry import CSPNetSizes, EncoderSizes, TransformerSizes
 from chemeleon2_jax.models.sizes import DecoderSizes, PredictorSizes, Target, VAESizes
@@ -19,8 +20,7 @@ from chemeleon2_jax.torch_format.hyperparameters import (
     plain,
     statistics,
 )
-from chemeleon2_jax.torch_format.stubs import Stub, printable
-from chemeleon2_jax.torch_format.torch_file import Tensor
+from chemeleon2_jax.torch_format.tensors import Tensor
 
 PUBLISHED_WIDTH, PUBLISHED_HEADS = 512, 8
 """Width and attention heads of the published VAEs."""

@@ -11,8 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from chemeleon2_jax.common.errors import CheckpointError
-from chemeleon2_jax.torch_format.pickles import Name
-from chemeleon2_jax.torch_format.stubs import short
+from chemeleon2_jax.common.stubs import Name, short
 
 DTYPES: dict[str, np.dtype[Any]] = {
     **{
@@ -84,6 +83,9 @@ class Storage:
     def __repr__(self) -> str:
         return f"Storage({self.key!a}, {self.dtype}, {self.numel})"
 
+    def __setstate__(self, state: Any) -> None:
+        """Drop what a pickle would set: all that is here was checked."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
@@ -105,6 +107,9 @@ class Tensor:
 
     def __repr__(self) -> str:
         return f"Tensor({self.dtype}, {self.shape})"
+
+    def __setstate__(self, state: Any) -> None:
+        """Drop what a pickle would set: all that is here was checked."""
 
     @property
     def size(self) -> int:
@@ -245,7 +250,7 @@ _PLAIN = {
     "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
 }
 
-CALLS = {
+REBUILD = {
     **_PLAIN,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,

@@ -9,19 +9,21 @@ import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from zipfile import ZipInfo
 
-from chemeleon2_jax.common.errors import CheckpointError
-from chemeleon2_jax.torch_format import pickles
+from chemeleon2_jax.common.errors import CheckpointError, UserError
+from chemeleon2_jax.common.inert_pickle import load
+from chemeleon2_jax.common.stubs import Name, short
 from chemeleon2_jax.torch_format.other_formats import describe_other
-from chemeleon2_jax.torch_format.pickles import Name, Stub
-from chemeleon2_jax.torch_format.stored_zip import Entry, StoredZip
-from chemeleon2_jax.torch_format.stubs import short
-from chemeleon2_jax.torch_format.tensors import CALLS, DTYPES, STORAGES, Storage, Tensor
-
-__all__ = ["Name", "Stub", "Tensor", "TorchFile", "open_torch_file"]
+from chemeleon2_jax.torch_format.stored_zip import StoredZip
+from chemeleon2_jax.torch_format.tensors import DTYPES, REBUILD, STORAGES, Storage, Tensor
 
 _HEAD = 1024
 _MAX_KEY_LENGTH = 300
+
+# That of a model with hundreds of millions of parameters has well below 1 MB of either.
+_MAX_PICKLE = 64 << 20
+_MAX_OPERATIONS = 4_000_000
 
 # A tensor may be a view that repeats what is stored; one that is larger than the file and than this
 # is there to fill the memory.
@@ -54,11 +56,19 @@ class TorchFile:
         self._checksums = self._has_checksums()
         self.swapped = self._is_swapped()
         entry = archive.entries[name]
-        if entry.size > pickles.MAX_BYTES:
-            raise CheckpointError(f"{path}: {name!a} has {entry.size} bytes: no checkpoint's")
-        self.content = pickles.load(
-            self._read(entry), where=str(path), calls=CALLS, persistent=self._storage
-        )
+        if entry.file_size > _MAX_PICKLE:
+            raise CheckpointError(
+                f"{path}: {name!a} has {entry.file_size} bytes, more than any checkpoint's"
+            )
+        try:
+            self.content = load(
+                self._read(entry),
+                rebuild=REBUILD,
+                refer=self._storage,
+                max_operations=_MAX_OPERATIONS,
+            )
+        except UserError as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -88,7 +98,7 @@ class TorchFile:
             return
         entry = self._archive.entries[f"{self._root}data/{key}"]
         self._archive.read_into(entry, start, buffer)
-        if len(buffer) == entry.size:
+        if len(buffer) == entry.file_size:
             self._check(entry, buffer)
 
     def check_view(self, tensor: Tensor) -> None:
@@ -103,22 +113,22 @@ class TorchFile:
                 f"{short(tensor.storage.key)}; its {tensor.nbytes} bytes are more than the file's"
             )
 
-    def _read(self, entry: Entry) -> bytes:
+    def _read(self, entry: ZipInfo) -> bytes:
         data = self._archive.read(entry)
         self._check(entry, data)
         return data
 
-    def _check(self, entry: Entry, data: bytes | memoryview) -> None:
+    def _check(self, entry: ZipInfo, data: bytes | memoryview) -> None:
         if self._checksums and not self._archive.matches(entry, data):
             raise CheckpointError(
-                f"{self.path}: the file is damaged: the checksum of its entry {entry.name!a} is "
-                "another; get the file again"
+                f"{self.path}: the file is damaged: the checksum of its entry {entry.filename!a} "
+                "is another; get the file again"
             )
 
-    def _small(self, name: str) -> tuple[Entry, bytes] | None:
+    def _small(self, name: str) -> tuple[ZipInfo, bytes] | None:
         """One of the short entries beside the pickle."""
         entry = self._archive.entries.get(f"{self._root}{name}")
-        if entry is None or entry.size > _HEAD:
+        if entry is None or entry.file_size > _HEAD:
             return None
         return entry, self._archive.read(entry)
 
@@ -147,7 +157,7 @@ class TorchFile:
         if dtype is None:
             raise CheckpointError(f"storages of class {short(kind.name)} cannot be read")
         entry = self._archive.entries.get(f"{self._root}data/{key}")
-        stored = entry.size if entry is not None else 0
+        stored = entry.file_size if entry is not None else 0
         if numel * DTYPES[dtype].itemsize != stored:
             raise CheckpointError(
                 f"storage {short(key)} should have {short(numel)} elements of {dtype}, "

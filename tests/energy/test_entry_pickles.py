@@ -87,14 +87,20 @@ def test_nothing_is_run(tmp_path, protocol):
 def test_nothing_is_imported(tmp_path):
     path = tmp_path / "a.pkl"
     path.write_bytes(b"(lcantigravity\nfly\np0\na.")  # a list of one name
-    with pytest.raises(EnergyError, match="entry 0: a type is none of"):
+    with pytest.raises(EnergyError, match="entry 0: a Name is none of"):
         read_entries(path)
     import sys
 
     assert "antigravity" not in sys.modules
 
 
-@pytest.mark.parametrize("target", [b"c_codecs\nencode\n", b"cbuiltins\nset\n", b"cany\nthing\n"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        *(b"c_codecs\nencode\n", b"cbuiltins\nset\n", b"cany\nthing\n"),
+        *(b"c_\nset\n", b"c_\ndict\n", b"c_\nfrozenset\n", b"ccollections\nOrderedDict\n"),
+    ],
+)
 def test_what_pickles_are_made_of_cannot_be_changed(tmp_path, target):
     """An attribute set on a class or function, which would be there for the next file."""
     path = tmp_path / "a.pkl"
@@ -140,6 +146,34 @@ def test_damaged_files(tmp_path, damage, name):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(EnergyError, match="cannot read entries"):
         read_entries(tmp_path / "none.pkl")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"Nr\x00\x00\x00\x40.", "LONG_BINPUT"),  # a memo of 16 GB
+        (b"})" + b"\x85" * 500_000 + b"Ns.", "a tuple as a key"),  # overflows the stack when hashed
+        (gzip.compress(b"N" * 20_000_000 + b"."), "more than 50 times the size"),
+    ],
+)
+def test_harm_by_a_few_bytes(tmp_path, content, message):
+    path = tmp_path / f"a.pkl{'.gz' if content.startswith(bytes([31])) else ''}"
+    path.write_bytes(content)
+    assert len(content) < 1_000_000
+    with pytest.raises(EnergyError, match=message):
+        read_entries(path)
+
+
+@pytest.mark.parametrize("symbol", [b"Li,spin=__import__('os')", b"Xx", b""])
+def test_what_is_no_element(tmp_path, symbol):
+    """pymatgen evaluates a part of some texts."""
+    lithium, other = (b"X%b%b" % (len(x).to_bytes(4, "little"), x) for x in (b"Li", symbol))
+    data = pickle.dumps([ComputedEntry("Li", -1)], 2)
+    assert lithium in data
+    path = tmp_path / "a.pkl"
+    path.write_bytes(data.replace(lithium, other))
+    with pytest.raises(EnergyError, match="entry 0: a composition of something that is no element"):
+        read_entries(path)
 
 
 @pytest.mark.parametrize("key", ["_composition", "_energy", "energy_adjustments", "_data"])

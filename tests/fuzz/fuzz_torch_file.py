@@ -1,4 +1,4 @@
-"""Fuzzer of what reads PyTorch files: it may refuse anything, and may do nothing else.
+"""Fuzzer of what reads PyTorch files and pickled entries: it may refuse anything, and no more.
 
 It needs atheris, which is no dependency of the tests (its wheels are for Linux)::
 
@@ -6,10 +6,11 @@ It needs atheris, which is no dependency of the tests (its wheels are for Linux)
     python tests/fuzz/fuzz_torch_file.py --target=pickle corpus -max_total_time=300
 
 `--target=file` fuzzes the whole file (archive, directory, checksums), `--target=pickle` the pickle
-in a sound archive, `--target=model` the pickle of a small model, which is then
-converted. The folder `corpus` is made and seeded; what follows goes to libFuzzer. An
-exception that is no CheckpointError, a minute without an answer or 1.5 GB of memory stop it, and
-leave the input in a file `crash-...`, `timeout-...` or `oom-...`.
+in a sound archive, `--target=model` the pickle of a small model, which is then converted,
+`--target=entries` a pickle of entries or of a phase diagram. The folder `corpus` is made and
+seeded; what follows goes to libFuzzer. An exception that is no error of its reader, a minute
+without an answer or 1.5 GB of memory stop it, and leave the input in a file `crash-...`,
+`timeout-...` or `oom-...`.
 """
 
 from __future__ import annotations
@@ -24,11 +25,15 @@ from pathlib import Path
 
 import atheris
 import numpy as np
+from pymatgen.analysis.phase_diagram import PatchedPhaseDiagram, PDEntry
+from pymatgen.core import Composition
+from pymatgen.entries.computed_entries import ComputedEntry, ConstantEnergyAdjustment
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-with atheris.instrument_imports(include=["chemeleon2_jax", "pickletools"]):
-    from chemeleon2_jax.common.errors import CheckpointError
+with atheris.instrument_imports(include=["chemeleon2_jax", "zipfile"]):
+    from chemeleon2_jax.common.errors import CheckpointError, EnergyError
+    from chemeleon2_jax.energy.entries import read_entries
     from chemeleon2_jax.torch_format.from_torch import convert_file
     from chemeleon2_jax.torch_format.torch_file import open_torch_file
     from chemeleon2_jax.torch_format.torch_writer import write_torch_file
@@ -39,7 +44,7 @@ from tests.torch_format.archives import Call, Global, Stored, pack, pickled, ten
 
 WEIGHTS = {str(i): bytes(1 << 15) for i in range(150)}
 STORAGES = {"0": np.arange(12, dtype=np.float32).tobytes(), "1": bytes(6)}
-TARGETS = ("--target=file", "--target=pickle", "--target=model")
+TARGETS = ("--target=file", "--target=pickle", "--target=model", "--target=entries")
 _LIMITS = ("-timeout=60", "-rss_limit_mb=1536", "-max_len=65536")
 
 
@@ -80,7 +85,18 @@ def seeds() -> dict[str, list[bytes]]:
         files = [pack(path, data, STORAGES).read_bytes() for data in pickles]
         write_torch_file(path, OrderedDict(a=np.zeros((2, 3)), b=[1, "x", None]))
         files.append(path.read_bytes())
-    return {"pickle": pickles, "file": files, "model": models}
+    return {"pickle": pickles, "file": files, "model": models, "entries": _entries()}
+
+
+def _entries() -> list[bytes]:
+    entries = [
+        ComputedEntry("Li2O", -14.1, energy_adjustments=[ConstantEnergyAdjustment(-0.1)]),
+        ComputedEntry("Li", np.float64(-1.9)),
+        PDEntry(Composition({"Li+": 2, "O2-": 2}), -16.0),
+    ]
+    elements = [PDEntry(Composition(symbol), -1.5) for symbol in ("Li", "O")]
+    contents = (entries, {"entries": entries[:1]}, PatchedPhaseDiagram(elements))
+    return [pickle.dumps(content, p) for content in contents for p in (0, 2, 5)]
 
 
 def main(arguments: list[str]) -> None:
@@ -91,20 +107,22 @@ def main(arguments: list[str]) -> None:
     for i, data in enumerate(seeds()[target]):
         (corpus / f"seed_{i}").write_bytes(data)
     base = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    path = Path(tempfile.mkdtemp(dir=base)) / "fuzzed.ckpt"
+    path = Path(tempfile.mkdtemp(dir=base)) / f"fuzzed.{'pkl' if target == 'entries' else 'ckpt'}"
 
     def one_input(data: bytes) -> None:
-        if target == "file":
+        if target in ("file", "entries"):
             path.write_bytes(data)
         else:
             pack(path, data, WEIGHTS if target == "model" else STORAGES)
         try:
             if target == "model":
                 convert_file(path)
-                return
-            with open_torch_file(path) as file:
-                visit(file.content)
-        except CheckpointError as error:
+            elif target == "entries":
+                read_entries(path)
+            else:
+                with open_torch_file(path) as file:
+                    visit(file.content)
+        except (CheckpointError, EnergyError) as error:
             str(error).encode()
 
     # Given options come last, and win.
@@ -118,5 +136,5 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) < 3 or sys.argv[1] not in TARGETS:
-        sys.exit(f"usage: {sys.argv[0]} --target=file|pickle|model CORPUS [options of libFuzzer]")
+        sys.exit(f"usage: {sys.argv[0]} {'|'.join(TARGETS)} CORPUS [options of libFuzzer]")
     main(sys.argv)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from chemeleon2_jax.common.errors import CheckpointError
-from chemeleon2_jax.torch_format.torch_file import Tensor, open_torch_file
+from chemeleon2_jax.torch_format.tensors import Tensor
+from chemeleon2_jax.torch_format.torch_file import open_torch_file
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Call:
 class Built:
     """An object with a state."""
 
-    made: Call
+    made: Any
     state: Any
 
 

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.torch_format.torch_file import open_torch_file
-from tests.torch_format.archives import STORAGES, STORED, Call, Global, Stored, pack, tensor
+from tests.torch_format.archives import (
+    STORAGES,
+    STORED,
+    Built,
+    Call,
+    Global,
+    Stored,
+    pack,
+    tensor,
+)
 from tests.torch_format.walk import visit
 
 
@@ -57,6 +66,17 @@ def test_archives_that_torch_does_not_write(tmp_path) -> None:
     refuse(path, "encrypted")
 
 
+def test_too_long_pickles(tmp_path) -> None:
+    refuse(pack(tmp_path / "a.ckpt", b"N" * 4_000_001 + b"."), "4000000 bytes of operations")
+    refuse(pack(tmp_path / "a.ckpt", b"N0" * 40_000_000), "80000000 bytes, more than any")
+
+
+def test_no_entries(tmp_path) -> None:
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(b"PK\x03\x04" + b"PK\x05\x06" + bytes(18))
+    refuse(path, "damaged|something else")
+
+
 def test_zip_bomb(tmp_path) -> None:
     """A quarter of a GB of nothing in a few hundred kB."""
     path = tmp_path / "a.ckpt"
@@ -88,7 +108,7 @@ def _edit(path: Path, name: str, field: int, value: int) -> None:
         (42, 3, "overlaps|not where"),
         (42, 0, "overlaps"),
         (42, 1 << 31, "overlaps"),
-        (24, 0xFFFFFFFF, "size is missing"),
+        (24, 0xFFFFFFFF, "two sizes"),
         (28, 0xFFFF, "directory"),
     ],
 )
@@ -126,7 +146,7 @@ def test_too_many_entries(tmp_path) -> None:
         + locator
         + struct.pack("<4s4H2LH", b"PK\x05\x06", *[0xFFFF] * 2, *[0xFFFF] * 2, 0, 0, 0)
     )
-    refuse(path, "entries are more")
+    refuse(path, "directory")
 
 
 @pytest.mark.parametrize(
@@ -170,6 +190,20 @@ def test_too_many_entries(tmp_path) -> None:
 )
 def test_hostile_tensors(tmp_path, call: Call, match: str) -> None:
     refuse(pack(tmp_path / "a.ckpt", call, STORAGES), match)
+
+
+def test_checked_tensors_cannot_be_changed(tmp_path) -> None:
+    """A pickle sets attributes of what it made; after the check, a tensor would read any memory."""
+    checked = tensor(STORED, (2,), (1,))
+    content = {
+        "tensor": Built(checked, (None, {"shape": (1 << 30,), "offset": 1 << 40})),
+        "fields": Built(checked, [STORED, "float32", (1 << 30,), (1,), 0]),
+        "storage": tensor(Built(STORED, ["0", "float32", 1 << 40, None]), (2,), (1,)),
+    }
+    with open_torch_file(pack(tmp_path / "a.ckpt", content, STORAGES)) as file:
+        for value in file.content.values():
+            assert (value.shape, value.offset, value.storage.numel) == ((2,), 0, 12)
+            assert value.read().tolist() == [0, 1]
 
 
 def test_references_that_are_no_storage(tmp_path) -> None:

@@ -19,8 +19,8 @@ from hypothesis.extra import numpy as hnp
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.torch_format import torch_writer
-from chemeleon2_jax.torch_format.tensors import DTYPES
-from chemeleon2_jax.torch_format.torch_file import Tensor, open_torch_file
+from chemeleon2_jax.torch_format.tensors import DTYPES, Tensor
+from chemeleon2_jax.torch_format.torch_file import open_torch_file
 from chemeleon2_jax.torch_format.torch_writer import write_torch_file
 
 _ARRAYS = st.builds(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from chemeleon2_jax.torch_format.torch_file import Stub, Tensor
+from chemeleon2_jax.common.stubs import Stub
+from chemeleon2_jax.torch_format.tensors import Tensor
 
 
 def visit(content: Any) -> None:
