@@ -12,14 +12,8 @@ import numpy as np
 from flax import nnx
 
 from chemeleon2_jax.crystals.arrays import Crystals, lattice_from_parameters
-from chemeleon2_jax.rows.packing import (
-    Assignment,
-    RowShape,
-    assign,
-    assign_padded,
-    build_rows,
-    num_rows,
-)
+from chemeleon2_jax.rows.filling import build_rows
+from chemeleon2_jax.rows.packing import Assignment, RowShape, assign, assign_padded, num_rows
 from chemeleon2_jax.rows.rows import Rows
 
 SIZES = (3, 1, 7, 4, 2, 5)

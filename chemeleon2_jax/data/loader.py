@@ -14,8 +14,9 @@ import numpy as np
 
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.rows.batch import Batch
+from chemeleon2_jax.rows.filling import build_rows
 from chemeleon2_jax.rows.layout import Layout, local_rows
-from chemeleon2_jax.rows.packing import Assignment, build_rows
+from chemeleon2_jax.rows.packing import Assignment
 from chemeleon2_jax.rows.rows import Rows
 
 ConditionFn = Callable[[Crystals], Mapping[str, np.ndarray]]

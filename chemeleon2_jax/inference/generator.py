@@ -23,8 +23,9 @@ from chemeleon2_jax.models.dit import DiT, split_output
 from chemeleon2_jax.models.sizes import DiTSizes
 from chemeleon2_jax.models.vae import reconstruct, split_crystals
 from chemeleon2_jax.pretrained.loading import LDMParts
+from chemeleon2_jax.rows.filling import build_rows, empty_crystals
 from chemeleon2_jax.rows.layout import Layout, local_rows
-from chemeleon2_jax.rows.packing import Assignment, build_rows, empty_crystals
+from chemeleon2_jax.rows.packing import Assignment
 from chemeleon2_jax.rows.rows import Rows
 from chemeleon2_jax.training.parallel import make_mesh, replicate, replicated, shard_batch
 

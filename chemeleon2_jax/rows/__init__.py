@@ -1,1 +1,5 @@
-"""Packed rows: whole crystals in rows of tokens with static shapes; all models compute on them."""
+"""Packed rows: whole crystals in rows of tokens with static shapes; all models compute on them.
+
+`planning` chooses the shapes of a run, `packing` the place of each crystal, `filling` makes the
+arrays; `rows` holds them, with what models do to them.
+"""

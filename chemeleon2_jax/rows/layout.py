@@ -8,15 +8,8 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from chemeleon2_jax.rows.packing import (
-    MAX_SHAPES,
-    Assignment,
-    RowShape,
-    assign,
-    assign_padded,
-    num_rows,
-    plan_shapes,
-)
+from chemeleon2_jax.rows.packing import Assignment, RowShape, assign, assign_padded, num_rows
+from chemeleon2_jax.rows.planning import MAX_SHAPES, plan_shapes
 
 
 @dataclass(frozen=True)

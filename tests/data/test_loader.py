@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from chemeleon2_jax.data.loader import Loader, fill_rows, in_order
+from chemeleon2_jax.rows.filling import empty_crystals
 from chemeleon2_jax.rows.layout import Layout, local_rows
-from chemeleon2_jax.rows.packing import MAX_SHAPES, RowShape, empty_crystals
+from chemeleon2_jax.rows.packing import RowShape
+from chemeleon2_jax.rows.planning import MAX_SHAPES
 from tests.examples import random_crystals
 
 SIZES = tuple(int(n) for n in np.random.default_rng(0).integers(1, 21, 103))

@@ -23,7 +23,8 @@ from chemeleon2_jax.models.predictor import Predictor
 from chemeleon2_jax.models.sizes import PredictorSizes, Target
 from chemeleon2_jax.models.vae import reconstruct
 from chemeleon2_jax.pretrained.loading import PredictorParts
-from chemeleon2_jax.rows.packing import assign_padded, build_rows
+from chemeleon2_jax.rows.filling import build_rows
+from chemeleon2_jax.rows.packing import assign_padded
 from tests.examples import random_model
 from tests.tiny import conditional, make_crystals, noisy, perovskite, rocksalt, zincblende
 

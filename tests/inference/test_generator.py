@@ -20,7 +20,8 @@ from chemeleon2_jax.inference.generator import Generator, draw_num_atoms
 from chemeleon2_jax.models.condition_kinds import CompositionCondition, FloatCondition
 from chemeleon2_jax.models.dit import DiT, split_output
 from chemeleon2_jax.pretrained.loading import load_ldm, load_vae
-from chemeleon2_jax.rows.packing import assign_padded, build_rows, empty_crystals
+from chemeleon2_jax.rows.filling import build_rows, empty_crystals
+from chemeleon2_jax.rows.packing import assign_padded
 from tests.examples import relative
 from tests.tiny import conditional, noisy
 

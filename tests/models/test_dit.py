@@ -15,7 +15,7 @@ from flax import nnx
 from chemeleon2_jax.models.condition_kinds import ChemicalSystemCondition, FloatCondition
 from chemeleon2_jax.models.dit import DiT, split_output, time_embedding
 from chemeleon2_jax.models.sizes import NAMED_SIZES, ConditionSizes, DiTSizes
-from chemeleon2_jax.rows.packing import build_rows
+from chemeleon2_jax.rows.filling import build_rows
 from chemeleon2_jax.rows.rows import atom_normal, crystal_keys
 from tests.examples import (
     assert_layouts_agree,

@@ -17,8 +17,10 @@ from chemeleon2_jax.models.predictor import Predictor
 from chemeleon2_jax.models.sizes import DiTSizes, PredictorSizes
 from chemeleon2_jax.models.vae import VAE
 from chemeleon2_jax.pretrained.loading import ldm_of, open_model, predictor_of, vae_of
-from chemeleon2_jax.rows.packing import Assignment, assign_padded, build_rows, plan_shapes
+from chemeleon2_jax.rows.filling import build_rows
+from chemeleon2_jax.rows.packing import Assignment, assign_padded
 from chemeleon2_jax.rows.packing import assign as assign_packed
+from chemeleon2_jax.rows.planning import plan_shapes
 from chemeleon2_jax.rows.rows import Rows
 
 

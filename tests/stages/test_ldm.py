@@ -20,7 +20,8 @@ from chemeleon2_jax.metrics.structure import covalent_check, validity_check
 from chemeleon2_jax.models.sizes import DiTSizes, VAESizes
 from chemeleon2_jax.models.vae import sample_posterior
 from chemeleon2_jax.pretrained.loading import load_ldm, load_vae
-from chemeleon2_jax.rows.packing import assign_padded, build_rows
+from chemeleon2_jax.rows.filling import build_rows
+from chemeleon2_jax.rows.packing import assign_padded
 from chemeleon2_jax.rows.rows import atom_normal
 from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build

@@ -17,8 +17,9 @@ from chemeleon2_jax.data.loader import Loader
 from chemeleon2_jax.inference.requests import Prompts, make_prompts
 from chemeleon2_jax.pretrained.loading import LDMParts
 from chemeleon2_jax.rows.batch import Batch
+from chemeleon2_jax.rows.filling import build_rows, empty_crystals
 from chemeleon2_jax.rows.layout import Layout, local_rows
-from chemeleon2_jax.rows.packing import Assignment, build_rows, empty_crystals
+from chemeleon2_jax.rows.packing import Assignment
 
 DescribeFn = Callable[[Crystals], Mapping[str, np.ndarray]]
 
