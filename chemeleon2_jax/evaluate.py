@@ -52,12 +52,12 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("output_dir", "", "Folder to write to.")
 flags.DEFINE_float(
-    "ltol", 0.2, "Relative difference of cell lengths of the same crystal.", lower_bound=0.0
+    "ltol", 0.2, "StructureMatcher's tolerance of cell lengths, relative.", lower_bound=0.0
 )
 flags.DEFINE_float(
-    "stol", 0.3, "Displacement of its sites over the cube root of volume per atom.", lower_bound=0.0
+    "stol", 0.3, "Its tolerance of sites, over the cube root of volume per atom.", lower_bound=0.0
 )
-flags.DEFINE_float("angle_tol", 5.0, "Difference of its cell angles in degrees.", lower_bound=0.0)
+flags.DEFINE_float("angle_tol", 5.0, "Its tolerance of cell angles, in degrees.", lower_bound=0.0)
 flags.DEFINE_float("timeout_s", 3.0, "Limit for one comparison, in seconds.", lower_bound=0.01)
 flags.DEFINE_integer("num_workers", 0, "Processes; 0 is one a CPU core, up to 16.", lower_bound=0)
 
@@ -72,7 +72,7 @@ def main() -> int:
     cli.check_output_dir(output_dir)
 
     # After the flags are checked: loading pymatgen takes a second.
-    from chemeleon2_jax.metrics.reconstruction import Tolerances
+    from chemeleon2_jax.metrics.matching import Tolerances
     from chemeleon2_jax.metrics.registry import FEATURES, REFERENCE, choose_metrics
     from chemeleon2_jax.metrics.report import evaluate
 
@@ -106,7 +106,7 @@ def _load_vae(path: str) -> Any:
 def _write(output_dir: Path, report: Report) -> None:
     cli.make_output_dir(output_dir)
     try:
-        # A summary must not stand beside another table than its own.
+        # The summary of an earlier run must not stand beside the new table.
         (output_dir / SUMMARY_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"an earlier summary cannot be removed: {error}") from error

@@ -1,4 +1,4 @@
-"""The evaluate command: its files, what it says to flags that are wrong, and its name."""
+"""The evaluate command: its files, its errors for wrong flags, and its name."""
 
 import json
 import stat
@@ -93,7 +93,7 @@ from absl import flags
 from chemeleon2_jax.common.errors import UserError
 from chemeleon2_jax.evaluate import main
 from chemeleon2_jax.workers import pool
-pool.default_workers = lambda: 0  # to start a process takes longer than what it would do
+pool.default_workers = lambda: 0  # a process takes longer to start than to do its work
 names = list(flags.FLAGS.flags_by_module_dict()["chemeleon2_jax.evaluate"])
 found = {}
 for name, arguments in json.loads(sys.argv[1]).items():
@@ -180,7 +180,7 @@ def many(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name != "cifs"])
-def test_what_cannot_be_done_is_one_line(many, name):
+def test_an_error_is_one_line(many, name):
     result = json.loads((many / "results.json").read_text())[name]
     assert result.startswith(RUNS[name][1].format(folder=many))
     assert "\n" not in result
@@ -264,7 +264,7 @@ ORDERS = {
 
 
 def test_the_function_keeps_its_name(tmp_path):
-    """Whatever has been imported, in whatever order."""
+    """In any order of imports."""
     script = tmp_path / "script.py"
     script.write_text(FORKS)
     done = run_script(script, json.dumps(ORDERS))

@@ -1,4 +1,4 @@
-"""Fine-tuning with a user's own reward, as the README says: by the command line."""
+"""Fine-tuning with a user's own reward by the command line, as in the README."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ calls = 0
 
 
 def ternary(structures, target=3):
-    """Minus the distance from a number of elements; with accidents."""
+    """Minus the distance from a number of elements; with failures."""
     global calls
     calls += 1
     if calls % 10 == 0:
@@ -62,7 +62,7 @@ def done(tmp_path_factory, tiny_data, tiny_ldm):
     return only_run(folder / "logs"), command.output
 
 
-def test_accidents_cost_crystals_and_are_told(done):
+def test_failures_cost_crystals_and_are_reported(done):
     run_dir, output = done
     assert "the reward custom failed for" in output
     assert "RuntimeError: every tenth is too much (" in output
@@ -106,7 +106,7 @@ def test_a_reward_that_always_fails_ends_it_in_a_line(tmp_path, tiny_data, tiny_
     assert "AttributeError: 'Structure' object has no attribute 'no_such_thing'" in command.output
 
 
-def test_a_reward_that_is_not_there(tmp_path, tiny_data, tiny_ldm):
+def test_missing_reward_function(tmp_path, tiny_data, tiny_ldm):
     command = train(tmp_path, tiny_data, tiny_ldm.path, "ternery")
     assert command.code == 1
     assert "error: reward custom: 'my_rewards:ternery' cannot be imported" in command.output

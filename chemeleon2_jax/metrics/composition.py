@@ -15,15 +15,15 @@ import numpy as np
 from pymatgen.core import Composition, Element
 
 from chemeleon2_jax.crystals.geometry import as_arrays
+from chemeleon2_jax.data.structure_files import NOT_BUILT
 from chemeleon2_jax.metrics.matching import Formula, reduced_formula
-from chemeleon2_jax.metrics.reconstruction import NOT_BUILT
 from chemeleon2_jax.metrics.structure import Check
 
 OXIDATION_STATES = "icsd24"
-"""SMACT's set of oxidation states, as the original takes it; SMACT's own default is another."""
+"""SMACT's set of oxidation states, that of the original; SMACT's own default is another."""
 
 MAX_COMBINATIONS = 100_000
-"""Combinations of oxidation states that are gone through; they take microseconds each."""
+"""The most combinations of oxidation states to try; each takes microseconds."""
 
 NO_STATES = "no oxidation states"
 NOT_BALANCED = "oxidation states do not balance"
@@ -34,7 +34,7 @@ class CompositionCheck(Check):
     """Which compositions are valid.
 
     Attributes:
-        passed: (G,) bool; what could not be checked has failed.
+        passed: (G,) bool; False too where a composition could not be checked.
         reasons: for each crystal, None or why it failed.
         errors: for each crystal, None, or why it could not be checked.
     """
@@ -45,11 +45,11 @@ class CompositionCheck(Check):
 def composition_check(
     structures: Iterable[Any], *, max_combinations: int = MAX_COMBINATIONS
 ) -> CompositionCheck:
-    """Check that oxidation states exist that balance, anions being the more electronegative.
+    """Check that some oxidation states balance, with anions more electronegative than cations.
 
-    SMACT's defaults hold: one element alone is valid, whichever it is, and so are metals among
-    themselves (alloys); all atoms of an element have the same oxidation state. Otherwise an element
-    for which no oxidation state is known (He, Ne, Ar, Pm, At, Rn, Fr, Ra, Es) fails.
+    SMACT's defaults hold: any single element is valid, and so are alloys of metals alone; all atoms
+    of an element have the same oxidation state. Other compositions with an element without known
+    oxidation states (He, Ne, Ar, Pm, At, Rn, Fr, Ra, Es) fail.
 
     Args:
         structures: structures, (atom_types, frac_coords, lattice) triples, or None (not built).
@@ -85,7 +85,7 @@ def _judge(structure: Any, max_combinations: int) -> tuple[str | None, str | Non
 @lru_cache(maxsize=100_000)
 def _find_fault(formula: Formula) -> str | None:
     """Return why a reduced formula is not valid, or None."""
-    # Half a second, which a worker process and what imports this module need not spend.
+    # Takes half a second, which importers of this module and worker processes need not spend.
     from smact.screening import smact_validity
 
     counts = {Element.from_Z(number).symbol: count for number, count in formula}
@@ -103,7 +103,7 @@ def _oxidation_states(symbol: str) -> tuple[int, ...]:
 
 
 def _is_alloy(symbols: Iterable[str]) -> bool:
-    """Tell whether SMACT passes these elements without going through oxidation states."""
+    """Whether SMACT passes these elements without trying oxidation states."""
     import smact
 
     return set(symbols) <= set(smact.metals)

@@ -13,10 +13,9 @@ from chemeleon2_jax.metrics.uniqueness import References, find_novel, find_uniqu
 
 
 def unique(subject: Subject) -> Column:
-    """First of the crystals that are the same.
+    """First of the crystals that StructureMatcher fits to each other.
 
-    The same are two that StructureMatcher fits to each other within the tolerances; see
-    :func:`~chemeleon2_jax.metrics.uniqueness.find_unique`.
+    See :func:`~chemeleon2_jax.metrics.uniqueness.find_unique`.
     """
     comparison = find_unique(
         subject.once(_cells),
@@ -28,10 +27,9 @@ def unique(subject: Subject) -> Column:
 
 
 def novel(subject: Subject) -> Column:
-    """Same as no crystal of the reference.
+    """StructureMatcher fits no crystal of the reference.
 
-    The same are two that StructureMatcher fits to each other within the tolerances; see
-    :func:`~chemeleon2_jax.metrics.uniqueness.find_novel`.
+    See :func:`~chemeleon2_jax.metrics.uniqueness.find_novel`.
     """
     assert subject.reference is not None  # `choose_metrics` saw to it
     comparison = find_novel(
@@ -56,7 +54,7 @@ def unique_novel(subject: Subject) -> Column:
     for (is_unique, why_not_unique), (is_novel, why_not_novel) in zip(
         _rows(subject.once(unique)), _rows(subject.once(novel)), strict=True
     ):
-        # One no decides, whatever became of the other comparison.
+        # One no decides, even if the other comparison failed.
         known = None if None in (is_unique, is_novel) else True
         values.append(False if False in (is_unique, is_novel) else known)
         reasons.append(why_not_novel if is_novel is False else why_not_unique or why_not_novel)

@@ -1,6 +1,6 @@
-"""How far one set of crystals is from another: MMD, Frechet distance, average minimum distances.
+"""Distances between sets of crystals: MMD, Frechet distance, average minimum distances.
 
-Features are any vectors of one width, a row for each crystal. Host side, in float64.
+Features are vectors of one width, a row for each crystal. Host side, in float64.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _KERNEL_VALUES_AT_ONCE = 4_000_000  # 32 MB
 
 
 def squared_mmd(samples: np.ndarray, reference: np.ndarray) -> float:
-    """Return the squared maximum mean discrepancy of two sets of features, as estimated unbiased.
+    """Return the unbiased estimate of the squared maximum mean discrepancy of two sets of features.
 
     Gretton et al., JMLR 13, 723 (2012), eq. 3, with the kernel (x.y / d + 1)**3 (Binkowski et al.,
-    ICLR 2018). Without bias it may be below 0. Works through all pairs of the reference: for
-    rewards, :func:`leave_one_out_mmd` does without them.
+    ICLR 2018). An unbiased estimate may be below 0. It takes all pairs of the reference;
+    :func:`leave_one_out_mmd` does without them.
 
     Args:
         samples: (G, d).
@@ -50,10 +50,10 @@ def squared_mmd(samples: np.ndarray, reference: np.ndarray) -> float:
 
 
 def leave_one_out_mmd(samples: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Return by how much :func:`squared_mmd` grows when a sample is left out, (G,).
+    """Return the growth of :func:`squared_mmd` when a sample is left out, (G,).
 
-    Positive where the sample brings its set nearer to the reference. What the reference has with
-    itself cancels in the difference, and is not computed.
+    Positive where the sample brings its set nearer to the reference. The kernel of the reference
+    with itself cancels in the difference, and is not computed.
 
     Args:
         samples: (G, d), at least three.
@@ -67,10 +67,10 @@ def leave_one_out_mmd(samples: np.ndarray, reference: np.ndarray) -> np.ndarray:
     count, num_reference = len(samples), len(reference)
     within = _sum_kernel(samples, samples) - _own_kernel(samples)  # (G,), over the other samples
     across = _sum_kernel(samples, reference)  # (G,)
-    everything = within.sum() / (count * (count - 1)) - 2.0 * across.mean() / num_reference
+    whole = within.sum() / (count * (count - 1)) - 2.0 * across.mean() / num_reference
     others = (within.sum() - 2.0 * within) / ((count - 1) * (count - 2))
     others_across = (across.sum() - across) / ((count - 1) * num_reference)
-    return np.asarray(others - 2.0 * others_across - everything)
+    return np.asarray(others - 2.0 * others_across - whole)
 
 
 def frechet_distance(samples: np.ndarray, reference: np.ndarray) -> float:
@@ -89,8 +89,8 @@ def frechet_distance(samples: np.ndarray, reference: np.ndarray) -> float:
     samples, reference = _check_features(samples, reference, fewest=(2, 2))
     gap = samples.mean(0) - reference.mean(0)
     first, second = _covariance_root(samples), _covariance_root(reference)
-    # With C = A'A and D = B'B, the trace of the root is the sum of the singular values of A B',
-    # which takes no root of a number that is 0 but for rounding.
+    # With C = A'A and D = B'B, the trace of the root is the sum of the singular values of A B':
+    # no root of a number that is 0 up to rounding.
     overlap = np.linalg.svd(first @ second.T, compute_uv=False).sum()
     return max(float(gap @ gap + (first**2).sum() + (second**2).sum() - 2.0 * overlap), 0.0)
 
@@ -100,9 +100,9 @@ def average_minimum_distances(
 ) -> np.ndarray:
     """Return the average minimum distances of a crystal, (k,) in angstrom, ascending.
 
-    Distance to the first, second, ... k-th neighbour, each averaged over the atoms of the cell,
-    whatever the elements (Widdowson et al., MATCH 87, 529, 2022). It does not depend on the
-    choice of the cell.
+    The distance to the first, second, ... k-th neighbour of any element, each averaged over the
+    atoms of the cell (Widdowson et al., MATCH 87, 529, 2022). It does not depend on the choice of
+    the cell.
 
     Args:
         structure: a structure or (atom_types, frac_coords, lattice).
@@ -135,9 +135,10 @@ def average_minimum_distances(
 
 
 def amd_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the largest differences of average minimum distances (G, k) and (H, k).
+    """Return the distances (G, H), in angstrom, of average minimum distances (G, k) and (H, k).
 
-    In angstrom, (G, H). The L-infinity metric of Widdowson et al., MATCH 87, 529 (2022).
+    The largest difference of any two: the L-infinity metric of Widdowson et al., MATCH 87, 529
+    (2022).
     """
     return np.asarray(cdist(first, second, "chebyshev"))
 
@@ -173,9 +174,7 @@ def _own_kernel(features: np.ndarray) -> np.ndarray:
 
 
 def _sum_kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Kernel of each row of (G, d) summed over the rows of (N, d), (G,); in pieces of bounded
-    memory.
-    """
+    """Kernel of each row of (G, d), summed over the rows of (N, d): (G,). Memory is bounded."""
     total = np.zeros(len(first))
     step = max(1, _KERNEL_VALUES_AT_ONCE // len(first))
     for start in range(0, len(second), step):
@@ -191,10 +190,10 @@ def _covariance_root(features: np.ndarray) -> np.ndarray:
 
 
 def _search_radii(reduced: np.ndarray, volume: float, k: int) -> Iterator[float]:
-    """Radii in angstrom to look for neighbours in, growing; the last one always suffices.
+    """Growing radii, in angstrom, for the search of k neighbours; the last one always suffices.
 
-    The first is that of a ball of `volume`, somewhat enlarged. An atom's own images along the
-    shortest vector, two a length, bound the k-th distance.
+    The first is the radius of a ball of `volume`, enlarged. An atom's own images along the shortest
+    vector, two a length, bound the k-th distance.
     """
     enough = float(np.linalg.norm(reduced, axis=1).min()) * ((k + 1) // 2) * (1.0 + 1e-9)
     radius = 1.2 * (3.0 * volume / (4.0 * math.pi)) ** (1.0 / 3.0)
@@ -205,7 +204,7 @@ def _search_radii(reduced: np.ndarray, volume: float, k: int) -> Iterator[float]
 
 
 def _points_around(frac: np.ndarray, lattice: np.ndarray, radius: float) -> np.ndarray:
-    """Images (P, 3) in angstrom of atoms at `frac` (n, 3), all within `radius` of one included."""
+    """Images (P, 3), in angstrom, of atoms at `frac` (n, 3), among them all within `radius`."""
     heights = 1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
     reach = np.floor(radius / heights + np.ptp(frac, axis=0)).astype(int)
     images = np.array(list(product(*(range(-n, n + 1) for n in reach))), np.float64)

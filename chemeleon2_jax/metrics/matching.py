@@ -2,7 +2,7 @@
 
 Two crystals are the same where pymatgen's StructureMatcher fits one to the other. Each crystal is
 reduced to its primitive Niggli cell once, however often it is compared. A crystal that cannot be
-reduced, or a comparison that takes too long, costs itself and nothing else.
+reduced, or a comparison that takes too long, affects no other.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from chemeleon2_jax.crystals.arrays import CrystalArrays
 from chemeleon2_jax.crystals.geometry import as_arrays, reduce_lattice
 from chemeleon2_jax.crystals.structures import arrays_from_structure, structure_from_arrays
-from chemeleon2_jax.metrics.reconstruction import NOT_BUILT, Tolerances
+from chemeleon2_jax.data.structure_files import NOT_BUILT
 from chemeleon2_jax.workers import WorkerPool
 
 Formula = tuple[tuple[int, int], ...]
 """A reduced formula: (atomic number, count) in order, the counts without a common divisor."""
 
 Verdict = tuple[bool, str | None]
-"""Whether two crystals are the same, and why they could not be compared or None."""
+"""Whether two crystals are the same; None, or why they could not be compared."""
 
 TIMEOUT_S = 3.0
 """Seconds for the reduction of a crystal, and for the comparison of two."""
 
 # StructureMatcher lists the lattice points as far away as each cell vector, and the angles between
-# those of two vectors: for thin cells more than fits into memory, and not to be interrupted.
+# those of two vectors: for thin cells more than fit into memory, in a call that no signal
+# interrupts.
 _MAX_LATTICE_POINTS = 1e5
 _MAX_ANGLES = 1e7
 
@@ -42,12 +43,27 @@ _CHUNK_SIZE = 8  # reductions take a few
 
 
 @dataclass(frozen=True)
+class Tolerances:
+    """What StructureMatcher calls the same; the defaults are its own.
+
+    Attributes:
+        ltol: relative difference of cell lengths.
+        stol: displacement of sites over (volume / number of atoms) ** (1/3).
+        angle_tol: difference of cell angles in degrees.
+    """
+
+    ltol: float = 0.2
+    stol: float = 0.3
+    angle_tol: float = 5.0
+
+
+@dataclass(frozen=True)
 class Cell:
-    """A crystal made ready to be compared.
+    """A crystal, reduced for comparisons.
 
     Attributes:
         formula: its reduced formula; empty where there is an error.
-        arrays: (atom_types, frac_coords, lattice) as given; None where there is an error.
+        arrays: atom_types, frac_coords and lattice before that; None where there is an error.
         reduced: those of the primitive Niggli cell; None where there is an error.
         error: None, or why it cannot be compared: "not built", "timeout after 3 s",
             "ValueError: ...".
@@ -79,16 +95,16 @@ def reduce_cells(
 
     Args:
         structures: structures, (atom_types, frac_coords, lattice) triples, None (not built), or
-            cells, which stay as they are.
+            cells, which are returned as they are.
         pool: processes to work in; None works in this one.
         timeout_s: limit for one crystal, in seconds.
     """
     items = list(structures)
-    todo = [index for index, item in enumerate(items) if not isinstance(item, Cell)]
+    indices = [index for index, item in enumerate(items) if not isinstance(item, Cell)]
     outcomes = (pool or WorkerPool(0)).map(
-        _reduce, [items[index] for index in todo], timeout_s=timeout_s, chunk_size=_CHUNK_SIZE
+        _reduce, [items[index] for index in indices], timeout_s=timeout_s, chunk_size=_CHUNK_SIZE
     )
-    for index, outcome in zip(todo, outcomes, strict=True):
+    for index, outcome in zip(indices, outcomes, strict=True):
         items[index] = Cell(error=outcome.error) if outcome.value is None else outcome.value
     return items
 
@@ -123,7 +139,7 @@ def compare(
     """Compare crystals with others.
 
     Args:
-        groups: a crystal, and the others that it is compared with, all without errors.
+        groups: pairs of a crystal and the others to compare it with, all without errors.
         pool: processes to work in; None works in this one.
         tolerances: of StructureMatcher; None are its defaults.
         timeout_s: limit for one comparison, in seconds.
@@ -146,8 +162,8 @@ def compare(
                 verdicts[group][place] = (same, outcome.error)
 
     run(list(_batches([len(others) for _, others in groups])))
-    # A batch that failed is gone through pair by pair, but where the group's own crystal is at
-    # fault, which the first few tell, the others would all fail in their turn.
+    # A batch that failed is repeated pair by pair, unless the first few pairs show that the group's
+    # own crystal is at fault: then all others would fail too.
     slow = {
         group: [place for place, (_, error) in enumerate(row) if error is not None]
         for group, row in enumerate(verdicts)
@@ -171,7 +187,7 @@ def _batches(sizes: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
 
 
 def mostly_failed(verdicts: Sequence[Verdict]) -> bool:
-    """Tell whether more than half of several comparisons of one crystal failed."""
+    """Whether more than half of several comparisons of one crystal failed."""
     failed = sum(error is not None for _, error in verdicts)
     return failed > 1 and 2 * failed > len(verdicts)
 

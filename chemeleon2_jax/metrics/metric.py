@@ -14,7 +14,7 @@ import numpy as np
 
 from chemeleon2_jax.crystals.arrays import CrystalArrays
 from chemeleon2_jax.data.references import Reference
-from chemeleon2_jax.metrics.reconstruction import Tolerances
+from chemeleon2_jax.metrics.matching import Tolerances
 from chemeleon2_jax.metrics.structure import Check
 from chemeleon2_jax.workers import WorkerPool
 

@@ -1,8 +1,8 @@
-"""How many crystals an autoencoder gives back as they were: match rate and RMS displacement.
+"""How well an autoencoder reconstructs crystals: match rate and RMS displacement.
 
 pymatgen's StructureMatcher takes milliseconds for most pairs and minutes for some, so pairs are
-matched in worker processes with a time limit for each. A pair that is not matched in time, or not
-at all for whatever reason, counts as not matched, and the reason is kept.
+matched in worker processes with a time limit for each. A pair that is not matched in time, or fails
+for another reason, counts as not matched, and the reason is kept.
 """
 
 from __future__ import annotations
@@ -19,32 +19,18 @@ from pymatgen.core.structure import Structure
 
 from chemeleon2_jax.crystals.arrays import CrystalArrays
 from chemeleon2_jax.crystals.structures import structure_from_arrays
+from chemeleon2_jax.data.structure_files import NOT_BUILT
+from chemeleon2_jax.metrics.matching import Tolerances
 from chemeleon2_jax.workers import WorkerPool
 
 Pair = tuple[CrystalArrays | None, CrystalArrays]
-"""What was generated (None: it could not be built) and what it should be."""
+"""A generated crystal, None if it could not be built, and its reference."""
 
 _Answer = tuple[bool, float | None, str | None]  # fits, normalised RMS displacement, reason
 
 NO_MATCH = "no match"
-NOT_BUILT = "not built"
 
 _CHUNK_SIZE = 4  # pairs take milliseconds
-
-
-@dataclass(frozen=True)
-class Tolerances:
-    """What StructureMatcher calls the same; the defaults are its own.
-
-    Attributes:
-        ltol: relative difference of cell lengths.
-        stol: displacement of sites over (volume / number of atoms) ** (1/3).
-        angle_tol: difference of cell angles in degrees.
-    """
-
-    ltol: float = 0.2
-    stol: float = 0.3
-    angle_tol: float = 5.0
 
 
 STRICT_AND_LOOSE: Mapping[str, Tolerances] = MappingProxyType(
@@ -55,17 +41,16 @@ STRICT_AND_LOOSE: Mapping[str, Tolerances] = MappingProxyType(
 
 @dataclass(frozen=True)
 class MatchResult:
-    """What became of each pair.
+    """The outcome of each pair.
 
-    There are two notions of a match. StructureMatcher's ``fit`` wants every atom within the site
-    tolerance; that is ``rate``. Its ``get_rms_dist``, by which most benchmarks of structure
-    prediction go, wants the root mean square within it; that is ``rate_by_rms``, never smaller.
+    There are two definitions of a match. StructureMatcher's ``fit`` requires every atom within the
+    site tolerance; that is ``rate``. Its ``get_rms_dist``, which most benchmarks of structure
+    prediction use, requires the root mean square within it; that is ``rate_by_rms``, never smaller.
 
     Attributes:
         fits: for each pair, whether every atom is within the tolerance.
-        rms: for each pair, the root mean square displacement of its atoms over
-            (V / N) ** (1/3), so without a unit, as pymatgen gives it; None where it is beyond
-            the tolerance or nothing corresponds.
+        rms: for each pair, the root mean square displacement of its atoms over (V / N) ** (1/3),
+            without a unit; None where it is beyond the tolerance or no atoms correspond.
         reasons: for each pair, None where it fits, or why it does not: "no match",
             "no match: ...", "not built: ...", "timeout after 3 s", "ValueError: ...",
             "worker died (...)".
@@ -87,13 +72,13 @@ class MatchResult:
 
     @property
     def mean_rms(self) -> float | None:
-        """Mean normalised RMS displacement where it is within the tolerance; None if nowhere."""
+        """Mean normalised RMS displacement of the pairs that have one; None without such pairs."""
         matched = [value for value in self.rms if value is not None]
         return float(np.mean(matched)) if matched else None
 
     @property
     def num_timeouts(self) -> int:
-        """Number of pairs that took longer than their limit."""
+        """Number of pairs that exceeded the time limit."""
         return sum(reason is not None and reason.startswith("timeout") for reason in self.reasons)
 
     @property
@@ -118,8 +103,8 @@ def match_rates(
         pool: processes to match in.
         tolerances: name -> tolerances.
         timeout_s: limit for one pair with one set of tolerances, in seconds.
-        on_done: called with the number of matchings that have just been finished
-            (pairs times tolerances in all).
+        on_done: called with the number of matchings just finished (pairs times tolerances in
+            all).
 
     Returns:
         name -> result, for the names in ``tolerances``.
@@ -135,8 +120,8 @@ def match_rates(
     answers = [o.value if o.error is None else (False, None, o.error) for o in outcomes]
     results = {}
     for start, name in enumerate(tolerances):
-        own = answers[start :: len(tolerances)]
-        fits, rms, reasons = zip(*own, strict=True) if own else ((), (), ())
+        of_name = answers[start :: len(tolerances)]
+        fits, rms, reasons = zip(*of_name, strict=True) if of_name else ((), (), ())
         results[name] = MatchResult(fits, rms, reasons)
     return results
 
@@ -154,7 +139,7 @@ def _match(work: tuple[Pair, str], *, tolerances: Mapping[str, Tolerances]) -> _
         target = structure_from_arrays(*reference)
     except ValueError as error:
         return False, None, f"reference {NOT_BUILT}: {error}"
-    # Where the formulas differ the answer is known, and the matcher would be slow to find it.
+    # Different formulas never match, and the matcher would take long to find out.
     if structure.composition.reduced_composition != target.composition.reduced_composition:
         return False, None, f"{NO_MATCH}: another formula"
     return _compare(structure, target, tolerances[name])
@@ -164,11 +149,11 @@ def _compare(structure: Structure, target: Structure, tolerances: Tolerances) ->
     matcher = StructureMatcher(
         ltol=tolerances.ltol, stol=tolerances.stol, angle_tol=tolerances.angle_tol
     )
-    found = matcher.get_rms_dist(target, structure)
-    if found is None:  # then nor does it fit: the largest displacement is not below the RMS
+    displacements = matcher.get_rms_dist(target, structure)
+    if displacements is None:  # then it does not fit either: the largest is not below the RMS
         return False, None, NO_MATCH
-    rms, largest = float(found[0]), float(found[1])
-    # Another correspondence than the one of the smallest RMS may have a smaller largest one.
+    rms, largest = float(displacements[0]), float(displacements[1])
+    # The correspondence of the smallest RMS need not have the smallest largest displacement.
     if largest < tolerances.stol or matcher.fit(target, structure):
         return True, rms, None
     return False, rms, f"{NO_MATCH}: an atom is displaced by more than the tolerance"

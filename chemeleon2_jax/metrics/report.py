@@ -15,9 +15,8 @@ from pymatgen.core import Structure
 from chemeleon2_jax.crystals.geometry import as_arrays, measure
 from chemeleon2_jax.data.references import load_reference
 from chemeleon2_jax.data.structure_files import FAILED, NOT_BUILT, Entry, read_entries
-from chemeleon2_jax.metrics.matching import TIMEOUT_S
+from chemeleon2_jax.metrics.matching import TIMEOUT_S, Tolerances
 from chemeleon2_jax.metrics.metric import CrystalMetric, FeatureModel, SetMetric, Subject
-from chemeleon2_jax.metrics.reconstruction import Tolerances
 from chemeleon2_jax.metrics.registry import FEATURES, METRICS, NEEDS, REFERENCE, choose_metrics
 from chemeleon2_jax.metrics.summary import (
     count_entries,

@@ -1,8 +1,6 @@
-"""Is a crystal physically possible? Distances and volumes, and the null to judge them against.
+"""Whether a crystal is physically possible: checks of distances and volumes.
 
-Distances are periodic and exact, also for thin and skewed cells: the cell is Minkowski-reduced
-first, and then the closest image of a wrapped difference is among the 27 neighbouring cells
-(Nguyen and Stehlé, ACM Trans. Algorithms 5, 46, 2009).
+`crystals.geometry.randomise_coordinates` gives the null: a check is worth what it tells apart.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ class Check:
 
     @property
     def share(self) -> float:
-        """Share that passed; what could not be measured has failed, and of no crystals it is 0."""
+        """Share of all crystals that passed; 0 without crystals."""
         return float(self.passed.mean()) if len(self.passed) else 0.0
 
 
@@ -48,7 +46,7 @@ def validity_check(
 ) -> Check:
     """Check that all distances and the volume per atom are above a minimum.
 
-    A weak test, which many a crystal with random coordinates passes: see :func:`covalent_check`.
+    A weak test: many crystals with random coordinates pass; see :func:`covalent_check`.
 
     Args:
         structures: pymatgen structures, (atom_types, frac_coords, lattice) triples, or their
@@ -70,8 +68,8 @@ def validity_check(
 def covalent_check(structures: Iterable[Any], *, factor: float = COVALENT_FACTOR) -> Check:
     """Check that all pairs of atoms are farther apart than ``factor`` times the sum of their radii.
 
-    The radii are Cordero's covalent radii. Real crystals pass; the same cells with random
-    coordinates hardly ever do (:func:`randomise_coordinates`).
+    The radii are Cordero's covalent radii. Most real crystals pass, and few of the same cells with
+    random coordinates.
 
     Args:
         structures: as for :func:`validity_check`.

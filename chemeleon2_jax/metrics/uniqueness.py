@@ -1,7 +1,7 @@
-"""Which generated crystals are unique among themselves, and which are new against a reference.
+"""Which generated crystals are unique among themselves, and which are in no reference.
 
 Only crystals of the same reduced formula are compared. A crystal that cannot be compared counts as
-neither, and says why.
+neither unique nor novel, with a reason.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from chemeleon2_jax.metrics.matching import (
     TIMEOUT_S,
     Cell,
     Formula,
+    Tolerances,
     Verdict,
     compare,
     mostly_failed,
     reduce_cells,
     reduced_formula,
 )
-from chemeleon2_jax.metrics.reconstruction import Tolerances
 from chemeleon2_jax.metrics.structure import Check
 from chemeleon2_jax.workers import WorkerPool
 
 
 @dataclass(frozen=True)
 class Comparison(Check):
-    """Which crystals are unique, or new.
+    """Which crystals are unique, or novel.
 
     Attributes:
-        passed: (G,) bool; what could not be compared has failed.
-        reasons: for each crystal, None, which other it is the same as, or its error.
+        passed: (G,) bool; False too where a crystal could not be compared.
+        reasons: for each crystal, None, "same as ..." with the index of the other, or its error.
         matches: for each crystal, None, or the index of the other that it is the same as.
         errors: for each crystal, None, or why it could not be compared.
     """
@@ -47,9 +47,9 @@ class Comparison(Check):
 
 
 class References:
-    """Crystals to compare with, found by their reduced formula.
+    """Known crystals, by their reduced formula.
 
-    What was reduced or measured once is kept, so one object should serve a whole run.
+    Reduced cells and distances are kept, so one object should serve a whole run.
     """
 
     def __init__(self, crystals: Crystals | Sequence[Any]) -> None:
@@ -59,7 +59,7 @@ class References:
             crystals: as arrays, or a list of structures or (atom_types, frac_coords, lattice).
 
         Raises:
-            ValueError: naming the first that is no crystal.
+            ValueError: the first that is no crystal, by its position.
         """
         self._crystals = crystals
         self._rows: dict[Formula, list[int]] = defaultdict(list)
@@ -86,12 +86,12 @@ class References:
     def cells(
         self, rows: Iterable[int], pool: WorkerPool | None = None, *, timeout_s: float = TIMEOUT_S
     ) -> dict[int, Cell]:
-        """Return the crystals at some positions, ready to be compared."""
-        wanted = sorted(set(rows))
-        missing = [row for row in wanted if row not in self._cells]
+        """Return the crystals at some positions, reduced for comparisons."""
+        distinct = sorted(set(rows))
+        missing = [row for row in distinct if row not in self._cells]
         reduced = reduce_cells([self._arrays(row) for row in missing], pool, timeout_s=timeout_s)
         self._cells.update(zip(missing, reduced, strict=True))
-        return {row: self._cells[row] for row in wanted}
+        return {row: self._cells[row] for row in distinct}
 
     def minimum_distances(self, row: int, k: int) -> np.ndarray:
         """Return the average minimum distances (k,) in angstrom of the crystal at a position.
@@ -111,10 +111,11 @@ def find_unique(
     tolerances: Tolerances | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Comparison:
-    """Find the crystals that come first of those that are the same.
+    """Find the first crystal of each group of the same.
 
     The groups are those of StructureMatcher's ``group_structures``: a crystal joins the first group
-    whose first crystal it is the same as.
+    whose first crystal it is the same as. "The same" is not transitive, so the groups can depend on
+    the order.
 
     Args:
         structures: structures, (atom_types, frac_coords, lattice) triples, None (not built), or
@@ -137,7 +138,7 @@ def find_unique(
         verdicts = compare(groups, pool, tolerances=tolerances, timeout_s=timeout_s)
         remaining = []
         for (first, *rest), answers in zip(undecided, verdicts, strict=True):
-            if mostly_failed(answers):  # of all of them, only the first can be at fault
+            if mostly_failed(answers):  # only the first is in all of these comparisons
                 errors[first] = _failed_with("most others", answers)
                 remaining.append(rest)
                 continue
@@ -161,23 +162,23 @@ def find_novel(
 
     Args:
         structures: as for :func:`find_unique`.
-        references: what is known already.
+        references: known crystals.
         pool: processes to work in; None works in this one.
         tolerances: of StructureMatcher; None are its defaults.
         timeout_s: limit for one comparison, in seconds.
     """
     cells = reduce_cells(structures, pool, timeout_s=timeout_s)
     rows = [references.rows(cell.formula) for cell in cells]
-    known = references.cells((row for found in rows for row in found), pool, timeout_s=timeout_s)
-    able = [[row for row in found if known[row].error is None] for found in rows]
+    known = references.cells((row for own in rows for row in own), pool, timeout_s=timeout_s)
+    reducible = [[row for row in own if known[row].error is None] for own in rows]
     groups = [
-        (cell, [known[row] for row in found]) for cell, found in zip(cells, able, strict=True)
+        (cell, [known[row] for row in own]) for cell, own in zip(cells, reducible, strict=True)
     ]
     verdicts = compare(groups, pool, tolerances=tolerances, timeout_s=timeout_s)
     matches: list[int | None] = []
     errors = []
     for index, cell in enumerate(cells):
-        answers = dict(zip(able[index], verdicts[index], strict=True))
+        answers = dict(zip(reducible[index], verdicts[index], strict=True))
         same = [row for row, (is_same, _) in answers.items() if is_same]
         failed = [
             f"comparison with reference {row}: {error}"
@@ -185,7 +186,7 @@ def find_novel(
             if (error := answers[row][1] if row in answers else known[row].error) is not None
         ]
         matches.append(same[0] if same else None)
-        # One match decides, whatever became of the other comparisons.
+        # One match decides, even if other comparisons failed.
         errors.append(cell.error or (failed[0] if failed and not same else None))
     return _comparison(matches, errors, other="reference")
 

@@ -1,4 +1,4 @@
-"""Rewards for what a crystal is made of: functions of one crystal, as a user writes them."""
+"""Rewards for the elements of a crystal: functions of Structures, as a user writes them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def allowed_elements(
 
     Args:
         structures: the crystals.
-        allowed: symbols between commas or dashes, as in "Li,Fe,P,O"; '' allows all elements.
-        required: symbols that must all be there; '' requires none.
-        graded: score the share of the atoms that are of allowed elements times the share of the
-            required elements that are there, so that a crystal that is nearly right counts too.
+        allowed: symbols between commas or dashes, as in "Li,Fe,P,O"; '' allows all elements
+        required: symbols that must all be present; '' requires none
+        graded: score the share of atoms of allowed elements times the share of required elements
+            that are present, so that a crystal that is nearly right counts too
 
     Raises:
         ValueError: an unknown symbol, neither allowed nor required elements, a required element
@@ -53,17 +53,17 @@ def number_of_elements(structures: Sequence[Structure], *, target: int = 3) -> l
 
     Args:
         structures: the crystals.
-        target: number of elements, 1..99.
+        target: number of elements, 1..99
 
     Raises:
-        ValueError: such a target cannot be; a crystal with a site that is not one element.
+        ValueError: an impossible target; a crystal with a site that is not one element.
     """
-    wanted = check_positive(target, "target")
-    if wanted != int(wanted) or wanted > MAX_ATOMIC_NUMBER:
+    number = check_positive(target, "target")
+    if number != int(number) or number > MAX_ATOMIC_NUMBER:
         raise ValueError(
             f"target is {target!r}; it must be a number of elements, 1..{MAX_ATOMIC_NUMBER}"
         )
-    return [-abs(len(np.unique(as_arrays(structure)[0])) - wanted) for structure in structures]
+    return [-abs(len(np.unique(as_arrays(structure)[0])) - number) for structure in structures]
 
 
 def composition_validity(structures: Sequence[Structure]) -> list[float]:
@@ -73,7 +73,7 @@ def composition_validity(structures: Sequence[Structure]) -> list[float]:
         structures: the crystals.
 
     Raises:
-        ValueError: a composition that cannot be checked, of too many elements for instance.
+        ValueError: a composition that cannot be checked, such as one of too many elements.
     """
     check = metrics_composition.composition_check(structures)
     for error in check.errors:
@@ -83,10 +83,10 @@ def composition_validity(structures: Sequence[Structure]) -> list[float]:
 
 
 def parse_elements(text: str) -> frozenset[int]:
-    """Return the atomic numbers of symbols between commas or dashes; none of a blank text.
+    """Return the atomic numbers of symbols between commas or dashes; none for a blank text.
 
     Raises:
-        ValueError: a symbol of no element up to Z = 99.
+        ValueError: a symbol that is no element up to Z = 99.
     """
     if not text.strip():
         return frozenset()

@@ -1,4 +1,4 @@
-"""Reward for crystals that are unlike each other and unlike what is known."""
+"""Reward for crystals that differ from each other and from known ones."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from chemeleon2_jax.metrics.distribution import (
     amd_distances,
     average_minimum_distances,
 )
-from chemeleon2_jax.metrics.matching import TIMEOUT_S, Cell, reduce_cells
-from chemeleon2_jax.metrics.reconstruction import Tolerances
+from chemeleon2_jax.metrics.matching import Cell, reduce_cells
 from chemeleon2_jax.metrics.uniqueness import References, find_novel, find_unique
 from chemeleon2_jax.rewards.component import Component, Context, Crystal
 from chemeleon2_jax.workers import WorkerPool
@@ -49,9 +48,6 @@ def creativity(
     structures: Iterable[Any],
     references: References,
     pool: WorkerPool | None = None,
-    *,
-    tolerances: Tolerances | None = None,
-    timeout_s: float = TIMEOUT_S,
 ) -> Scores:
     """Score 1 for unique and novel crystals, 0 for those that are neither.
 
@@ -65,12 +61,9 @@ def creativity(
             cells from :func:`~chemeleon2_jax.metrics.matching.reduce_cells`.
         references: known crystals.
         pool: processes to work in; None works in this one.
-        tolerances: of StructureMatcher; None are its defaults.
-        timeout_s: limit for one comparison, in seconds.
     """
-    cells = reduce_cells(structures, pool, timeout_s=timeout_s)
-    is_unique = find_unique(cells, pool, tolerances=tolerances, timeout_s=timeout_s)
-    is_novel = find_novel(cells, references, pool, tolerances=tolerances, timeout_s=timeout_s)
+    cells = reduce_cells(structures, pool)
+    is_unique, is_novel = find_unique(cells, pool), find_novel(cells, references, pool)
     errors = [a or b for a, b in zip(is_unique.errors, is_novel.errors, strict=True)]
     values = np.where(is_unique.passed & is_novel.passed, 1.0, 0.0)
     between = [

@@ -58,13 +58,13 @@ class Diversity:
 
 
 def diversity(features: np.ndarray, reference: np.ndarray) -> Scores:
-    """Score each crystal by how much farther the others would be from the reference without it.
+    """Score each crystal by how much farther from the reference the set would be without it.
 
-    That is the growth of the squared MMD with a polynomial kernel when the crystal is left out:
-    positive for a kind of crystal that the generated set has too few of.
+    The score is the growth of the squared MMD with a polynomial kernel when the crystal is left
+    out: positive for a kind of crystal that the generated set has too few of.
 
     Args:
-        features: (G, d), a row of NaN for a crystal that has none (it counts in no other's score).
+        features: (G, d), a row of NaN for a crystal that has none; it counts in no other's score.
         reference: (N, d), all finite.
 
     Raises:

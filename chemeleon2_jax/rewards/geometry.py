@@ -1,4 +1,4 @@
-"""Rewards for how densely and how plausibly a crystal's atoms lie: functions of one crystal."""
+"""Rewards for densities and possible distances: functions of Structures, as a user writes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chemeleon2_jax.rewards.options import check_flag, check_positive
 def atomic_density(structures: Sequence[Structure], *, target: float = 0.0) -> list[float]:
     """Score the number of atoms in a cubic angstrom, or minus its distance from a target.
 
-    Without a target the densest crystals win, those with overlapping atoms among them: combine it
+    Without a target the densest crystals win, and overlapping atoms are the densest: combine it
     with :func:`structural_validity`.
 
     Args:
@@ -23,7 +23,7 @@ def atomic_density(structures: Sequence[Structure], *, target: float = 0.0) -> l
         target: atoms / A^3; 0 is as many as possible
 
     Raises:
-        ValueError: a target that cannot be; a crystal that cannot be measured, or with no more than
+        ValueError: an impossible target; a crystal that cannot be measured, or with no more than
             0.1 cubic angstrom an atom (the score would grow without bounds).
     """
     target = check_positive(target, "target", or_zero=True)
@@ -33,7 +33,7 @@ def atomic_density(structures: Sequence[Structure], *, target: float = 0.0) -> l
 def mass_density(structures: Sequence[Structure], *, target: float = 0.0) -> list[float]:
     """Score the mass density in g/cm3, or minus its distance from a target.
 
-    Without a target the same holds as for :func:`atomic_density`.
+    Without a target the densest crystals win, as with :func:`atomic_density`.
 
     Args:
         structures: the crystals.
@@ -46,8 +46,8 @@ def mass_density(structures: Sequence[Structure], *, target: float = 0.0) -> lis
     scores = []
     for crystal in structures:
         volume_per_atom = _measure(crystal).volume_per_atom
-        found = density_of(as_arrays(crystal)[0], volume_per_atom)
-        scores.append(_score(found, target))
+        density = density_of(as_arrays(crystal)[0], volume_per_atom)
+        scores.append(_score(density, target))
     return scores
 
 
@@ -63,7 +63,7 @@ def volume(
             doubled cell
 
     Raises:
-        ValueError: a target that cannot be; a crystal that cannot be measured, or with no more than
+        ValueError: an impossible target; a crystal that cannot be measured, or with no more than
             0.1 cubic angstrom an atom.
     """
     target = check_positive(target, "target")
@@ -83,9 +83,9 @@ def structural_validity(structures: Sequence[Structure], *, covalent: bool = Tru
 
     Args:
         structures: the crystals.
-        covalent: all pairs of atoms must also be farther apart than 0.7 of the sum of their
-            covalent radii (:func:`chemeleon2_jax.metrics.structure.covalent_check`); without that
-            many a crystal with random coordinates passes.
+        covalent: require all pairs of atoms to be farther apart than 0.7 of the sum of their
+            covalent radii too (:func:`chemeleon2_jax.metrics.structure.covalent_check`); without
+            it many crystals with random coordinates pass
 
     Raises:
         ValueError: `covalent` is neither true nor false.
@@ -106,7 +106,7 @@ def _measure(crystal: Structure) -> Geometry:
     """Measure a crystal.
 
     Raises:
-        ValueError: it cannot be measured, or has next to no volume.
+        ValueError: it cannot be measured, or has almost no volume.
     """
     geometry = measure(crystal)
     if geometry.error is not None:

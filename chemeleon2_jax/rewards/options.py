@@ -12,7 +12,7 @@ def check_flag(value: object, name: str) -> bool:
     """Return an option that is true or false.
 
     Raises:
-        RewardError: it is neither; a text such as "false" would count as true.
+        RewardError: it is neither; the text "false" would count as true.
     """
     if not isinstance(value, bool):
         raise RewardError(f"{name} is {value!r}; it must be true or false")
@@ -20,7 +20,7 @@ def check_flag(value: object, name: str) -> bool:
 
 
 def check_positive(value: object, name: str, *, or_zero: bool = False) -> float:
-    """Return an option that is a positive number, or 0 where that means that it is absent.
+    """Return an option that is a positive number, or 0 where that means "none".
 
     Raises:
         RewardError: no number, not finite, or not positive.

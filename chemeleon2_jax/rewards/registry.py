@@ -19,8 +19,8 @@ class Reward:
     """One reward.
 
     Attributes:
-        path: "file:function", of this room. The function's keyword-only parameters are the
-            options; it checks them itself.
+        path: "file:function", of this room. The function's keyword-only parameters, with literals
+            as defaults, are the options; it checks them itself.
         builds: the function builds a `Component` of a `Context`; else it takes a list of
             Structures, returns one float each, and runs in worker processes.
         weight: default of its weight in the sum.

@@ -1,4 +1,4 @@
-"""Rewards for a crystal's symmetry: functions of one crystal, as a user writes them."""
+"""Rewards for symmetry: functions of Structures, as a user writes them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ NUM_SPACE_GROUPS = 230
 LARGEST_ORDER = 48
 """Operations of the point group m-3m; no crystal has more."""
 
-# moyo writes notes on odd cells, such as that an atom was moved far. It asks for the level of its
-# logger once, so that is set before it is first used.
+# moyo logs notes on odd cells, such as an atom that was moved far. It reads the level of its logger
+# once, so the level is set before its first use.
 logging.getLogger("moyo").setLevel(logging.ERROR)
 
 
@@ -31,8 +31,8 @@ def space_group(
 
     Args:
         structures: the crystals.
-        targets: numbers and ranges of numbers, 1..230, between commas, as in "166,195-230".
-        symprec: angstrom; how far an atom may be from where the symmetry has it.
+        targets: numbers and ranges of numbers, 1..230, between commas, as in "166,195-230"
+        symprec: tolerance of atomic positions, in angstrom
 
     Raises:
         ValueError: wrong targets or tolerance; a crystal whose space group is not found
@@ -44,14 +44,14 @@ def space_group(
 
 
 def symmetry(structures: Sequence[Structure], *, symprec: float = 0.1) -> list[float]:
-    """Score how many operations the point group has, from 0 for P1 to 1 for cubic m-3m.
+    """Score the number of operations of the point group, from 0 for P1 to 1 for cubic m-3m.
 
-    That is log2(operations) / log2(48): a mirror alone is 0.18, mmm 0.54, 4/mmm 0.72, and each
-    further generator of order two adds 0.18.
+    The score is log2(operations) / log2(48): 0.18 for a mirror alone, 0.54 for mmm, 0.72 for 4/mmm;
+    each further generator of order two adds 0.18.
 
     Args:
         structures: the crystals.
-        symprec: angstrom; how far an atom may be from where the symmetry has it.
+        symprec: tolerance of atomic positions, in angstrom
 
     Raises:
         ValueError: a wrong tolerance; a crystal whose space group is not found
@@ -67,11 +67,11 @@ def find_space_group(structure: Structure, *, symprec: float) -> int:
 
     Args:
         structure: the crystal, in any cell.
-        symprec: angstrom. Less where the cell has a very short or, for its shortest vector a, a
-            very long vector c: at most a / 10 and a^2 / 2c.
+        symprec: tolerance in angstrom. It is lowered to a / 10 and a^2 / 2c where those are less,
+            of the shortest vector a and the longest vector c of the reduced cell.
 
     Raises:
-        ValueError: it cannot be measured, has atoms closer than 0.5 angstrom (which may well look
+        ValueError: it cannot be measured, has atoms closer than 0.5 angstrom (which often look
             highly symmetric), or the search fails.
     """
     geometry = measure(structure)
@@ -80,8 +80,8 @@ def find_space_group(structure: Structure, *, symprec: float) -> int:
     if geometry.min_distance <= MIN_DISTANCE:
         raise ValueError(f"too close: atoms {geometry.min_distance:.3g} angstrom apart")
     atom_types, frac_coords, lattice = as_arrays(structure)
-    # Where the tolerance takes c + 2a for c, moyo can search for ever, in a loop that no signal
-    # interrupts.
+    # With a tolerance that confuses c + 2a with c, moyo can search for ever, in a loop that no
+    # signal interrupts.
     reduced = reduce_lattice(lattice)
     lengths = np.linalg.norm(reduced, axis=1)
     shortest, longest = float(lengths.min()), float(lengths.max())
@@ -90,19 +90,19 @@ def find_space_group(structure: Structure, *, symprec: float) -> int:
     cell = moyopy.Cell(reduced.tolist(), coordinates.tolist(), atom_types.tolist())
     try:
         return moyopy.MoyoDataset(cell, symprec=tolerance).number
-    except BaseException as error:  # a panic in Rust is no Exception, and would end a worker
+    except BaseException as error:  # a panic in Rust is no Exception: it would end a worker
         if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
             raise
         raise ValueError(f"no space group found: {error}") from error
 
 
 def parse_space_groups(targets: str | int) -> frozenset[int]:
-    """Return the numbers of a text such as "166,195-230".
+    """Return the numbers in a text such as "166,195-230".
 
     Raises:
-        ValueError: no numbers of space groups, or none at all.
+        ValueError: no number, or one that is no space group's.
     """
-    # A command line makes a number of a single one.
+    # A single number of a command line is no text.
     is_number = isinstance(targets, int) and not isinstance(targets, bool)
     text = str(targets) if is_number else check_text(targets, "targets")
     numbers: set[int] = set()
@@ -121,12 +121,12 @@ def parse_space_groups(targets: str | int) -> frozenset[int]:
 def _check_symprec(symprec: float) -> None:
     if check_positive(symprec, "symprec") >= MIN_DISTANCE:
         raise ValueError(
-            f"symprec is {symprec!r}; it must be below {MIN_DISTANCE} angstrom, as close as atoms "
-            "may be"
+            f"symprec is {symprec!r}; it must be below {MIN_DISTANCE} angstrom, the least distance "
+            "of atoms"
         )
 
 
 @cache
 def _point_group_order(number: int) -> int:
-    """Number of operations of a space group's point group: of a primitive cell, in any setting."""
+    """Number of operations of a space group's point group, in a primitive cell of any setting."""
     return len(moyopy.operations_from_number(number, primitive=True))

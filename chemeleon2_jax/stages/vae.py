@@ -19,7 +19,8 @@ from chemeleon2_jax.common.errors import ConfigError, DatasetError
 from chemeleon2_jax.common.randomness import named_key
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.augment import Noise, augment, corrupt
-from chemeleon2_jax.metrics.reconstruction import Tolerances, match_rates
+from chemeleon2_jax.metrics.matching import Tolerances
+from chemeleon2_jax.metrics.reconstruction import match_rates
 from chemeleon2_jax.models.encoders.registry import read_encoder
 from chemeleon2_jax.models.losses import (
     LossWeights,

@@ -1,4 +1,4 @@
-"""Compositions whose charges balance or not, and those that are not gone through."""
+"""Compositions whose charges balance or not, and those with too many combinations."""
 
 import subprocess
 import sys
@@ -46,7 +46,7 @@ def test_validity(formula, reason):
     assert check.passed.tolist() == [reason is None]
 
 
-def test_what_is_no_crystal_is_an_error():
+def test_not_a_crystal_is_an_error():
     disordered = Structure(Lattice.cubic(4.0), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])
     empty = ([], np.zeros((0, 3)), np.eye(3))
     unknown = ([120], np.zeros((1, 3)), np.eye(3))
@@ -63,7 +63,7 @@ def test_what_is_no_crystal_is_an_error():
 MANY_STATES = "NCPSMnAsTeOsBiSiGe"
 
 
-def test_too_many_combinations_are_not_gone_through():
+def test_too_many_combinations_are_not_tried():
     """All of these would take minutes."""
     check = composition_check([crystal(MANY_STATES), crystal("NaCl")])
     assert check.passed.tolist() == [False, True]

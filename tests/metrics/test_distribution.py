@@ -28,7 +28,7 @@ def random_features(*shapes, seed=0):
 
 
 def mmd_by_definition(samples, reference):
-    """All three kernels, whole."""
+    """All three kernels in full."""
 
     def kernel(x, y):
         return (x @ y.T / x.shape[1] + 1.0) ** 3
@@ -36,8 +36,8 @@ def mmd_by_definition(samples, reference):
     def mean_of_others(matrix):
         return matrix[~np.eye(len(matrix), dtype=bool)].mean()
 
-    own, theirs = kernel(samples, samples), kernel(reference, reference)
-    return mean_of_others(own) + mean_of_others(theirs) - 2 * kernel(samples, reference).mean()
+    within, beyond = kernel(samples, samples), kernel(reference, reference)
+    return mean_of_others(within) + mean_of_others(beyond) - 2 * kernel(samples, reference).mean()
 
 
 def test_mmd_by_hand():

@@ -10,10 +10,10 @@ from pymatgen.core.structure import Structure
 
 from chemeleon2_jax.crystals.structures import arrays_from_structure, structure_from_arrays
 from chemeleon2_jax.metrics import reconstruction
+from chemeleon2_jax.metrics.matching import Tolerances
 from chemeleon2_jax.metrics.reconstruction import (
     STRICT_AND_LOOSE,
     MatchResult,
-    Tolerances,
     match_rates,
 )
 from chemeleon2_jax.workers import WorkerPool
@@ -92,8 +92,8 @@ def test_rms_has_no_unit(in_process):
     assert large == pytest.approx(small)
 
 
-def test_the_two_notions_of_a_match(in_process):
-    """One atom far off: small in the mean, but not within the tolerance itself."""
+def test_the_two_definitions_of_a_match(in_process):
+    """One atom far off: the RMS is within the tolerance, the largest displacement is not."""
     length = (abs(np.linalg.det(SPINEL[2])) / len(SPINEL[0])) ** (1 / 3)
     moved = move(SPINEL, 0.4 * length, only=0, seed=3)
     result = match_rate([(moved, SPINEL)], in_process)
@@ -138,7 +138,7 @@ def test_no_pairs(in_process):
 
 
 def sometimes_bad(structure, target, tolerances):
-    """Stands in for the matcher: what it does depends on the cell's length."""
+    """Replaces the matcher: the outcome depends on the cell's length."""
     match round(structure.lattice.a):
         case 5:
             time.sleep(60)

@@ -1,4 +1,4 @@
-"""The table and the summary: every crystal that was asked for has its row and its part."""
+"""The table and the summary: every crystal that was asked for has a row and counts."""
 
 import json
 import math
@@ -11,8 +11,8 @@ import chemeleon2_jax as c2
 from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.metrics import crystal_metrics, matching, registry, summary
 from chemeleon2_jax.metrics import report as module
+from chemeleon2_jax.metrics.matching import Tolerances
 from chemeleon2_jax.metrics.metric import Column, CrystalMetric, SetMetric, SetScore, Subject
-from chemeleon2_jax.metrics.reconstruction import Tolerances
 from chemeleon2_jax.metrics.registry import METRICS, choose_metrics
 from chemeleon2_jax.metrics.report import Report, evaluate
 from chemeleon2_jax.metrics.structure import covalent_check
@@ -118,7 +118,7 @@ def test_shares_are_of_all_that_were_asked_for(report):
     assert (metrics["density"]["min"], metrics["density"]["max"]) == (values.min(), values.max())
 
 
-def test_summary_says_with_what_and_how(report):
+def test_summary_states_reference_settings_and_versions(report):
     summary = report.summary
     assert list(summary) == [
         "structures",
@@ -159,75 +159,75 @@ def test_triples_are_structures(report):
         None if s is None else ([site.specie.Z for site in s], s.frac_coords, s.lattice.matrix)
         for s in [SALT, None, OTHER_SALT]
     ]
-    found = evaluate(triples, REFERENCE, num_workers=0)
-    assert found.table.equals(evaluate(MIXED[:3], REFERENCE, num_workers=0).table)
+    judged = evaluate(triples, REFERENCE, num_workers=0)
+    assert judged.table.equals(evaluate(MIXED[:3], REFERENCE, num_workers=0).table)
 
 
 def test_metrics_are_chosen_in_order():
-    found = evaluate([SALT, CRUSHED], metrics=["valid", "density", "valid"], num_workers=0)
-    assert list(found.table.columns[4:]) == ["valid", "density", "reason"]
-    assert list(found.summary["metrics"]) == ["valid", "density"]
-    # What is not asked for is not a reason either.
-    assert [r != r or r is None for r in found.table["reason"]] == [True, False]
+    judged = evaluate([SALT, CRUSHED], metrics=["valid", "density", "valid"], num_workers=0)
+    assert list(judged.table.columns[4:]) == ["valid", "density", "reason"]
+    assert list(judged.summary["metrics"]) == ["valid", "density"]
+    # Metrics that were not chosen give no reasons.
+    assert [r != r or r is None for r in judged.table["reason"]] == [True, False]
 
 
 def test_without_a_reference():
-    found = evaluate([SALT], num_workers=0)
-    assert "novel" not in found.table.columns
-    assert "unique" in found.table.columns
-    assert found.summary["reference"] is None
-    assert found.summary["set"] == {}
+    judged = evaluate([SALT], num_workers=0)
+    assert "novel" not in judged.table.columns
+    assert "unique" in judged.table.columns
+    assert judged.summary["reference"] is None
+    assert judged.summary["set"] == {}
 
 
 def test_a_reference_that_no_metric_needs_is_not_loaded():
-    found = evaluate([SALT], "no such set", ["valid"], num_workers=0)
-    assert found.summary["reference"] is None
+    judged = evaluate([SALT], "no such set", ["valid"], num_workers=0)
+    assert judged.summary["reference"] is None
 
 
-def test_a_path_will_do(tmp_path):
+def test_a_path(tmp_path):
     SALT.to(filename=str(tmp_path / "a.cif"))
     (tmp_path / "b.cif").write_text("not a CIF")
-    found = evaluate(tmp_path, metrics=["valid"], num_workers=0)
-    assert found.table["name"].tolist() == ["a.cif", "b.cif"]
-    assert found.table["status"].tolist() == ["ok", "failed"]
-    assert found.summary["structures"]["source"] == str(tmp_path)
-    assert found.summary["structures"]["without_crystal"] == {"unparsable CIF": 1}
+    judged = evaluate(tmp_path, metrics=["valid"], num_workers=0)
+    assert judged.table["name"].tolist() == ["a.cif", "b.cif"]
+    assert judged.table["status"].tolist() == ["ok", "failed"]
+    assert judged.summary["structures"]["source"] == str(tmp_path)
+    assert judged.summary["structures"]["without_crystal"] == {"unparsable CIF": 1}
 
 
 def test_nothing_but_failures():
-    found = evaluate([None, FLAT], REFERENCE, num_workers=0)
-    for name, result in found.summary["metrics"].items():
+    judged = evaluate([None, FLAT], REFERENCE, num_workers=0)
+    for name, result in judged.summary["metrics"].items():
         if METRICS[name].kind == "check":
             assert result["share"] == 0.0
         else:
             assert [result[key] for key in ("mean", "std", "min", "median", "max")] == [None] * 5
-    json.dumps(found.summary, allow_nan=False)
+    json.dumps(judged.summary, allow_nan=False)
 
 
 def test_a_comparison_that_fails_has_no_value(monkeypatch):
-    """And the row says so; what else is known of it stays."""
+    """The row says so, and keeps its other values."""
 
     def fail(work, *, tolerances):
         raise RuntimeError("no lattice")
 
     monkeypatch.setattr(matching, "_fit_batch", fail)
-    found = evaluate([SALT, OTHER_SALT, OXIDE], [SALT], num_workers=0)
-    assert found.table["unique"].isna().tolist() == [False, True, False]
-    assert found.table["novel"].isna().tolist() == [True, True, False]
-    assert found.table["unique_novel"].isna().tolist() == [True, True, False]
-    assert found.table["status"].tolist() == ["failed", "failed", "ok"]
-    assert found.table["valid"].tolist() == [True] * 3
+    judged = evaluate([SALT, OTHER_SALT, OXIDE], [SALT], num_workers=0)
+    assert judged.table["unique"].isna().tolist() == [False, True, False]
+    assert judged.table["novel"].isna().tolist() == [True, True, False]
+    assert judged.table["unique_novel"].isna().tolist() == [True, True, False]
+    assert judged.table["status"].tolist() == ["failed", "failed", "ok"]
+    assert judged.table["valid"].tolist() == [True] * 3
     assert (
         "unique, unique_novel: comparison with structure 0: RuntimeError"
-        in found.table["reason"][1]
+        in judged.table["reason"][1]
     )
-    result = found.summary["metrics"]["novel"]
+    result = judged.summary["metrics"]["novel"]
     assert result["share"] == pytest.approx(1 / 3)
     assert result["no_value"] == {"RuntimeError": 2}
 
 
 def test_one_no_decides():
-    """Not unique is not unique and novel, whatever it is compared with in vain."""
+    """Not unique is enough, even if the other comparison failed."""
     subject = Subject([None, None], WorkerPool(0), Tolerances(), 1.0)
     subject._results[crystal_metrics.unique] = Column([False, True], ["same as structure 0", None])
     subject._results[crystal_metrics.novel] = Column([None, None], ["timeout", "timeout"])
@@ -239,8 +239,8 @@ def test_one_no_decides():
 def test_tolerances_are_used():
     moved = SALT.copy().translate_sites([1], [0.05, 0.0, 0.0])
     for tolerances, is_unique in ((None, False), (Tolerances(stol=0.01), True)):
-        found = evaluate([SALT, moved], metrics=["unique"], tolerances=tolerances, num_workers=0)
-        assert found.table["unique"].tolist() == [True, is_unique]
+        judged = evaluate([SALT, moved], metrics=["unique"], tolerances=tolerances, num_workers=0)
+        assert judged.table["unique"].tolist() == [True, is_unique]
 
 
 def crystal_system(subject):
@@ -261,7 +261,7 @@ def mean_size(subject):
 
 
 def infinite(subject):
-    """Without end."""
+    """A score that is not finite."""
     return SetScore(np.inf, 1)
 
 
@@ -280,26 +280,26 @@ def more_metrics(monkeypatch):
 
 def test_another_metric_is_a_function_and_a_line(more_metrics):
     long = Structure(Lattice.tetragonal(3.0, 5.0), ["Fe"], [[0, 0, 0]])
-    found = evaluate([SALT, None, OXIDE, long], metrics=more_metrics, num_workers=0)
-    assert column(found, "crystal_system") == ["cubic", None, "cubic", "other"]
-    assert found.table["status"].tolist() == ["ok", "not built", "ok", "ok"]
-    assert found.summary["metrics"]["crystal_system"] == {
+    judged = evaluate([SALT, None, OXIDE, long], metrics=more_metrics, num_workers=0)
+    assert column(judged, "crystal_system") == ["cubic", None, "cubic", "other"]
+    assert judged.table["status"].tolist() == ["ok", "not built", "ok", "ok"]
+    assert judged.summary["metrics"]["crystal_system"] == {
         "counts": {"cubic": 2, "other": 1},
         "count": 3,
         "no_value": {"not built": 1},
     }
-    assert found.summary["set"] == {
+    assert judged.summary["set"] == {
         "mean_size": {"value": 8 / 3, "unit": "atoms", "count": 3, "reason": None},
         "infinite": {"value": None, "unit": "", "count": 1, "reason": "not finite: inf"},
     }
-    assert found.summary["settings"]["symprec"] == 0.1
-    assert "cubic" in found.table.to_csv()
-    json.dumps(found.summary, allow_nan=False)
+    assert judged.summary["settings"]["symprec"] == 0.1
+    assert "cubic" in judged.table.to_csv()
+    json.dumps(judged.summary, allow_nan=False)
 
 
 def test_a_set_without_a_value_has_a_reason(more_metrics):
-    found = evaluate([None], metrics=more_metrics, num_workers=0)
-    assert found.summary["set"]["mean_size"] == {
+    judged = evaluate([None], metrics=more_metrics, num_workers=0)
+    assert judged.summary["set"]["mean_size"] == {
         "value": None,
         "unit": "atoms",
         "count": 0,
@@ -316,7 +316,7 @@ def test_a_set_without_a_value_has_a_reason(more_metrics):
         (["structure_mmd"], ["reference"], "'structure_mmd' needs a VAE that gives features"),
     ],
 )
-def test_metrics_that_cannot_be(names, given, message):
+def test_metrics_that_cannot_be_computed(names, given, message):
     with pytest.raises(ValueError, match=message):
         choose_metrics(names, given=given)
 
@@ -336,10 +336,10 @@ def test_what_cannot_be_evaluated(structures, reference, error, message):
         evaluate(structures, reference, num_workers=0)
 
 
-def test_what_is_no_structure_is_a_row():
-    found = evaluate([SALT, 3, "NaCl", {}], metrics=["valid"], num_workers=0)
-    assert found.table["status"].tolist() == ["ok", *["failed"] * 3]
-    assert all(reason.startswith("not a crystal") for reason in found.table["reason"][1:])
+def test_not_a_structure_is_a_row():
+    judged = evaluate([SALT, 3, "NaCl", {}], metrics=["valid"], num_workers=0)
+    assert judged.table["status"].tolist() == ["ok", *["failed"] * 3]
+    assert all(reason.startswith("not a crystal") for reason in judged.table["reason"][1:])
 
 
 def test_public_name():

@@ -53,7 +53,7 @@ def test_nothing_to_compare_is_a_reason():
 
 
 class Lengths:
-    """Features that are easy to predict: the cell's edges, or mean and largest atomic number."""
+    """Features with known values: the cell's edges, or mean and largest atomic number."""
 
     def __init__(self):
         self.calls = []

@@ -1,4 +1,4 @@
-"""Groups of crystals, what is new against a reference, and comparisons that fail."""
+"""Groups of the same crystals, novelty against a reference, and comparisons that fail."""
 
 import pickle
 import time
@@ -11,8 +11,7 @@ from pymatgen.core import Lattice, Structure
 
 from chemeleon2_jax.crystals.structures import structures_to_crystals
 from chemeleon2_jax.metrics import matching
-from chemeleon2_jax.metrics.matching import reduce_cells, reduced_formula
-from chemeleon2_jax.metrics.reconstruction import Tolerances
+from chemeleon2_jax.metrics.matching import Tolerances, reduce_cells, reduced_formula
 from chemeleon2_jax.metrics.uniqueness import References, find_novel, find_unique
 from chemeleon2_jax.workers import WorkerPool
 
@@ -48,14 +47,14 @@ def test_unique():
         DISORDERED,
         caesium_chloride().perturb(0.05),
     ]
-    found = find_unique(structures)
-    assert found.passed.tolist() == [True, False, True, False, False, True, False, False]
-    assert found.matches == (None, 0, None, None, 0, None, None, 2)
-    assert found.reasons[1] == "same as structure 0"
-    assert found.errors[3] == found.reasons[3] == "not built"
-    assert found.errors[6].startswith("ValueError: partial occupancy")
-    assert [i for i, error in enumerate(found.errors) if error] == [3, 6]
-    assert found.share == pytest.approx(3 / 8)
+    outcome = find_unique(structures)
+    assert outcome.passed.tolist() == [True, False, True, False, False, True, False, False]
+    assert outcome.matches == (None, 0, None, None, 0, None, None, 2)
+    assert outcome.reasons[1] == "same as structure 0"
+    assert outcome.errors[3] == outcome.reasons[3] == "not built"
+    assert outcome.errors[6].startswith("ValueError: partial occupancy")
+    assert [i for i, error in enumerate(outcome.errors) if error] == [3, 6]
+    assert outcome.share == pytest.approx(3 / 8)
 
 
 def carbons():
@@ -86,10 +85,12 @@ def test_groups_are_those_of_the_matcher():
     groups = StructureMatcher().group_structures(structures)
     place = {id(structure): index for index, structure in enumerate(structures)}
     expected = sorted(place[id(group[0])] for group in groups)
-    found = find_unique(structures)
-    assert np.flatnonzero(found.passed).tolist() == expected
+    outcome = find_unique(structures)
+    assert np.flatnonzero(outcome.passed).tolist() == expected
     assert 1 < len(expected) < len(structures)
-    sizes = Counter(index if match is None else match for index, match in enumerate(found.matches))
+    sizes = Counter(
+        index if match is None else match for index, match in enumerate(outcome.matches)
+    )
     assert sorted(sizes.values()) == sorted(len(group) for group in groups)
 
 
@@ -102,11 +103,17 @@ def test_novel():
         rock_salt().make_supercell(2, in_place=False),
         caesium_chloride("K"),
     ]
-    found = find_novel(structures, references)
-    assert found.passed.tolist() == [False, True, False, False, True]
-    assert found.matches == (2, None, None, 0, None)
-    assert found.reasons == ("same as reference 2", None, "not built", "same as reference 0", None)
-    assert found.errors == (None, None, "not built", None, None)
+    outcome = find_novel(structures, references)
+    assert outcome.passed.tolist() == [False, True, False, False, True]
+    assert outcome.matches == (2, None, None, 0, None)
+    assert outcome.reasons == (
+        "same as reference 2",
+        None,
+        "not built",
+        "same as reference 0",
+        None,
+    )
+    assert outcome.errors == (None, None, "not built", None, None)
 
 
 def test_tolerances_are_used():
@@ -132,17 +139,17 @@ def test_worker_processes_give_the_same():
 
 
 def test_nothing_to_compare():
-    for found in (find_unique([]), find_novel([], References([rock_salt()]))):
-        assert found.passed.shape == (0,)
-        assert found.share == 0.0
+    for outcome in (find_unique([]), find_novel([], References([rock_salt()]))):
+        assert outcome.passed.shape == (0,)
+        assert outcome.share == 0.0
     assert find_novel([rock_salt()], References([])).passed.tolist() == [True]
 
 
 def test_cells_that_would_fill_the_memory_are_not_compared():
     long = (np.array([84]), np.zeros((1, 3)), np.diag([3.0, 3.0, 1e3]))
-    found = find_unique([THIN, long, cubic(3.0)])
-    assert found.passed.tolist() == [False, False, True]
-    assert found.errors[0] == (
+    outcome = find_unique([THIN, long, cubic(3.0)])
+    assert outcome.passed.tolist() == [False, False, True]
+    assert outcome.errors[0] == (
         "ValueError: a cell of 1e-09 x 3 x 3 angstrom is too thin or too long to be compared"
     )
     layered = Structure(Lattice.tetragonal(3.0, 80.0), ["C"], [[0, 0, 0]])
@@ -265,17 +272,17 @@ def test_a_failure_among_many_is_found_in_its_batch(monkeypatch):
     replace_matcher(monkeypatch, 7.0, fail)
     edges = [3.0] * 40
     edges[29] = 7.0
-    found = find_unique([cubic(edge) for edge in edges])
-    assert [i for i, error in enumerate(found.errors) if error] == [29]
-    assert set(found.matches) == {None, 0}
-    assert found.passed.sum() == 1
+    outcome = find_unique([cubic(edge) for edge in edges])
+    assert [i for i, error in enumerate(outcome.errors) if error] == [29]
+    assert set(outcome.matches) == {None, 0}
+    assert outcome.passed.sum() == 1
 
 
 def test_a_failing_first_crystal_is_given_up_early(monkeypatch):
     matcher = replace_matcher(monkeypatch, 7.0, fail)
-    found = find_unique([cubic(edge) for edge in [7.0, *[3.0] * 100]])
-    assert found.errors[0] is not None
-    assert found.passed.sum() == 1
+    outcome = find_unique([cubic(edge) for edge in [7.0, *[3.0] * 100]])
+    assert outcome.errors[0] is not None
+    assert outcome.passed.sum() == 1
     # 7 batches and 16 single pairs with the first crystal, 7 batches with the second.
     assert matcher.num_batches == 7 + 16 + 7
 
@@ -283,11 +290,11 @@ def test_a_failing_first_crystal_is_given_up_early(monkeypatch):
 def test_a_failing_reference(monkeypatch):
     replace_matcher(monkeypatch, 7.0, fail)
     references = References([cubic(7.0), cubic(3.0)])
-    found = find_novel([cubic(3.0), cubic(5.0), cubic(5.0, "Fe")], references)
+    outcome = find_novel([cubic(3.0), cubic(5.0), cubic(5.0, "Fe")], references)
     # One match decides; without a match the failures leave it open.
-    assert found.matches == (1, None, None)
+    assert outcome.matches == (1, None, None)
     failure = "comparison with reference 0: RuntimeError: no lattice"
-    assert found.errors == (None, failure, None)
-    assert found.passed.tolist() == [False, False, True]
+    assert outcome.errors == (None, failure, None)
+    assert outcome.passed.tolist() == [False, False, True]
     only_thin = find_novel([cubic(5.0)], References([cubic(3.0), THIN]))
     assert only_thin.errors[0].startswith("comparison with reference 1: ValueError: a cell of")

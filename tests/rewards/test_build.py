@@ -1,4 +1,4 @@
-"""Rewards made by name, with the options that a config has for them."""
+"""Rewards made by name, with the defaults of their options."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def options_of(name, **changes):
 
 
 class Sizes:
-    """Features that are easy to predict."""
+    """Features with known values."""
 
     def structure_features(self, crystals):
         return np.array([[np.nan] * 2 if c is None else [len(c[0]), c[2][0, 0]] for c in crystals])
@@ -43,7 +43,7 @@ class Sizes:
 
 @pytest.fixture(scope="module")
 def context():
-    """Models that are easy to predict: the size is what they see."""
+    """Models with known answers: a predictor of the number of atoms."""
 
     def open_predictor(path):
         def predict(crystals):
@@ -105,10 +105,10 @@ def test_values(context, name, changes, expected):
 def test_creativity_and_diversity(context):
     new = arrays_from_structure(rocksalt("Ag", "Te", 5.9))
     known = arrays_from_structure(make_crystals()[0])
-    found = scores_of(context, "creativity", [new, known, new, None])
-    assert found.values[0] == 1.0
-    assert found.values[1] < 1.0
-    assert found.values[2] < 1.0
+    scores = scores_of(context, "creativity", [new, known, new, None])
+    assert scores.values[0] == 1.0
+    assert scores.values[1] < 1.0
+    assert scores.values[2] < 1.0
     for name in ("structure_diversity", "composition_diversity"):
         scores = scores_of(context, name)
         assert np.isfinite(scores.values[:4]).all()
@@ -117,7 +117,7 @@ def test_creativity_and_diversity(context):
 
 @pytest.fixture(scope="module")
 def hull(tmp_path_factory):
-    """A file of entries: the elements of STRUCTURES but for caesium, at 0 eV/atom."""
+    """A file of entries: the elements of STRUCTURES without caesium, at 0 eV/atom."""
     path = tmp_path_factory.mktemp("hull") / "entries.json"
     symbols = ("Na", "Cl", "Sr", "Ti", "O", "Mg")
     entries = [{"formula": symbol, "energy_per_atom": 0.0} for symbol in symbols]
@@ -179,7 +179,7 @@ def test_functions_of_structures_check_their_options_before_a_run(name):
         check_reward(name, options_of(name) | {"colour": 3})
 
 
-def test_a_reward_that_there_is_not(context):
+def test_unknown_reward(context):
     with pytest.raises(RewardError, match="Did you mean 'creativity'"):
         build_component("creativty", {}, context)
 

@@ -1,4 +1,4 @@
-"""The reward for being unlike, against values worked out by hand."""
+"""The creativity reward against values worked out by hand."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_values():
         bcc("Po", 3.05),  # novel, not unique
         None,
         cubic("Fe", 3.0),  # both
-        cubic("Na", 3.0),  # unique and exactly a reference, with nothing else to be unlike of
+        cubic("Na", 3.0),  # unique, a copy of a reference, and no other of its formula
     ]
     references = References([cubic("Po", 3.0), cubic("Na", 3.0)])
     scores = creativity(generated, references)
@@ -38,7 +38,7 @@ def test_values():
 
 
 def bcc_reach():
-    """The 100th neighbour in a body-centred lattice, in edges: found by listing."""
+    """The 100th neighbour in a body-centred lattice, in edges, by listing."""
     ends = np.stack(np.meshgrid(*[np.arange(-4, 5)] * 3, indexing="ij"), -1).reshape(-1, 3)
     points = np.concatenate([ends, ends + 0.5])
     return np.sort(np.linalg.norm(points, axis=1))[100]

@@ -20,7 +20,7 @@ def test_crystals_without_features_do_not_count():
     assert scores.failures == {"no features": 2}
 
 
-def test_what_the_set_is_short_of_scores_higher():
+def test_a_rare_kind_scores_higher():
     reference = np.array([[-1.0], [1.0]])
     scores = diversity(np.array([[1.0], [1.0], [1.0], [-1.0]]), reference)
     assert scores.values[3] > 0 > scores.values[0]

@@ -1,4 +1,4 @@
-"""Several rewards as one number: floors, normalisation, weights, what may not be judged."""
+"""Several rewards as one number: floors, normalisation, weights, refused crystals."""
 
 from __future__ import annotations
 
@@ -58,22 +58,22 @@ def test_weights_and_floors(pool):
         "sizes": Weighted(PerChunk(sizes), weight=2.0, floor=-1.0),
         "lengths": Weighted(PerChunk(cell_lengths), weight=0.5, normalisation="norm"),
     }
-    found = function(pool, components)(GOOD)
+    rewards = function(pool, components)(GOOD)
     lengths = np.array([5.64 / np.sqrt(2), 4.12, 3.905])
-    np.testing.assert_allclose(found.components["sizes"].filled, [2, -1, 5])
-    np.testing.assert_allclose(found.raw, [4, -2, 10] + 0.5 * lengths, rtol=1e-6)
+    np.testing.assert_allclose(rewards.components["sizes"].filled, [2, -1, 5])
+    np.testing.assert_allclose(rewards.raw, [4, -2, 10] + 0.5 * lengths, rtol=1e-6)
     normal = (lengths - lengths.min()) / (np.ptp(lengths) + 1e-4)
-    np.testing.assert_allclose(found.total, [4, -2, 10] + 0.5 * normal, rtol=1e-5)
-    summary = found.summary()
+    np.testing.assert_allclose(rewards.total, [4, -2, 10] + 0.5 * normal, rtol=1e-5)
+    summary = rewards.summary()
     assert summary["sizes_failures"] == 1
     assert summary["sizes_failures/no caesium"] == 1
     assert (summary["sizes_min"], summary["sizes_mean"], summary["sizes_max"]) == (2, 3.5, 5)
     assert summary["lengths_failures"] == summary["refused"] == 0
 
 
-def test_floor_that_is_not_given_is_below_all(pool):
-    found = function(pool, {"sizes": Weighted(PerChunk(sizes))})(GOOD)
-    assert found.raw.tolist() == [2, 2 - 3, 5]
+def test_the_default_floor_is_below_all(pool):
+    rewards = function(pool, {"sizes": Weighted(PerChunk(sizes))})(GOOD)
+    assert rewards.raw.tolist() == [2, 2 - 3, 5]
     alike = function(pool, {"sizes": Weighted(PerChunk(sizes))})(GOOD[:2])
     assert alike.raw.tolist() == [2, 1]
 
@@ -81,51 +81,51 @@ def test_floor_that_is_not_given_is_below_all(pool):
 @pytest.mark.parametrize("weight", [1.0, -1.0])
 @pytest.mark.parametrize("floor", [None, 100.0, -100.0])
 def test_nothing_is_gained_by_breaking_crystals(pool, weight, floor, caplog):
-    """Whatever the weight and the floor: what has no value is worth less than the best."""
+    """A crystal without a value is worth less than the best, for any weight and floor."""
     component = Weighted(PerChunk(cell_lengths), weight=weight, floor=floor)
-    found = function(pool, {"lengths": component})([*GOOD, COLLAPSED])
-    worst, best = found.raw[:3].min(), found.raw[:3].max()
+    rewards = function(pool, {"lengths": component})([*GOOD, COLLAPSED])
+    worst, best = rewards.raw[:3].min(), rewards.raw[:3].max()
     if floor is not None and weight * floor < 0:
-        assert found.raw[3] == weight * floor
+        assert rewards.raw[3] == weight * floor
     else:
-        assert found.raw[3] == pytest.approx(worst - (best - worst))
+        assert rewards.raw[3] == pytest.approx(worst - (best - worst))
     assert ("better than the best crystal" in caplog.text) == (weight * (floor or 0) > 0)
-    assert found.total.argmax() != 3
+    assert rewards.total.argmax() != 3
 
 
 def test_floors_may_be_kept(pool):
-    """As validations do, so that they can be compared."""
+    """Validations do so, to be comparable."""
     reward = function(pool, {"sizes": Weighted(PerChunk(sizes))})
     first = reward(GOOD)
     assert first.components["sizes"].floor == -1.0
     assert reward(GOOD[:2]).raw.tolist() == [2, 1]
     assert reward(GOOD[:2], {"sizes": -1.0}).raw.tolist() == [2, -1]
-    # So are those that came of a floor that would have paid.
+    # So does the floor that replaced one better than the best crystal.
     paying = function(pool, {"sizes": Weighted(PerChunk(sizes), floor=100.0)})
     assert paying(GOOD).components["sizes"].floor == -1.0
     assert paying(GOOD[:2], {"sizes": -1.0}).raw.tolist() == [2, -1]
 
 
 def test_the_sum_is_normalised(pool):
-    found = function(pool, {"sizes": Weighted(PerChunk(sizes), floor=0.0)}, normalisation="std")(
+    rewards = function(pool, {"sizes": Weighted(PerChunk(sizes), floor=0.0)}, normalisation="std")(
         GOOD
     )
-    assert found.total.mean() == pytest.approx(0, abs=1e-9)
-    assert found.total.std(ddof=1) == pytest.approx(1, rel=1e-3)
-    assert found.raw.tolist() == [2, 0, 5]
+    assert rewards.total.mean() == pytest.approx(0, abs=1e-9)
+    assert rewards.total.std(ddof=1) == pytest.approx(1, rel=1e-3)
+    assert rewards.raw.tolist() == [2, 0, 5]
 
 
 @pytest.mark.parametrize(("require", "refused"), [("", 1), ("valid", 2), ("covalent", 3)])
-def test_what_may_not_be_judged_gets_the_floor(pool, require, refused):
+def test_refused_crystals_get_the_floor(pool, require, refused):
     crystals = [*GOOD, CROWDED, COLLAPSED, BROKEN]
     components = {"lengths": Weighted(PerChunk(cell_lengths), floor=0.0)}
-    found = function(pool, components, require=require)(crystals)
-    assert sum(reason is not None for reason in found.refused) == refused
-    assert found.raw[len(crystals) - refused :].tolist() == [0] * refused
-    assert (found.raw[: len(crystals) - refused] > 0).all()
-    assert found.summary()["refused"] == refused
-    assert found.summary()["lengths_failures"] == 0  # it was not asked
-    assert found.valid.tolist() == [True] * 4 + [False] * 2
+    rewards = function(pool, components, require=require)(crystals)
+    assert sum(reason is not None for reason in rewards.refused) == refused
+    assert rewards.raw[len(crystals) - refused :].tolist() == [0] * refused
+    assert (rewards.raw[: len(crystals) - refused] > 0).all()
+    assert rewards.summary()["refused"] == refused
+    assert rewards.summary()["lengths_failures"] == 0  # it judged none of them
+    assert rewards.valid.tolist() == [True] * 4 + [False] * 2
 
 
 def test_models_judge_chunk_by_chunk(pool):
@@ -159,7 +159,7 @@ def test_chunks_are_one_rollout(pool):
     assert apart.refused == together.refused
 
 
-def test_failing_for_all_ends_it(pool):
+def test_a_component_that_fails_for_all_is_an_error(pool):
     failing = Weighted(FunctionOfStructures("tests.rewards.user_rewards:always_fails"))
     reward = function(pool, {"mine": failing})
     with pytest.raises(
@@ -168,29 +168,29 @@ def test_failing_for_all_ends_it(pool):
         reward([*GOOD, COLLAPSED])
 
 
-def test_a_rollout_may_tell_nothing(pool):
-    """By bad luck, as far as one rollout can tell."""
+def test_a_rollout_of_no_use_has_a_problem(pool):
+    """It is no error yet: one rollout may be bad luck."""
     failing = Weighted(FunctionOfStructures("tests.rewards.user_rewards:always_fails"), floor=-1.0)
     reward = function(pool, {"mine": failing, "lengths": Weighted(PerChunk(cell_lengths))})
     for crystals, problem in ((GOOD, "failed for all 3"), ([COLLAPSED], "none of 1")):
         with reward.start() as evaluation:
             evaluation.add(crystals)
-            found = evaluation.result()
-        assert problem in found.problem
-        assert (found.components["mine"].filled == -1.0).all()
-        assert np.isfinite(found.total).all()
-        assert found.summary()["mine_mean"] == -1.0
+            rewards = evaluation.result()
+        assert problem in rewards.problem
+        assert (rewards.components["mine"].filled == -1.0).all()
+        assert np.isfinite(rewards.total).all()
+        assert rewards.summary()["mine_mean"] == -1.0
 
 
 def interrupt(evaluation):
-    """What Ctrl-C does while crystals are judged."""
+    """Ctrl-C while crystals are judged."""
     with evaluation:
         evaluation.add(GOOD)
         raise KeyboardInterrupt
 
 
-def test_an_interrupt_does_not_wait_for_what_is_judged():
-    """And the workers are there for what comes after it."""
+def test_an_interrupt_does_not_wait_for_the_work_under_way():
+    """The workers can be used afterwards."""
     slow = FunctionOfStructures("tests.rewards.user_rewards:sleeps_for_caesium", timeout_s=3600)
     with WorkerPool(1) as pool:
         reward = function(pool, {"slow": Weighted(slow)})
@@ -200,7 +200,7 @@ def test_an_interrupt_does_not_wait_for_what_is_judged():
         assert function(pool, {"sizes": Weighted(PerChunk(sizes))})(GOOD).raw[0] == 2
 
 
-def test_none_that_may_be_judged_ends_it(pool):
+def test_refusing_all_is_an_error(pool):
     reward = function(pool, {"sizes": Weighted(PerChunk(sizes))})
     with pytest.raises(
         RewardError,

@@ -1,4 +1,4 @@
-"""A user's function in workers: what goes wrong costs one crystal, and says why."""
+"""A user's function in workers: a failure costs one crystal and has a reason."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_values_in_order_with_options(pool):
     assert scores_of(pool, "counter").values.tolist() == [2, 2, 5, 2]
 
 
-def test_it_runs_elsewhere(pool, tmp_path):
+def test_it_runs_in_worker_processes(pool, tmp_path):
     scores_of(pool, "notes_its_process", options={"folder": str(tmp_path)})
     ids = {int(path.name) for path in tmp_path.iterdir()}
     assert ids
@@ -60,14 +60,14 @@ def test_it_runs_elsewhere(pool, tmp_path):
         ("dies_for_caesium", "worker died (exit status 3)"),
     ],
 )
-def test_what_goes_wrong_costs_one_crystal(pool, name, reason, batch_size):
+def test_a_failure_costs_one_crystal(pool, name, reason, batch_size):
     scores = scores_of(pool, name, batch_size=batch_size)
     assert scores.reasons == (None, reason, None, None)
     assert np.isnan(scores.values[1])
     assert np.isfinite(scores.values[[0, 2, 3]]).all()
 
 
-def test_hanging_costs_one_crystal(pool):
+def test_a_timeout_costs_one_crystal(pool):
     scores = scores_of(pool, "sleeps_for_caesium", timeout_s=0.5)
     assert scores.reasons == (None, "timeout after 0.5 s", None, None)
     assert scores.values[[0, 2, 3]].tolist() == [1, 1, 1]
@@ -92,7 +92,7 @@ def test_all_at_once(pool):
     np.testing.assert_allclose(pairs, [1 / 2, 1 / 2, 5 / 7, 2 / 7])
 
 
-def test_all_of_a_rollout_whatever_its_chunks(pool):
+def test_a_call_for_a_rollout_of_several_chunks(pool):
     component = FunctionOfStructures(f"{MODULE}:share_of_its_list", batch_size=0)
     prepared = [
         *component.prepare(CRYSTALS[:1], pool),
@@ -103,7 +103,7 @@ def test_all_of_a_rollout_whatever_its_chunks(pool):
     assert scores.reasons[4] == NOT_JUDGED
 
 
-def test_what_is_not_there_is_not_judged(pool):
+def test_absent_crystals_are_not_judged(pool):
     scores = scores_of(pool, "number_of_sites", [None, *CRYSTALS, None])
     assert scores.reasons == (NOT_JUDGED, None, None, None, None, NOT_JUDGED)
     assert scores.values[1:5].tolist() == [2, 2, 5, 2]
@@ -120,6 +120,6 @@ def test_what_is_not_there_is_not_judged(pool):
         (f"{MODULE}:Counter", "is a class"),
     ],
 )
-def test_functions_that_are_none(name, message):
+def test_not_a_function(name, message):
     with pytest.raises(RewardError, match=message):
         load_function(name)

@@ -81,7 +81,7 @@ def test_structural_validity():
         (DISORDERED, "partial occupancy"),
     ],
 )
-def test_what_cannot_be_measured_has_no_score(function, crystal, reason):
+def test_unmeasurable_crystals_have_no_score(function, crystal, reason):
     with pytest.raises(ValueError, match=reason):
         function([crystal])
 

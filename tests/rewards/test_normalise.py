@@ -26,17 +26,17 @@ def test_values(how, expected):
 
 @pytest.mark.parametrize("how", ["norm", "std", "subtract_mean"])
 @pytest.mark.parametrize("values", [[3.0], [3.0, 3.0, np.nan]])
-def test_values_that_are_all_alike(how, values):
+def test_equal_values(how, values):
     expected = np.where(np.isnan(values), np.nan, 0.0)
     np.testing.assert_array_equal(normalise(np.array(values), how), expected)
 
 
 @pytest.mark.parametrize("how", ["", "norm", "std", "subtract_mean"])
-def test_nothing_known(how):
+def test_no_value(how):
     np.testing.assert_array_equal(normalise(np.full(2, np.nan), how), [np.nan, np.nan])
     assert normalise(np.zeros(0), how).shape == (0,)
 
 
-def test_a_normalisation_that_is_unknown():
+def test_unknown_normalisation():
     with pytest.raises(ValueError, match="'minmax' of rewards is unknown; choose one of '', 'no"):
         normalise(VALUES, "minmax")

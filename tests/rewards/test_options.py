@@ -13,7 +13,7 @@ def test_numbers(value):
 
 
 @pytest.mark.parametrize("value", [-1, np.inf, np.nan, True, "2", None])
-def test_what_is_no_positive_number(value):
+def test_not_a_positive_number(value):
     with pytest.raises(ValueError, match=r"target is .*; it must be a positive number or 0"):
         check_positive(value, "target", or_zero=True)
     with pytest.raises(ValueError, match=r"target is .*; it must be a positive number$"):

@@ -91,14 +91,14 @@ def test_handedness():
         (OVERLAPPING, "too close: atoms 0.0001 angstrom apart"),
         (cell(np.diag([3.0, 3.0, 1e-3])), "too close: atoms 0.001 angstrom apart"),
         (FLAT, "cell has no volume"),
-        # On this one moyo searches for ever.
+        # moyo never returns from this one.
         (cell(np.full((3, 3), 4.0) + np.diag([0, 1e-6, 1e-3])), "no volume|too close"),
         (cell(np.full((3, 3), np.nan)), "lattice is not finite"),
         (cell(np.eye(3) * 4, frac_coords=[[0, np.nan, 0]]), "coordinates are not finite"),
         (DISORDERED, "partial occupancy"),
     ],
 )
-def test_what_cannot_be_judged_has_no_score(crystal, reason):
+def test_unusable_crystals_have_no_score(crystal, reason):
     for function in (symmetry, partial(space_group, targets="1-230")):
         with pytest.raises(ValueError, match=reason):
             function([crystal])
@@ -107,8 +107,8 @@ def test_what_cannot_be_judged_has_no_score(crystal, reason):
 @pytest.mark.parametrize(
     "crystal",
     [
-        cell(np.diag([3.0, 17.0, 3000.0])),  # moyo does not come back from it at this tolerance
-        cell(np.diag([0.6, 6.0, 30.0])),  # nor from this
+        cell(np.diag([3.0, 17.0, 3000.0])),  # moyo never returns at this tolerance
+        cell(np.diag([0.6, 6.0, 30.0])),  # nor here
         cell(np.eye(3) * 1e4, ["Fe", "H"], [[0, 0, 0], [0.1, 0.2, 0.3]]),
         cell(np.diag([1e4, 3.0, 3.0]), ["Fe", "H"], [[0, 0, 0], [0.1, 0.2, 0.3]]),
         cell([[4, 0, 0], [4e4, 4, 0], [3e4, -5e4, 4]]),

@@ -1,4 +1,4 @@
-"""What users write: functions of a list of Structures. Workers import this module."""
+"""Rewards as users write them: functions of a list of Structures. Workers import this module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def fails_for_caesium(structures):
 
 
 def fails_for_five(structures):
-    """By the number of atoms, which is asked for."""
+    """Fails by the number of atoms, which a request fixes."""
     if any(len(structure) == 5 for structure in structures):
         raise RuntimeError("no perovskites, please")
     return [1.0] * len(structures)
