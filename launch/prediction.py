@@ -43,7 +43,7 @@ def main() -> int:
     model = load_model(values.model)
     if not isinstance(model, PredictorModel):
         raise ConfigError(f"{values.model} is no predictor")
-    data = model.meta.get("config", {}).get("data", {"name": "", "data_dir": "", "rename": ""})
+    data = model.meta.config.get("data", {"name": "", "data_dir": "", "rename": ""})
     name = values.data_name or data["name"]
     data_dir = values.data_dir or ("" if values.data_name else data["data_dir"])
     if not name and not data_dir:

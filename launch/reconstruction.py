@@ -50,7 +50,8 @@ def main() -> int:
 
     model = load_model(values.model)
     vae = model if isinstance(model, VAEModel) else model.vae
-    trained_on = model.meta["config"].get("data", {"name": "", "data_dir": ""})
+    config = model.meta.config if model.meta else {}
+    trained_on = config.get("data", {"name": "", "data_dir": ""})
     name = values.data_name or trained_on["name"]
     data_dir = values.data_dir or ("" if values.data_name else trained_on["data_dir"])
     if not name and not data_dir:

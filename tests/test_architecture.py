@@ -48,7 +48,7 @@ ALLOWED = {
     "torch_format": {"common", "crystals", "models", "training"},
     "diffusion": {"models", "rows"},
     "data": {"common", "crystals", "rows", "workers"},
-    "models": {"crystals", "rows"},
+    "models": {"common", "crystals", "rows"},
     "training": {"common", "rows"},
     "rows": {"crystals"},
     "crystals": set(),

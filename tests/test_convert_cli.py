@@ -130,6 +130,6 @@ def test_overwrite(tmp_path):
     assert run(f"--input={ldm}", out).returncode == 1
     done = run(f"--input={ldm}", out, "--overwrite")
     assert done.returncode == 0, done.stderr
-    assert "dit" in load_model(tmp_path / "out").meta
+    assert load_model(tmp_path / "out").meta.ldm is not None
     meta = json.loads((tmp_path / "out/meta/metadata").read_text())
     assert meta["source"]["file"] == "ldm.ckpt"

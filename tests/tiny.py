@@ -22,6 +22,7 @@ from pymatgen.core import Lattice, Structure
 
 from chemeleon2_jax.models.condition_kinds import Condition
 from chemeleon2_jax.models.dit import DiT
+from chemeleon2_jax.models.meta import ModelMeta
 from chemeleon2_jax.models.sizes import ConditionSizes
 from chemeleon2_jax.pretrained.loading import LDMParts
 from chemeleon2_jax.runs.config import fit_config, load_config
@@ -208,6 +209,11 @@ def first_step(
     params = stage.init_params if params is None else params
     (loss, terms), gradient = step(params, stage.frozen, jax.random.key(0), rows)
     return float(loss), {k: float(v) for k, v in terms.items()}, by_name(gradient)
+
+
+def meta_of(stage: Stage) -> ModelMeta:
+    """What the checkpoints of a stage say of its model."""
+    return ModelMeta.from_json(stage.meta)
 
 
 def conditional(parts: LDMParts, *conditions: Condition) -> LDMParts:

@@ -27,6 +27,7 @@ from chemeleon2_jax.inference.requests import encode_conditions, make_prompts
 from chemeleon2_jax.inference.vae import PredictorModel, VAEModel, batches, check_latents
 from chemeleon2_jax.models.condition_kinds import Condition
 from chemeleon2_jax.models.dit import split_output
+from chemeleon2_jax.models.meta import ModelMeta
 from chemeleon2_jax.pretrained.loading import LDMParts, ldm_of, open_model, predictor_of, vae_of
 from chemeleon2_jax.rows.rows import Rows
 
@@ -75,7 +76,7 @@ class LDMModel:
     """
 
     parts: LDMParts
-    meta: dict[str, Any] = field(repr=False)
+    meta: ModelMeta = field(repr=False)
     last_report: SampleReport | None = None
     _generators: dict[tuple[SamplerConfig, float], Generator] = field(
         default_factory=dict, repr=False
@@ -236,19 +237,16 @@ def load_model(
     Raises:
         CheckpointError: there is no model, or it is broken.
     """
-    checkpoint = open_model(name, vae=vae, ema=ema, size_table=size_table)
-    stage = checkpoint.meta.get("stage")
-    if "predictor" in checkpoint.meta:
-        predictor, meta = predictor_of(checkpoint)
-        return PredictorModel(predictor, dict(meta))
-    if "dit" in checkpoint.meta:
-        ldm, meta = ldm_of(checkpoint)
-        return LDMModel(ldm, dict(meta))
-    if stage == "train_vae":
-        parts, meta = vae_of(checkpoint)
-        return VAEModel(parts, dict(meta))
+    model = open_model(name, vae=vae, ema=ema, size_table=size_table)
+    meta = model.meta
+    if meta.predictor is not None:
+        return PredictorModel(predictor_of(model), meta)
+    if meta.ldm is not None:
+        return LDMModel(ldm_of(model), meta)
+    if meta.stage == "train_vae":
+        return VAEModel(vae_of(model), meta)
     raise CheckpointError(
-        f"{checkpoint.path} was written by stage {stage!r}, which this version cannot open"
+        f"{model.path} was written by stage {meta.stage!r}, which this version cannot open"
     )
 
 

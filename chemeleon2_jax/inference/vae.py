@@ -18,6 +18,7 @@ from chemeleon2_jax.crystals.structures import structure_from_arrays, structures
 from chemeleon2_jax.data.loader import in_order
 from chemeleon2_jax.inference.features import average_embeddings, average_latents, map_crystals
 from chemeleon2_jax.inference.generator import LARGEST_LATENT
+from chemeleon2_jax.models.meta import ModelMeta
 from chemeleon2_jax.models.predictor import to_units
 from chemeleon2_jax.models.vae import Reconstruction, reconstruct, split_crystals
 from chemeleon2_jax.pretrained.loading import PredictorParts, VAEParts
@@ -34,11 +35,11 @@ class VAEModel:
 
     Attributes:
         parts: sizes and parameters.
-        meta: what its checkpoint says of it.
+        meta: what its checkpoint says of it; None for one that was not opened.
     """
 
     parts: VAEParts
-    meta: dict[str, Any] = field(repr=False)
+    meta: ModelMeta | None = field(default=None, repr=False)
 
     def encode(self, structures: Sequence[Structure]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return means and logvars of the latents, (n_atoms, L) each, one a structure; the cell is
@@ -140,7 +141,7 @@ class PredictorModel:
     """
 
     parts: PredictorParts
-    meta: dict[str, Any] = field(repr=False)
+    meta: ModelMeta = field(repr=False)
 
     @property
     def vae(self) -> VAEModel:

@@ -24,14 +24,11 @@ from chemeleon2_jax.data.augment import Augmentation
 from chemeleon2_jax.data.datasets import NUM_LISTED, Split, load_split, size_table
 from chemeleon2_jax.data.loader import ConditionFn, Loader, in_order
 from chemeleon2_jax.models.losses import Terms
+from chemeleon2_jax.pretrained.loading import open_model
 from chemeleon2_jax.rows.layout import Layout
 from chemeleon2_jax.runs.config import rename_columns, split_names
-from chemeleon2_jax.training.checkpoint_reader import (
-    DIRECTORY,
-    Checkpoint,
-    complete_steps,
-    open_checkpoint,
-)
+from chemeleon2_jax.torch_format.model import OpenModel
+from chemeleon2_jax.training.checkpoint_reader import DIRECTORY, complete_steps
 from chemeleon2_jax.training.config import PRECISIONS
 from chemeleon2_jax.training.parallel import make_mesh, replicated, shard_batch
 from chemeleon2_jax.workers import WorkerPool
@@ -80,9 +77,9 @@ class StageData:
             yield shard_batch(rows, self.mesh), assignment, indices
 
     @property
-    def size_table(self) -> list[int]:
+    def size_table(self) -> tuple[int, ...]:
         """Training crystals by number of atoms."""
-        return [int(n) for n in size_table(self.train)]
+        return tuple(int(n) for n in size_table(self.train))
 
 
 def load_data(
@@ -236,11 +233,11 @@ def read_statistics(
     return found
 
 
-def resumed_from(resume_dir: Path | None) -> Checkpoint | None:
-    """Open a run that is gone on with; None if there is none, or it has no whole checkpoint."""
+def resumed_from(resume_dir: Path | None) -> OpenModel | None:
+    """Open the run to resume; None if there is none, or it has no whole checkpoint."""
     if resume_dir is None or not complete_steps(resume_dir / DIRECTORY):
         return None
-    return open_checkpoint(resume_dir)
+    return open_model(resume_dir)
 
 
 def from_first_process(values: dict[str, float]) -> dict[str, float]:

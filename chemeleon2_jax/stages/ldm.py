@@ -26,13 +26,14 @@ from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.dit import DiT, split_output
 from chemeleon2_jax.models.lora import merge, only_adapters
 from chemeleon2_jax.models.losses import Terms
+from chemeleon2_jax.models.meta import LDMMeta, ModelMeta
 from chemeleon2_jax.models.sizes import NAMED_SIZES, ConditionSizes, DiffusionConfig, DiTSizes
 from chemeleon2_jax.models.vae import sample_posterior
 from chemeleon2_jax.pretrained.loading import (
     LDMParts,
     VAEParts,
-    load_ldm,
-    load_vae,
+    ldm_of,
+    open_model,
     vae_of,
 )
 from chemeleon2_jax.rows.rows import Rows, atom_normal, crystal_keys
@@ -53,6 +54,7 @@ from chemeleon2_jax.stages.conditions import (
     make_sizes,
     read_kinds,
 )
+from chemeleon2_jax.torch_format.model import OpenModel
 from chemeleon2_jax.training.parallel import replicate
 from chemeleon2_jax.training.plain_trees import from_plain, to_plain
 from chemeleon2_jax.training.stage import Stage, ValidateFn, Validation, params_and_ema
@@ -91,16 +93,16 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     resumed = resumed_from(resume_dir)
     start: LDMParts | None = None
     if resumed is not None:
-        vae, vae_meta = vae_of(resumed, dtype=dtype)
-        known = DiTSizes.from_dict(resumed.meta["dit"]).conditions
+        model_with_vae = resumed
     elif module.ldm_ckpt_path:
         if module.vae_ckpt_path:
             logging.info("The VAE comes with ldm_ckpt_path; vae_ckpt_path is not used")
-        start, vae_meta = load_ldm(module.ldm_ckpt_path, dtype=dtype)
-        vae, known = start.vae, start.sizes.conditions
+        model_with_vae = open_model(module.ldm_ckpt_path)
+        start = ldm_of(model_with_vae, dtype=dtype)
     else:
-        vae, vae_meta = _load_frozen_vae(module, dtype)
-        known = None
+        model_with_vae = _open_vae(module)
+    vae = vae_of(model_with_vae, dtype=dtype) if start is None else start.vae
+    known = None if resumed is None and start is None else model_with_vae.meta.ldm
     options = module.diffusion
     try:
         diffusion = DiffusionConfig(options.num_steps, options.schedule, options.target)
@@ -128,17 +130,16 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         kinds,
         hidden_dim=sizes.hidden_size,
         splits=(data.train, data.val),
-        known=known,
+        known=None if known is None else known.dit.conditions,
     )
     if conditions is not None:
         sizes = replace(sizes, conditions=conditions)
         data = replace(data, condition_fn=inputs_of(conditions))
     vae = replace(vae, params=replicate(vae.params, data.mesh))
     graphdef, params = _new_denoiser(sizes, seed=config.seed, dtype=dtype)
-    latent_std = None if resumed is None else float(resumed.meta["latent_std"])
     if start is not None:
         params = start_weights(params, sizes, start, diffusion, path=module.ldm_ckpt_path)
-        latent_std = start.latent_std
+    latent_std = None if known is None else known.latent_std
     logging.info("DiT with %.1f million parameters", count_parameters(params) / 1e6)
     if latent_std is None:
         latent_std = measure_latent_std(data, vae, seed=config.seed)
@@ -166,23 +167,25 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         means = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in terms.items()}
         return means.pop("total_loss"), means
 
-    meta = {
-        "stage": "train_ldm",
-        "vae": vae.sizes.to_dict(),
-        "dit": sizes.to_dict(),
-        "diffusion": asdict(diffusion),
-        "latent_std": latent_std,
-        "size_table": data.size_table,
-        "sample_weights": "ema" if module.ema.decay > 0 else "raw",
-        "config": config.to_dict(),
-        "vae_config": dict(vae_meta.get("vae_config", vae_meta.get("config", {}))),
-    }
+    meta = ModelMeta(
+        stage="train_ldm",
+        vae=vae.sizes,
+        ldm=LDMMeta(
+            dit=sizes,
+            diffusion=diffusion,
+            latent_std=latent_std,
+            sample_weights="ema" if module.ema.decay > 0 else "raw",
+        ),
+        size_table=data.size_table,
+        config=config.to_dict(),
+        vae_config=model_with_vae.meta.config_of_vae,
+    )
     return Stage(
         name="train_ldm",
         init_params=jax.device_get(params),  # on the host: the training state holds its own
         loss_fn=loss_fn,
         batches=data.loader(config.seed),
-        meta=meta,
+        meta=meta.to_json(),
         frozen=vae.params,
         validate=_make_validate(config, data, ldm, schedule, sampler),
         monitor=config.callbacks.model_checkpoint.monitor,
@@ -208,13 +211,13 @@ def value_names(module: ConfigDict) -> tuple[str, ...]:
     return tuple(f"val/{name}" for name in names)
 
 
-def _load_frozen_vae(module: ConfigDict, dtype: Any) -> tuple[VAEParts, Mapping[str, Any]]:
+def _open_vae(module: ConfigDict) -> OpenModel:
     if not module.vae_ckpt_path:
         raise ConfigError(
             "ldm_module.vae_ckpt_path is empty: give the run folder of a trained VAE, "
             "--config.ldm_module.vae_ckpt_path=logs/train_vae/runs/<run>"
         )
-    return load_vae(module.vae_ckpt_path, dtype=dtype)
+    return open_model(module.vae_ckpt_path)
 
 
 def _new_denoiser(sizes: DiTSizes, *, seed: int, dtype: Any) -> tuple[Any, Any]:

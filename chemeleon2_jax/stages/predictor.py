@@ -23,9 +23,10 @@ from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.crystals.visualize import parity_plot
 from chemeleon2_jax.data.loader import Loader
 from chemeleon2_jax.models.abstract import count_parameters
+from chemeleon2_jax.models.meta import ModelMeta
 from chemeleon2_jax.models.predictor import Predictor, pool_features, standardise, to_units
 from chemeleon2_jax.models.sizes import PredictorSizes, Target
-from chemeleon2_jax.pretrained.loading import VAEParts, load_vae, vae_of
+from chemeleon2_jax.pretrained.loading import VAEParts, open_model, vae_of
 from chemeleon2_jax.rows.batch import Batch
 from chemeleon2_jax.runs.config import split_names
 from chemeleon2_jax.stages.common import (
@@ -36,6 +37,7 @@ from chemeleon2_jax.stages.common import (
     read_statistics,
     resumed_from,
 )
+from chemeleon2_jax.torch_format.model import OpenModel
 from chemeleon2_jax.training.parallel import replicate
 from chemeleon2_jax.training.stage import Stage, Validation, params_and_ema
 
@@ -92,7 +94,8 @@ def build_predictor(config: ConfigDict, *, resume_dir: Path | None = None) -> St
             "--config.data.target_condition=formation_energy_per_atom"
         )
     resumed = resumed_from(resume_dir)
-    vae, vae_meta = _load_vae(module, dtype) if resumed is None else vae_of(resumed, dtype=dtype)
+    model_with_vae = _open_vae(module) if resumed is None else resumed
+    vae = vae_of(model_with_vae, dtype=dtype)
     data = load_data(config, edges=vae.sizes.encoder.needs_edges)
     key = "predictor_module.target_conditions"
     moments = read_statistics(module.target_conditions, names, data.train, key=key)
@@ -120,14 +123,14 @@ def build_predictor(config: ConfigDict, *, resume_dir: Path | None = None) -> St
         terms = {f"loss_{t.name}": means[i] for i, t in enumerate(sizes.targets)}
         return means.mean(), terms
 
-    meta = {
-        "stage": "train_predictor",
-        "vae": vae.sizes.to_dict(),
-        "predictor": sizes.to_dict(),
-        "size_table": data.size_table,
-        "config": config.to_dict(),
-        "vae_config": dict(vae_meta.get("vae_config", vae_meta.get("config", {}))),
-    }
+    meta = ModelMeta(
+        stage="train_predictor",
+        vae=vae.sizes,
+        predictor=sizes,
+        size_table=data.size_table,
+        config=config.to_dict(),
+        vae_config=model_with_vae.meta.config_of_vae,
+    )
     predict = _make_predict(graphdef, pool(data, vae, sizes, data.val_batches()), data)
     known = _in_units(data.val, names)
 
@@ -148,7 +151,7 @@ def build_predictor(config: ConfigDict, *, resume_dir: Path | None = None) -> St
             standardise(_in_units(data.train, names), sizes).astype(np.float32),
             data.mesh.devices.size,
         ),
-        meta=meta,
+        meta=meta.to_json(),
         validate=validate,
         monitor=config.callbacks.model_checkpoint.monitor,
         mode=config.callbacks.model_checkpoint.mode,
@@ -162,13 +165,13 @@ def build_predictor(config: ConfigDict, *, resume_dir: Path | None = None) -> St
     )
 
 
-def _load_vae(module: ConfigDict, dtype: Any) -> tuple[VAEParts, Mapping[str, Any]]:
+def _open_vae(module: ConfigDict) -> OpenModel:
     if not module.vae_ckpt_path:
         raise ConfigError(
             "predictor_module.vae_ckpt_path is empty: give the run folder of a trained VAE, "
             "--config.predictor_module.vae_ckpt_path=logs/train_vae/runs/<run>"
         )
-    return load_vae(module.vae_ckpt_path, dtype=dtype)
+    return open_model(module.vae_ckpt_path)
 
 
 def value_names(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from chemeleon2_jax.models.losses import (
     total_loss,
     vae_terms,
 )
+from chemeleon2_jax.models.meta import ModelMeta
 from chemeleon2_jax.models.sizes import DecoderSizes, VAESizes
 from chemeleon2_jax.models.vae import (
     FOUNDATION_WIDTH,
@@ -98,18 +99,15 @@ def build_vae(config: ConfigDict) -> Stage:
         terms = autoencoder_terms(vae, clean, corrupt(corrupt_key, clean, noise), sample_key)
         return total_loss(terms, weights)
 
-    meta = {
-        "stage": "train_vae",
-        "vae": sizes.to_dict(),
-        "size_table": data.size_table,
-        "config": config.to_dict(),
-    }
+    meta = ModelMeta(
+        stage="train_vae", vae=sizes, size_table=data.size_table, config=config.to_dict()
+    )
     return Stage(
         name="train_vae",
         init_params=jax.device_get(params),  # on the host: the training state holds its own
         loss_fn=loss_fn,
         batches=data.loader(config.seed),
-        meta=meta,
+        meta=meta.to_json(),
         validate=_make_validate(config, data, graphdef, weights),
         monitor=config.callbacks.model_checkpoint.monitor,
         mode=config.callbacks.model_checkpoint.mode,

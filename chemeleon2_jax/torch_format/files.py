@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.lora import merge
-from chemeleon2_jax.models.sizes import DiTSizes
-from chemeleon2_jax.torch_format.model import Converted, Report
+from chemeleon2_jax.torch_format.model import Converted, OpenModel, Report
 from chemeleon2_jax.torch_format.to_torch import torch_content
 from chemeleon2_jax.torch_format.torch_writer import write_torch_file
-from chemeleon2_jax.training.checkpoint_reader import Checkpoint
 from chemeleon2_jax.training.checkpoint_writer import write_checkpoint
 from chemeleon2_jax.training.plain_trees import flat_names
 
@@ -23,28 +20,7 @@ _KEPT = ("params", "ema", "vae")
 """Items that a model is; the rest of a run's checkpoint is for going on with it."""
 
 
-@dataclass(frozen=True)
-class _Merged:
-    """A checkpoint with its adapters added to the weights."""
-
-    source: Checkpoint | Converted
-    meta: dict[str, Any]
-
-    @property
-    def path(self) -> Path:
-        return self.source.path
-
-    @property
-    def items(self) -> tuple[str, ...]:
-        return self.source.items
-
-    def restore(self, name: str) -> Any:
-        tree = self.source.restore(name)
-        lora = DiTSizes.from_dict(self.source.meta["dit"]).lora
-        return merge(tree, lora) if name != "vae" and lora is not None else tree
-
-
-def write_orbax(model: Checkpoint | Converted, folder: Path, *, merge_lora: bool = False) -> Report:
+def write_orbax(model: OpenModel, folder: Path, *, merge_lora: bool = False) -> Report:
     """Write a checkpoint folder, without what only training needs; what is there is replaced.
 
     Raises:
@@ -61,7 +37,7 @@ def write_orbax(model: Checkpoint | Converted, folder: Path, *, merge_lora: bool
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
-        write_checkpoint(temporary / "new", items=trees, meta=source.meta)
+        write_checkpoint(temporary / "new", items=trees, meta=source.meta.to_json())
         if folder.is_dir():
             folder.rename(temporary / "old")
         (temporary / "new").rename(folder)
@@ -71,13 +47,13 @@ def write_orbax(model: Checkpoint | Converted, folder: Path, *, merge_lora: bool
         shutil.rmtree(temporary, ignore_errors=True)
     if isinstance(model, Converted):
         return model.report
-    report = Report(str(model.meta.get("stage", "model")))
+    report = Report(model.meta.stage)
     report.num_tensors = sum(len(flat_names(tree)) for tree in trees.values())
     report.num_parameters = sum(count_parameters(tree) for tree in trees.values())
     return report
 
 
-def write_torch(model: Checkpoint | Converted, path: Path, *, merge_lora: bool = False) -> Report:
+def write_torch(model: OpenModel, path: Path, *, merge_lora: bool = False) -> Report:
     """Write a checkpoint for the PyTorch original; see `to_torch`.
 
     Raises:
@@ -92,9 +68,14 @@ def write_torch(model: Checkpoint | Converted, path: Path, *, merge_lora: bool =
     return report
 
 
-def _merged(model: Checkpoint | Converted) -> Any:
-    if "dit" not in model.meta or model.meta["dit"].get("lora") is None:
+def _merged(model: OpenModel) -> Converted:
+    """The model with its adapters added to the weights."""
+    ldm = model.meta.ldm
+    if ldm is None or ldm.dit.lora is None:
         raise CheckpointError(
             f"{model.path} has no LoRA adapters to merge; leave --merge_lora away"
         )
-    return _Merged(model, {**model.meta, "dit": {**model.meta["dit"], "lora": None}})
+    trees = {name: model.restore(name) for name in model.items if name in _KEPT}
+    trees = {n: tree if n == "vae" else merge(tree, ldm.dit.lora) for n, tree in trees.items()}
+    meta = replace(model.meta, ldm=replace(ldm, dit=replace(ldm.dit, lora=None)))
+    return Converted(model.path, meta, trees, Report(model.meta.stage), model.step)

@@ -6,7 +6,7 @@ Nothing of the file is run, and only the tensors that are kept are read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.models.dit import DiT
+from chemeleon2_jax.models.meta import LDMMeta, ModelMeta, TorchSource, read_size_table
 from chemeleon2_jax.models.predictor import Predictor
 from chemeleon2_jax.models.sizes import VAESizes
 from chemeleon2_jax.models.vae import VAE
@@ -94,33 +95,34 @@ class _Converter:
             self.report.ignored.append(("optimizer_states", "for going on with the training there"))
         self.state = State(tensors)
         self.reader = TreeReader(self.state, self.report)
-        self.meta: dict[str, Any] = {}
         self.trees: dict[str, dict[str, Any]] = {}
 
     def convert(self) -> Converted:
         """Convert whatever the file holds."""
-        {"VAE": self._vae, "LDM": self._ldm, "predictor": self._predictor}[self.report.kind]()
+        read = {"VAE": self._vae, "LDM": self._ldm, "predictor": self._predictor}
+        meta = read[self.report.kind]()
         if self.reader.left:
             raise CheckpointError(
                 f"tensors that no known model has: {listed(list(self.reader.left))}. It was made "
                 "by another version or variant of Chemeleon2, which cannot be converted"
             )
         content = self.file.content
-        self.meta["source"] = {
-            "file": self.file.path.name,
-            "ema": self.options.ema,
-            "dtypes": self.reader.dtypes,
-            "notes": [*self.report.notes, *self.report.assumptions],
+        source = TorchSource(
+            file=self.file.path.name,
+            ema=self.options.ema,
+            dtypes=self.reader.dtypes,
+            notes=(*self.report.notes, *self.report.assumptions),
             **{k: content[k] for k in ("epoch", "global_step") if isinstance(content.get(k), int)},
-        }
-        return Converted(self.file.path, self.meta, self.trees, self.report)
+        )
+        meta = replace(meta, source=source)
+        return Converted(self.file.path, meta, self.trees, self.report)
 
-    def _vae(self) -> None:
+    def _vae(self) -> ModelMeta:
         sizes = self._vae_sizes(self.state, self.hyper)
-        self._start("train_vae", sizes)
         self.trees["params"] = self.reader.read(vae_entries(sizes), VAE, sizes)
+        return self._meta("train_vae", sizes)
 
-    def _ldm(self) -> None:
+    def _ldm(self) -> ModelMeta:
         dit = ldm_sizes(self.state, self.hyper)
         vae, vae_tree = vae_of_ldm(
             self.file, self.reader, self.hyper, options=self.options, convert=convert_file
@@ -130,24 +132,27 @@ class _Converter:
                 f"its denoiser works on latents of width {dit.latent_dim}, but the VAE has "
                 f"{vae.latent_dim}"
             )
-        self._start("train_ldm", vae)
-        self.meta["dit"] = dit.to_dict()
-        self.meta["diffusion"] = asdict(diffusion_config(self.hyper))
-        self.meta["latent_std"] = self._latent_std()
-        self.meta["sample_weights"] = "raw"
-        self.meta["vae_config"] = {}
+        ldm = LDMMeta(
+            dit=dit,
+            diffusion=diffusion_config(self.hyper),
+            latent_std=self._latent_std(),
+            sample_weights="raw",
+        )
         entries = [*dit_entries(dit), *condition_entries(dit)]
         self.trees["params"] = self.reader.read(entries, DiT, dit)
         self.trees["vae"] = vae_tree
+        return self._meta("train_ldm", vae, ldm=ldm)
 
-    def _predictor(self) -> None:
+    def _predictor(self) -> ModelMeta:
         sizes = self._vae_sizes(self.state.below("vae."), self.hyper.get("vae"))
         predictor = predictor_sizes(self.state, self.hyper, sizes)
-        self._start("train_predictor", sizes)
-        self.meta["predictor"] = predictor.to_dict()
         entries = predictor_entries(predictor)
         self.trees["params"] = self.reader.read(entries, Predictor, predictor)
         self.trees["vae"] = self.reader.read(vae_entries(sizes, "vae."), VAE, sizes)
+        return self._meta("train_predictor", sizes, predictor=predictor)
+
+    def _meta(self, stage: str, vae: VAESizes, **others: Any) -> ModelMeta:
+        return ModelMeta(stage=stage, vae=vae, size_table=self._size_table(), config={}, **others)
 
     def _vae_sizes(self, state: State, module: Any) -> VAESizes:
         """Sizes of a VAE whose modules the file should hold."""
@@ -162,20 +167,17 @@ class _Converter:
             )
             return with_heads(sizes, published_heads(sizes, self.report, advice=advice))
 
-    def _start(self, stage: str, vae: VAESizes) -> None:
-        self.meta.update(stage=stage, vae=vae.to_dict(), config={})
-        self.meta["size_table"] = self._size_table()
-
-    def _size_table(self) -> list[int]:
-        """What the file does not tell, unless this package wrote it; checked where it is used."""
+    def _size_table(self) -> tuple[int, ...]:
+        """Not in the file, unless this package wrote it."""
         if self.options.size_table:
-            return list(self.options.size_table)
+            return self.options.size_table
         own = own_entry(self.file.content).get("size_table")
         if own is None:
-            return list(published_size_table(DEFAULT_SIZE_TABLE))
-        if not isinstance(own, list) or not all(type(n) is int for n in own):
-            raise CheckpointError("its size_table is no list of numbers of crystals")
-        return own
+            return published_size_table(DEFAULT_SIZE_TABLE)
+        try:
+            return read_size_table(own)
+        except ValueError as error:
+            raise CheckpointError(f"its size_table is wrong: {error}") from error
 
     def _latent_std(self) -> float:
         if LATENT_STD not in self.state:

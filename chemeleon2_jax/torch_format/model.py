@@ -1,13 +1,15 @@
-"""A model out of a PyTorch file, and how to read it."""
+"""Models that are open, and how to read one from a PyTorch file."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.models.meta import ModelMeta
 from chemeleon2_jax.torch_format.sizes import Heads
+from chemeleon2_jax.training.checkpoint_reader import Checkpoint
 from chemeleon2_jax.training.plain_trees import from_plain
 
 
@@ -16,7 +18,7 @@ class Options:
     """How to read a file.
 
     Attributes:
-        vae: open checkpoint of the VAE, for an LDM that does not hold it or does not tell its
+        vae: the VAE, opened, for an LDM that does not hold it or does not tell its
             heads; None looks beside the file.
         ema: take the moving averages instead of the raw weights.
         size_table: numbers of training crystals by number of atoms; () takes those that a file of
@@ -26,7 +28,7 @@ class Options:
         only_vae: refuse a file that is no VAE, before its weights are read.
     """
 
-    vae: Any = None
+    vae: OpenModel | None = None
     ema: bool = False
     size_table: tuple[int, ...] = ()
     vae_heads: Heads | None = None
@@ -58,19 +60,21 @@ class Report:
 
 @dataclass(frozen=True)
 class Converted:
-    """A model out of a PyTorch file, to be used as a checkpoint is: `meta`, `items`, `restore`.
+    """A model in memory, to be used as a `Checkpoint[ModelMeta]` is.
 
     Attributes:
-        path: of the file.
+        path: of the file that it comes from.
         meta: how to build the model.
         trees: nested dicts of arrays by item.
-        report: what was used and what was not.
+        report: which tensors of a PyTorch file were used.
+        step: steps trained.
     """
 
     path: Path
-    meta: dict[str, Any]
+    meta: ModelMeta
     trees: dict[str, dict[str, Any]] = field(repr=False)
     report: Report
+    step: int = 0
 
     @property
     def items(self) -> tuple[str, ...]:
@@ -78,12 +82,11 @@ class Converted:
         return tuple(sorted(self.trees))
 
     def restore(self, name: str, target: Any | None = None) -> Any:
-        """Return one item in the structure of `target`; see `training.checkpoints.Checkpoint`."""
+        """Return one item in the structure of `target`; see `Checkpoint.restore`."""
         if name not in self.trees:
             raise CheckpointError(f"{self.path} holds no {name}; it holds {', '.join(self.items)}")
         return self.trees[name] if target is None else from_plain(self.trees[name], target)
 
 
-def vae_item(checkpoint: Any) -> str:
-    """Name of the item that holds the VAE of an open checkpoint."""
-    return "params" if checkpoint.meta.get("stage") == "train_vae" else "vae"
+OpenModel: TypeAlias = Checkpoint[ModelMeta] | Converted
+"""A model whose meta is read and whose arrays can be."""

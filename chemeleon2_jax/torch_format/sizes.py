@@ -13,6 +13,7 @@ from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.common.stubs import Stub, printable
 from chemeleon2_jax.crystals.arrays import NUM_ATOM_CLASSES
 from chemeleon2_jax.models.encoders.registry import CSPNetSizes, EncoderSizes, TransformerSizes
+from chemeleon2_jax.models.meta import MAX_LAYERS
 from chemeleon2_jax.models.sizes import DecoderSizes, PredictorSizes, Target, VAESizes
 from chemeleon2_jax.torch_format.hyperparameters import (
     check_transformer,
@@ -24,9 +25,6 @@ from chemeleon2_jax.torch_format.tensors import Tensor
 
 PUBLISHED_WIDTH, PUBLISHED_HEADS = 512, 8
 """Width and attention heads of the published VAEs."""
-
-MAX_LAYERS = 1000
-"""Of any part of a model; what names more means harm."""
 
 Heads = tuple[int, int]
 """Attention heads of a VAE's encoder and decoder."""

@@ -8,7 +8,7 @@ that it samples with under DDIM.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,15 +26,17 @@ from chemeleon2_jax.models.condition_kinds import (
 )
 from chemeleon2_jax.models.encoders.registry import CSPNetSizes, EncoderSizes, TransformerSizes
 from chemeleon2_jax.models.lora import merge
+from chemeleon2_jax.models.meta import LDMMeta
 from chemeleon2_jax.models.sizes import (
     DecoderSizes,
+    DiffusionConfig,
     DiTSizes,
     LoRASizes,
     PredictorSizes,
     VAESizes,
 )
 from chemeleon2_jax.torch_format.content import OWN_KEY
-from chemeleon2_jax.torch_format.model import Report, vae_item
+from chemeleon2_jax.torch_format.model import OpenModel, Report
 from chemeleon2_jax.torch_format.names import (
     LATENT_STD,
     Entry,
@@ -56,56 +58,55 @@ _CONDITION_KINDS = (
 )
 
 
-def torch_content(checkpoint: Any) -> tuple[dict[str, Any], Report]:
+def torch_content(model: OpenModel) -> tuple[dict[str, Any], Report]:
     """Return what a PyTorch checkpoint of a model holds, and a report.
 
-    Args:
-        checkpoint: open; of any stage.
-
     Raises:
-        CheckpointError: it holds no model that the original knows.
+        CheckpointError: it is no model that the original knows, or its arrays are broken.
     """
-    stage = checkpoint.meta.get("stage")
-    build = {"train_vae": _vae, "train_predictor": _predictor}.get(stage)
-    if build is None:
-        if "dit" not in checkpoint.meta:
-            raise CheckpointError(f"{checkpoint.path} was written by stage {stage!r}: not known")
-        build = _ldm
     try:
-        return _content(checkpoint, build)
+        return _content(model)
     except CheckpointError:
         raise
+    # Its arrays are none of the model's, or its `source` names no dtypes.
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint.path} has a damaged meta ({error!r})") from error
+        raise CheckpointError(f"{model.path} is damaged ({error!r})") from error
 
 
-def _content(checkpoint: Any, build: Callable[[Any], _Parts]) -> tuple[dict[str, Any], Report]:
-    state, hyper, own, report = build(checkpoint)
-    source = checkpoint.meta.get("source", {})
-    state = OrderedDict((name, _with_dtype(a, name, source)) for name, a in state.items())
+def _content(model: OpenModel) -> tuple[dict[str, Any], Report]:
+    meta = model.meta
+    if meta.predictor is not None:
+        state, hyper, own, report = _predictor(model, meta.predictor)
+    elif meta.ldm is not None:
+        state, hyper, own, report = _ldm(model, meta.ldm)
+    elif meta.stage == "train_vae":
+        state, hyper, own, report = _vae(model)
+    else:
+        raise CheckpointError(f"{model.path} was written by stage {meta.stage!r}: not known")
+    dtypes = meta.source.dtypes if meta.source else {}
+    state = OrderedDict((n, _with_dtype(a, dtypes.get(n, "float32"))) for n, a in state.items())
     report.num_tensors = len(state)
     report.num_parameters = sum(a.size for a in state.values())
     content = {
-        "epoch": source.get("epoch", 0),
-        "global_step": source.get("global_step", getattr(checkpoint, "step", 0)),
+        "epoch": meta.source.epoch if meta.source else 0,
+        "global_step": meta.source.global_step if meta.source else model.step,
         "pytorch-lightning_version": "2.5.0",
         "state_dict": state,
         "hyper_parameters": hyper,
-        OWN_KEY: {"version": __version__, "size_table": checkpoint.meta["size_table"], **own},
+        OWN_KEY: {"version": __version__, "size_table": list(meta.size_table), **own},
     }
     return content, report
 
 
-def _vae(checkpoint: Any) -> _Parts:
-    sizes = VAESizes.from_dict(checkpoint.meta["vae"])
-    state = _state(vae_entries(sizes), checkpoint.restore("params"))
+def _vae(model: OpenModel) -> _Parts:
+    sizes = model.meta.vae
+    state = _state(vae_entries(sizes), model.restore("params"))
     return state, _vae_options(sizes), {}, Report("VAE")
 
 
-def _ldm(checkpoint: Any) -> _Parts:
-    meta, report = checkpoint.meta, Report("LDM")
-    vae, dit = VAESizes.from_dict(meta["vae"]), DiTSizes.from_dict(meta["dit"])
-    params = checkpoint.restore("ema" if meta.get("sample_weights") == "ema" else "params")
+def _ldm(model: OpenModel, meta: LDMMeta) -> _Parts:
+    vae, dit, report = model.meta.vae, meta.dit, Report("LDM")
+    params = model.restore(meta.sample_item)
     if dit.lora is not None and _own_adapters(dit):
         params, dit = merge(params, dit.lora), replace(dit, lora=None)
         report.notes.append("adapters on layers that have none there are merged into the weights")
@@ -122,19 +123,18 @@ def _ldm(checkpoint: Any) -> _Parts:
             "the variance is left out (learn_sigma = false): the original reads it interleaved. "
             "DDIM samples the same, DDPM with the fixed variance"
         )
-    state: dict[str, np.ndarray] = {LATENT_STD: np.array(meta["latent_std"], np.float32)}
+    state: dict[str, np.ndarray] = {LATENT_STD: np.array(meta.latent_std, np.float32)}
     state |= _state(dit_entries(dit), params)
-    state |= _state(vae_entries(vae, "vae."), checkpoint.restore("vae"))
+    state |= _state(vae_entries(vae, "vae."), model.restore("vae"))
     state |= _state(condition_entries(dit), params)
     own = {"vae": _vae_options(vae)}
-    return state, _ldm_options(dit, meta["diffusion"]), own, report
+    return state, _ldm_options(dit, meta.diffusion), own, report
 
 
-def _predictor(checkpoint: Any) -> _Parts:
-    vae = VAESizes.from_dict(checkpoint.meta["vae"])
-    sizes = PredictorSizes.from_dict(checkpoint.meta["predictor"])
-    state = _state(vae_entries(vae, "vae."), checkpoint.restore(vae_item(checkpoint)))
-    state |= _state(predictor_entries(sizes), checkpoint.restore("params"))
+def _predictor(model: OpenModel, sizes: PredictorSizes) -> _Parts:
+    vae = model.meta.vae
+    state = _state(vae_entries(vae, "vae."), model.restore("vae"))
+    state |= _state(predictor_entries(sizes), model.restore("params"))
     targets = {
         target.name: {} if target.mean is None else {"mean": target.mean, "std": target.std}
         for target in sizes.targets
@@ -159,9 +159,8 @@ def _state(entries: list[Entry], tree: Mapping[str, Any]) -> dict[str, np.ndarra
     return {e.theirs: flat[e.ours].T if e.transposed else flat[e.ours] for e in entries}
 
 
-def _with_dtype(array: np.ndarray, name: str, source: Mapping[str, Any]) -> np.ndarray:
+def _with_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
     """The dtype that the tensor came with; what is trained here is float32."""
-    dtype = source.get("dtypes", {}).get(name, "float32")
     return np.asarray(array, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
 
 
@@ -246,7 +245,7 @@ def _transformer_options(sizes: TransformerSizes | DecoderSizes) -> dict[str, An
     }
 
 
-def _ldm_options(dit: DiTSizes, diffusion: Mapping[str, Any]) -> dict[str, Any]:
+def _ldm_options(dit: DiTSizes, diffusion: DiffusionConfig) -> dict[str, Any]:
     """Arguments of the original's LDMModule, the denoiser as the arguments that build it."""
     denoiser: dict[str, Any] = {
         "latent_dim": dit.latent_dim,
@@ -259,9 +258,9 @@ def _ldm_options(dit: DiTSizes, diffusion: Mapping[str, Any]) -> dict[str, Any]:
         denoiser["mlp_ratio"] = dit.mlp_ratio
     chain = {
         "timestep_respacing": "",
-        "diffusion_steps": diffusion["num_steps"],
-        "noise_schedule": diffusion["schedule"],
-        "predict_xstart": diffusion["target"] == "x_0",
+        "diffusion_steps": diffusion.num_steps,
+        "noise_schedule": diffusion.schedule,
+        "predict_xstart": diffusion.target == "x_0",
         "learn_sigma": dit.learn_sigma,
         "rescale_learned_sigmas": dit.learn_sigma,
     }

@@ -19,7 +19,7 @@ from chemeleon2_jax.models.sizes import VAESizes
 from chemeleon2_jax.models.vae import VAE
 from chemeleon2_jax.torch_format.content import own_entry
 from chemeleon2_jax.torch_format.hyperparameters import part_of
-from chemeleon2_jax.torch_format.model import Converted, Options, Report, vae_item
+from chemeleon2_jax.torch_format.model import Converted, OpenModel, Options, Report
 from chemeleon2_jax.torch_format.names import vae_entries
 from chemeleon2_jax.torch_format.reading import TreeReader
 from chemeleon2_jax.torch_format.sizes import (
@@ -70,7 +70,7 @@ def vae_of_ldm(
             reader.report.assumptions.append(
                 f"it does not hold its VAE: that of {given.path.name}, which it names, is taken"
             )
-        return VAESizes.from_dict(given.meta["vae"]), given.restore(vae_item(given))
+        return given.meta.vae, given.restore(given.meta.vae_item)
     state = reader.state.below("vae.")
     module = own_entry(file.content).get("vae", hyper.get("vae"))
     modules = (part_of(module, "encoder"), part_of(module, "decoder"))
@@ -82,7 +82,7 @@ def vae_of_ldm(
         tree = reader.read(vae_entries(sizes, "vae."), VAE, sizes)
         _check_given(tree, given, reader)
         if given is not None:
-            others: Iterable[Any] = [given]
+            others: Iterable[OpenModel] = [given]
         else:
             # One as wide as the published ones is not looked for far and wide.
             anywhere = sizes.decoder.d_model != PUBLISHED_WIDTH
@@ -94,9 +94,11 @@ def vae_of_ldm(
     return sizes, tree
 
 
-def _check_given(tree: Mapping[str, Any], given: Any, reader: TreeReader) -> None:
+def _check_given(tree: Mapping[str, Any], given: OpenModel | None, reader: TreeReader) -> None:
     """Raise CheckpointError where a VAE that is given is another than the one in the file."""
-    differing = given and _first_difference(tree, given, reader)
+    if given is None:
+        return
+    differing = _first_difference(tree, given, reader)
     if differing:
         raise CheckpointError(
             f"{given.path} is not the VAE that it was trained with: the weights differ, first in "
@@ -105,12 +107,12 @@ def _check_given(tree: Mapping[str, Any], given: Any, reader: TreeReader) -> Non
 
 
 def _heads_for(
-    sizes: VAESizes, tree: Mapping[str, Any], others: Iterable[Any], reader: TreeReader
+    sizes: VAESizes, tree: Mapping[str, Any], others: Iterable[OpenModel], reader: TreeReader
 ) -> Heads:
     """Heads of the very same VAE in another file, or else of the published ones."""
     for other in others:
         if not _first_difference(tree, other, reader):
-            found = VAESizes.from_dict(other.meta["vae"])
+            found = other.meta.vae
             reader.report.notes.append(
                 f"{other.path.name} tells the heads of its VAE: {found.decoder.nhead}"
             )
@@ -171,12 +173,12 @@ def _beside(
                 reader.report.notes.append(f"{named:.80} cannot be used: {error!s:.300}")
 
 
-def _first_difference(tree: Mapping[str, Any], other: Any, reader: TreeReader) -> str:
+def _first_difference(tree: Mapping[str, Any], other: OpenModel, reader: TreeReader) -> str:
     """Name of the first array of a VAE that another checkpoint does not have; '' if it has all.
 
     Where the file holds a rounded copy, rounded like it.
     """
-    ours, theirs = flat_names(dict(tree)), flat_names(dict(other.restore(vae_item(other))))
+    ours, theirs = flat_names(dict(tree)), flat_names(dict(other.restore(other.meta.vae_item)))
     kinds = {kind for name, kind in reader.dtypes.items() if name.startswith("vae.")}
     kind = kinds.pop() if len(kinds) == 1 else "float32"
     rounded = np.dtype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from chemeleon2_jax.training.plain_trees import from_plain
 from chemeleon2_jax.training.progress import Progress, best_of
 
 PyTree = Any
+Meta = TypeVar("Meta")
 
 DIRECTORY = "checkpoints"
 LAST, BEST = "last", "best"
@@ -47,17 +48,17 @@ def quiet_orbax() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Generic[Meta]):
     """A complete checkpoint on disk.
 
     Attributes:
         path: its folder.
-        meta: the stage's JSON item: how to build the model.
+        meta: how to build the model: the stage's JSON item, or what a caller has read from it.
         progress: of the run that wrote it; at step 0 for a checkpoint that no run wrote.
     """
 
     path: Path
-    meta: dict[str, Any]
+    meta: Meta
     progress: Progress
 
     @property
@@ -153,7 +154,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def open_folder(path: Path) -> Checkpoint:
+def open_folder(path: Path) -> Checkpoint[dict[str, Any]]:
     """Open a checkpoint folder itself.
 
     Raises:
@@ -190,7 +191,7 @@ def best_progress(directory: Path) -> Progress | None:
     return best_of(*map(_read_progress, complete_steps(directory).values()))
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path) -> Checkpoint[dict[str, Any]]:
     """Open a run folder (its best checkpoint, else its last) or a checkpoint folder.
 
     Raises:
@@ -202,7 +203,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path} cannot be read: {short_reason(error)}") from error
 
 
-def _find(path: Path) -> Checkpoint:
+def _find(path: Path) -> Checkpoint[dict[str, Any]]:
     if path.name in (LAST, BEST) and not (path / "meta").is_dir():
         # A link that a killed process left behind: what it should point at is still there.
         steps = complete_steps(path.parent)

@@ -19,7 +19,7 @@ from chemeleon2_jax.inference.api import VAEModel
 from chemeleon2_jax.inference.generator import Generator, draw_num_atoms
 from chemeleon2_jax.models.condition_kinds import CompositionCondition, FloatCondition
 from chemeleon2_jax.models.dit import DiT, split_output
-from chemeleon2_jax.pretrained.loading import load_ldm, load_vae
+from chemeleon2_jax.pretrained.loading import ldm_of, open_model, vae_of
 from chemeleon2_jax.rows.filling import build_rows, empty_crystals
 from chemeleon2_jax.rows.packing import assign_padded
 from tests.examples import relative
@@ -33,7 +33,7 @@ FAST = SamplerConfig(steps=6)
 
 @pytest.fixture(scope="module")
 def parts(tiny_ldm):
-    return load_ldm(tiny_ldm.path)[0]
+    return ldm_of(open_model(tiny_ldm.path))
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +279,7 @@ def test_scales_that_are_none(parts, scale):
 
 
 def test_given_atom_types_are_built(parts, csp_run):
-    csp = replace(parts, vae=load_vae(csp_run)[0])
+    csp = replace(parts, vae=vae_of(open_model(csp_run)))
     types = [np.array([11, 17]), np.array([99, 1, 26]), np.array([6])]
     found = Generator(csp, FAST).generate([2, 3, 1], seed=0, atom_types=types, chunk_size=2)
     for (built, _, _), given in zip(found.crystals, types, strict=True):

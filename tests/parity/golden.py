@@ -44,17 +44,17 @@ class Golden:
 
     def vae(self, name: str) -> VAE:
         """The VAE of a checkpoint."""
-        parts, _ = vae_of(open_model(self.file(name)))
+        parts = vae_of(open_model(self.file(name)))
         return parts.module(parts.params)
 
     def dit(self, name: str) -> tuple[DiT, DiTSizes]:
         """The denoiser of a checkpoint."""
-        parts, _ = ldm_of(open_model(self.file(name)))
+        parts = ldm_of(open_model(self.file(name)))
         return parts.module(parts.params), parts.sizes
 
     def predictor(self, name: str) -> tuple[VAE, Predictor, PredictorSizes]:
         """VAE and head of a predictor's checkpoint."""
-        parts, _ = predictor_of(open_model(self.file(name)))
+        parts = predictor_of(open_model(self.file(name)))
         vae = parts.vae.module(parts.vae.params)
         return vae, parts.module(parts.params), parts.sizes
 

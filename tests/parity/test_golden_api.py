@@ -7,12 +7,12 @@ import pytest
 from pymatgen.core import Structure
 
 import chemeleon2_jax as c2
+from chemeleon2_jax.pretrained.loading import open_model
 from chemeleon2_jax.torch_format.content import state_dict_of
 from chemeleon2_jax.torch_format.files import write_orbax, write_torch
 from chemeleon2_jax.torch_format.from_torch import convert_file
 from chemeleon2_jax.torch_format.model import Options
 from chemeleon2_jax.torch_format.torch_file import open_torch_file
-from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
 from tests.examples import relative
 
 FILES = (
@@ -114,13 +114,13 @@ def test_averages_are_other_weights(golden):
     )
     kernels = [model.trees["params"]["final"]["kernel"] for model in (raw, averages)]
     assert 0 < np.abs(kernels[0] - kernels[1]).max() < 0.1 * np.abs(kernels[0]).max()
-    assert raw.meta["dit"] == averages.meta["dit"]
+    assert raw.meta.ldm.dit == averages.meta.ldm.dit
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_bit_comes_back(golden, name, tmp_path):
     write_orbax(convert_file(golden.folder / f"{name}.ckpt"), tmp_path / "model")
-    write_torch(open_checkpoint(tmp_path / "model"), tmp_path / "back.ckpt")
+    write_torch(open_model(tmp_path / "model"), tmp_path / "back.ckpt")
     with (
         open_torch_file(golden.folder / f"{name}.ckpt") as theirs,
         open_torch_file(tmp_path / "back.ckpt") as ours,

@@ -15,7 +15,7 @@ from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.inference.api import LDMModel, VAEModel
 from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.vae import VAE
-from chemeleon2_jax.pretrained.loading import load_ldm, load_vae
+from chemeleon2_jax.pretrained.loading import ldm_of, open_model, vae_of
 from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
 from tests.tiny import by_name
 
@@ -45,26 +45,27 @@ def copy(tmp_path, tiny_ldm):
 
 
 def test_vae_is_the_one_that_was_saved(tiny_vae):
-    parts, meta = load_vae(tiny_vae.path)
+    model = open_model(tiny_vae.path)
+    parts = vae_of(model)
     assert equal(parts.params, open_checkpoint(tiny_vae.path).restore("params"))
-    assert (meta["stage"], parts.sizes.encoder.d_model) == ("train_vae", 16)
+    assert (model.meta.stage, parts.sizes.encoder.d_model) == ("train_vae", 16)
     assert isinstance(parts.module(parts.params), VAE)
     assert count_parameters(parts.params) == sum(v.size for v in by_name(parts.params).values())
 
 
 def test_vae_inside_an_ldm(tiny_vae, tiny_ldm):
-    inside, meta = load_vae(tiny_ldm.path)
-    alone, _ = load_vae(tiny_vae.path)
+    model = open_model(tiny_ldm.path)
+    inside, alone = vae_of(model), vae_of(open_model(tiny_vae.path))
     assert equal(inside.params, alone.params)
-    assert (inside.sizes, meta["stage"]) == (alone.sizes, "train_ldm")
+    assert (inside.sizes, model.meta.stage) == (alone.sizes, "train_ldm")
 
 
 def test_ldm_needs_nothing_but_its_own_folder(copy, tiny_ldm):
-    here, there = (load_ldm(path)[0] for path in (tiny_ldm.path, copy()))
+    here, there = (ldm_of(open_model(path)) for path in (tiny_ldm.path, copy()))
     assert equal(there.params, here.params)
     assert equal(there.vae.params, here.vae.params)
     assert there.size_table.tolist() == [0, 0, 20, 0, 0, 12, 0, 0, 9]
-    assert there.latent_std == open_checkpoint(tiny_ldm.path).meta["latent_std"]
+    assert there.latent_std == open_model(tiny_ldm.path).meta.ldm.latent_std
     assert there.diffusion.num_steps == 1000
 
 
@@ -73,10 +74,10 @@ def test_run_folder_means_its_best_checkpoint(tmp_path, tiny_vae):
     steps = sorted((run / "checkpoints").glob("step_*"))
     best = (run / "checkpoints" / "best").resolve()
     assert best in [step.resolve() for step in steps]
-    parts, _ = load_vae(run)
+    parts = vae_of(open_model(run))
     assert equal(parts.params, open_checkpoint(best).restore("params"))
     for name in ("checkpoints", "checkpoints/best", f"checkpoints/{best.name}"):
-        assert equal(load_vae(str(run / name))[0].params, parts.params)
+        assert equal(vae_of(open_model(str(run / name))).params, parts.params)
 
 
 @pytest.mark.parametrize(("weights", "item"), [("ema", "ema"), ("raw", "params")])
@@ -84,11 +85,11 @@ def test_sample_weights_are_honoured(copy, weights, item):
     folder = copy(sample_weights=weights)
     checkpoint = open_checkpoint(folder)
     assert not equal(checkpoint.restore("ema"), checkpoint.restore("params"))
-    assert equal(load_ldm(folder)[0].params, checkpoint.restore(item))
+    assert equal(ldm_of(open_model(folder)).params, checkpoint.restore(item))
 
 
 def test_computes_in_the_dtype_that_is_asked_for(tiny_vae):
-    parts, _ = load_vae(tiny_vae.path, dtype=jnp.bfloat16)
+    parts = vae_of(open_model(tiny_vae.path), dtype=jnp.bfloat16)
     assert parts.module(parts.params).decoder.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(parts.params)} == {np.dtype("float32")}
 
@@ -96,9 +97,12 @@ def test_computes_in_the_dtype_that_is_asked_for(tiny_vae):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"sample_weights": "average"}, "sample_weights = 'average'; it must be one of"),
-        ({"sample_weights": REMOVED}, "sample_weights = None"),
-        ({"latent_std": REMOVED}, "has no entry 'latent_std' in its meta"),
+        (
+            {"sample_weights": "average"},
+            "'sample_weights'.*'average' is none of ema, raw",
+        ),
+        ({"sample_weights": REMOVED}, "its meta has no entry 'sample_weights'"),
+        ({"latent_std": REMOVED}, "its meta has no entry 'latent_std'"),
         ({"latent_std": "wide"}, "wrong entry 'latent_std'"),
         ({"latent_std": None}, "wrong entry 'latent_std'"),
         ({"size_table": [0, 0]}, "wrong entry 'size_table'"),
@@ -114,7 +118,7 @@ def test_computes_in_the_dtype_that_is_asked_for(tiny_vae):
         ({"latent_std": "1.5"}, "wrong entry 'latent_std'"),
         ({"latent_std": float("nan")}, "wrong entry 'latent_std'"),
         ({"dit": {"depth": 2**70}}, "wrong entry 'dit'"),
-        ({"vae": REMOVED}, "has no entry 'vae' in its meta"),
+        ({"vae": REMOVED}, "its meta has no entry 'vae'"),
         ({"vae": {}}, "wrong entry 'vae'"),
         ({"vae": 3}, "wrong entry 'vae'"),
         ({"dit": REMOVED}, "was written by stage 'train_ldm', which this version cannot open"),
@@ -130,7 +134,7 @@ def test_meta_that_is_wrong(copy, entries, message):
 
 def test_a_vae_generates_nothing(tiny_vae):
     with pytest.raises(CheckpointError, match="checkpoint of train_vae, which cannot generate"):
-        load_ldm(tiny_vae.path)
+        ldm_of(open_model(tiny_vae.path))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from chemeleon2_jax.common.cache import cache_dir
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.inference.api import LDMModel, PredictorModel, VAEModel
 from chemeleon2_jax.pretrained import hub
-from chemeleon2_jax.pretrained.loading import load_ldm, load_vae, open_model
+from chemeleon2_jax.pretrained.loading import ldm_of, open_model, vae_of
 from chemeleon2_jax.torch_format.size_tables import published_size_table
 from chemeleon2_jax.torch_format.torch_writer import write_torch_file
 from tests.pretrained.hub_server import Served, go_offline, serving, use_hub
@@ -56,7 +56,7 @@ def test_a_published_ldm_samples_with_its_size_table(server):
     assert isinstance(ldm, LDMModel)
     np.testing.assert_array_equal(ldm.parts.size_table, published_size_table("mp-20"))
     assert ldm.parts.vae.sizes.decoder.nhead == hub.lookup("mp_20_ldm_rl").vae_heads
-    assert load_vae("mp_20_ldm_rl")[0].sizes == ldm.parts.vae.sizes
+    assert vae_of(open_model("mp_20_ldm_rl")).sizes == ldm.parts.vae.sizes
 
 
 def test_a_file_that_is_no_model_can_be_replaced(server):
@@ -105,7 +105,7 @@ def test_what_is_assumed_is_said(tmp_path, caplog):
     write_torch_file(tmp_path / "a.ckpt", content)
     model = c2.load_model(tmp_path / "a.ckpt")
     assert "no latent_std: 1 is used" in caplog.text
-    assert model.meta["source"]["notes"] == ["it holds no latent_std: 1 is used"]
+    assert model.meta.source.notes == ("it holds no latent_std: 1 is used",)
 
 
 def test_a_folder_of_files_names_them(tmp_path):
@@ -141,7 +141,7 @@ def test_options_of_pytorch_files_do_not_go_with_others(tiny_ldm, tmp_path):
 def test_a_vae_is_no_ldm(tmp_path):
     path = their_files.write(tmp_path, "vae")
     with pytest.raises(CheckpointError, match="cannot generate"):
-        load_ldm(path)
+        ldm_of(open_model(path))
 
 
 @pytest.mark.parametrize(

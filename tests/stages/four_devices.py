@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from chemeleon2_jax.diffusion.sampler import SamplerConfig
 from chemeleon2_jax.inference.generator import Generator
-from chemeleon2_jax.pretrained.loading import load_ldm
+from chemeleon2_jax.pretrained.loading import ldm_of, open_model
 from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.training.parallel import make_mesh, replicate, shard_batch
@@ -75,7 +75,7 @@ def rl_config(data: Path, ldm: Path) -> ConfigDict:
 def generate(run: Path, num_devices: int) -> dict[str, Any]:
     """Generate crystals; everything about them in flat arrays."""
     generator = Generator(
-        load_ldm(str(run))[0], SamplerConfig(steps=5), mesh=make_mesh(num_devices)
+        ldm_of(open_model(run)), SamplerConfig(steps=5), mesh=make_mesh(num_devices)
     )
     found = generator.generate(SIZES, seed=3)
     types, frac, lattices = zip(*found.crystals, strict=True)

@@ -65,7 +65,7 @@ def test_indices_of_validation_say_which_crystal_is_which(tiny_data):
 
 def test_size_table_counts_the_training_set(tiny_data):
     data = load_data(vae_config(tiny_data), edges=False)
-    assert data.size_table == [0, 0, 20, 0, 0, 12, 0, 0, 9]
+    assert data.size_table == (0, 0, 20, 0, 0, 12, 0, 0, 9)
 
 
 @pytest.mark.parametrize(

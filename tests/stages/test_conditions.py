@@ -25,7 +25,7 @@ from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.stages.conditions import drop_some, inputs_of
 from chemeleon2_jax.training.loop import fit
-from tests.tiny import by_name, first_step, ldm_config, make_crystals, noisy
+from tests.tiny import by_name, first_step, ldm_config, make_crystals, meta_of, noisy
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -232,9 +232,9 @@ def test_statistics_come_from_the_model_that_is_gone_on_with(tiny_vae, tmp_path)
     config.trainer.max_steps, config.trainer.check_val_every_n_epoch = 2, 0
     fit(build(config), fit_config(config), run_dir=tmp_path / "run")
     path = {"ldm_ckpt_path": str(tmp_path / "run"), "condition_module.drop_prob": 0.5}
-    again = build(condition_config(tmp_path, "", **kinds, **path)).meta["dit"]["conditions"]
-    assert again["conditions"][0]["mean"] == 1.0
-    assert again["drop_prob"] == 0.5
+    again = meta_of(build(condition_config(tmp_path, "", **kinds, **path))).ldm.dit.conditions
+    assert again.conditions[0].mean == 1.0
+    assert again.drop_prob == 0.5
 
 
 def test_stopped_and_resumed_is_the_same(tiny_data, tiny_ldm, tmp_path):

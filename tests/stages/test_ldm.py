@@ -17,9 +17,8 @@ from chemeleon2_jax.data.datasets import load_split
 from chemeleon2_jax.diffusion.sampler import SamplerConfig
 from chemeleon2_jax.inference.generator import Generator, draw_num_atoms
 from chemeleon2_jax.metrics.structure import covalent_check, validity_check
-from chemeleon2_jax.models.sizes import DiTSizes, VAESizes
 from chemeleon2_jax.models.vae import sample_posterior
-from chemeleon2_jax.pretrained.loading import load_ldm, load_vae
+from chemeleon2_jax.pretrained.loading import ldm_of, open_model, vae_of
 from chemeleon2_jax.rows.filling import build_rows
 from chemeleon2_jax.rows.packing import assign_padded
 from chemeleon2_jax.rows.rows import atom_normal
@@ -29,7 +28,7 @@ from chemeleon2_jax.stages import ldm as ldm_stage
 from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
 from chemeleon2_jax.training.loop import fit
 from tests.lowering import lower_train_step
-from tests.tiny import by_name, first_step, ldm_config, noisy, numbers, write_two
+from tests.tiny import by_name, first_step, ldm_config, meta_of, noisy, numbers, write_two
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -94,7 +93,7 @@ def test_fixed_variance(tiny_data, tiny_vae, base):
     assert set(terms) == {"loss_mse"}
     assert np.isfinite(loss)
     assert (gradients["final/kernel"].shape, base[2]["final/kernel"].shape) == ((16, 8), (16, 16))
-    assert not DiTSizes.from_dict(other.meta["dit"]).learn_sigma
+    assert not meta_of(other).ldm.dit.learn_sigma
 
 
 def test_target_x_0(tiny_data, tiny_vae):
@@ -102,7 +101,7 @@ def test_target_x_0(tiny_data, tiny_vae):
     # Nothing is predicted: the loss is the mean square of the sampled latents over latent_std.
     _, terms, _ = first_step(other)
     rows = other.batches.batch(0).arrays
-    vae, _ = load_vae(tiny_vae.path)
+    vae = vae_of(open_model(tiny_vae.path))
     posterior = jax.jit(lambda params: vae.module(params).encode(rows))(vae.params)
     # The latents that the step draws: of first_step's key, the loss's, the posterior's.
     sample_key = jax.random.split(jax.random.split(jax.random.key(0), 3)[2], 3)[0]
@@ -111,9 +110,9 @@ def test_target_x_0(tiny_data, tiny_vae):
     crystal = rows.slot + rows.is_crystal.shape[1] * np.arange(len(rows.slot))[:, None]
     sums = np.bincount(crystal.ravel(), np.ravel(squares), rows.is_crystal.size)
     means = sums[rows.is_crystal.ravel()] / rows.num_atoms[rows.is_crystal]
-    expected = means.mean() / other.meta["latent_std"] ** 2
+    expected = means.mean() / meta_of(other).ldm.latent_std ** 2
     assert terms["loss_mse"] == pytest.approx(expected, rel=1e-4)
-    assert other.meta["diffusion"]["target"] == "x_0"
+    assert meta_of(other).ldm.diffusion.target == "x_0"
     loss, _, gradients = first_step(other, noisy(other.init_params))
     assert np.isfinite(loss)
     assert np.isfinite(numbers(gradients)).all()
@@ -136,8 +135,8 @@ def test_augmentation_is_off_unless_asked_for(tiny_data, tiny_vae, base):
     other, (loss, _, _) = changed(tiny_data, tiny_vae, ldm_module=given)
     assert loss != pytest.approx(base[0], rel=1e-4)
     # latent_std is measured on the cells as they are.
-    assert other.meta["latent_std"] == pytest.approx(
-        build(ldm_config(tiny_data, tiny_vae.path)).meta["latent_std"], rel=1e-6
+    assert meta_of(other).ldm.latent_std == pytest.approx(
+        meta_of(build(ldm_config(tiny_data, tiny_vae.path))).ldm.latent_std, rel=1e-6
     )
 
 
@@ -153,9 +152,10 @@ def test_learns_the_latents_of_two_crystals(tmp_path, tiny_vae):
     assert result.values["val/total_loss"] < 0.2 * before["val/total_loss"]
     # What validates is the moving average, and it is what the checkpoint says it samples with.
     assert stage.validate(result.state.ema_params, {}).values == pytest.approx(result.values)
-    parts, meta = load_ldm(tmp_path / "run")
-    assert meta["sample_weights"] == "ema"
-    jax.tree.map(np.testing.assert_array_equal, parts.params, result.state.ema_params)
+    trained = open_model(tmp_path / "run")
+    assert trained.meta.ldm.sample_weights == "ema"
+    params = ldm_of(trained).params
+    jax.tree.map(np.testing.assert_array_equal, params, result.state.ema_params)
     assert np.abs(numbers(result.state.params) - numbers(result.state.ema_params)).max() > 0
 
 
@@ -175,10 +175,10 @@ def sampled_latents(vae, crystals: Crystals, seed: int) -> np.ndarray:
 def test_latent_std_is_that_of_all_sampled_latents(tiny_data, tiny_vae, seed):
     config = ldm_config(tiny_data, tiny_vae.path, data={"batch_size": 9})  # the last one partial
     config.seed = seed
-    vae, _ = load_vae(tiny_vae.path)
+    vae = vae_of(open_model(tiny_vae.path))
     crystals = load_split("", "train", data_dir=tiny_data, num_workers=1).crystals
     expected = sampled_latents(vae, crystals, seed).std(ddof=1)
-    assert build(config).meta["latent_std"] == pytest.approx(expected, rel=1e-5)
+    assert meta_of(build(config)).ldm.latent_std == pytest.approx(expected, rel=1e-5)
 
 
 # --- what it starts from --------------------------------------------------------------------------
@@ -194,14 +194,14 @@ def test_start_weights_bring_their_vae_and_latent_std(tiny_data, tiny_ldm, stage
     config = ldm_config(tiny_data, "", ldm_module={"ldm_ckpt_path": str(tiny_ldm.path)})
     config.seed = 1  # another latent_std, were it measured
     started = build(config)
-    checkpoint = open_checkpoint(tiny_ldm.path)
-    assert started.meta["latent_std"] == checkpoint.meta["latent_std"]
+    checkpoint = open_model(tiny_ldm.path)
+    assert meta_of(started).ldm.latent_std == checkpoint.meta.ldm.latent_std
     for params, item in ((started.init_params, "ema"), (started.frozen, "vae")):
         saved = checkpoint.restore(item)
         assert numbers(by_name(params)).tolist() == numbers(by_name(saved)).tolist()
     trained = started.validate(started.init_params, {}).values["val/total_loss"]
     assert trained < 0.5 * stage.validate(stage.init_params, {}).values["val/total_loss"]
-    assert started.meta["vae_config"]["task_name"] == "train_vae"
+    assert meta_of(started).vae_config["task_name"] == "train_vae"
 
 
 @pytest.mark.parametrize(
@@ -228,9 +228,9 @@ def test_start_weights_of_a_vae(tiny_data, tiny_vae):
 
 def test_vae_out_of_another_ldm(tiny_data, tiny_ldm, stage):
     other = build(ldm_config(tiny_data, tiny_ldm.path))
-    assert other.meta["latent_std"] == stage.meta["latent_std"]
-    assert other.meta["vae_config"] == stage.meta["vae_config"]
-    assert other.meta["vae_config"]["task_name"] == "train_vae"
+    assert meta_of(other).ldm.latent_std == meta_of(stage).ldm.latent_std
+    assert meta_of(other).vae_config == meta_of(stage).vae_config
+    assert meta_of(other).vae_config["task_name"] == "train_vae"
     jax.tree.map(np.testing.assert_array_equal, other.frozen, stage.frozen)
 
 
@@ -240,7 +240,7 @@ def test_vae_with_cspnet_and_given_types(tiny_data, csp_run):
     loss, _, gradients = first_step(stage, noisy(stage.init_params))
     assert np.isfinite(loss)
     assert np.isfinite(numbers(gradients)).all()
-    assert not VAESizes.from_dict(stage.meta["vae"]).atom_type_predict
+    assert not meta_of(stage).vae.atom_type_predict
 
 
 def damaged(run, folder):
@@ -270,12 +270,12 @@ def test_vae_that_cannot_be_opened(tmp_path, tiny_data, tiny_vae, path, error, m
 
 
 def test_resumed_run_keeps_its_own_vae(tiny_data, tiny_ldm, csp_run):
-    saved = open_checkpoint(tiny_ldm.path)
+    saved = open_model(tiny_ldm.path)
     for path in ("gone", str(csp_run)):
         stage = build(ldm_config(tiny_data, path), resume_dir=tiny_ldm.path)
-        assert stage.meta["latent_std"] == saved.meta["latent_std"]
-        assert stage.meta["vae"] == saved.meta["vae"]
-        assert stage.meta["vae_config"] == saved.meta["vae_config"]
+        assert meta_of(stage).ldm.latent_std == saved.meta.ldm.latent_std
+        assert meta_of(stage).vae == saved.meta.vae
+        assert meta_of(stage).vae_config == saved.meta.vae_config
         jax.tree.map(
             np.testing.assert_array_equal, by_name(stage.frozen), by_name(saved.restore("vae"))
         )
@@ -304,7 +304,7 @@ def test_validation_samples_if_asked_to(tiny_data, tiny_ldm):
     given = {"sampling.num_samples": 6, "sampling.steps": 5, "ldm_ckpt_path": str(tiny_ldm.path)}
     stage = build(ldm_config(tiny_data, "", ldm_module=given))
     found = stage.validate(stage.init_params, {}).values
-    parts, _ = load_ldm(tiny_ldm.path)
+    parts = ldm_of(open_model(tiny_ldm.path))
     sizes = draw_num_atoms(parts.size_table, 6, 0)
     crystals = Generator(parts, SamplerConfig(steps=5)).generate(sizes, seed=0).crystals
     assert set(found) == set(stage.value_names)
@@ -355,7 +355,7 @@ def test_step_lowers_for_accelerators(tiny_data, tiny_vae, stage, platform):
 
 def test_without_moving_average_the_weights_are_raw(tiny_data, tiny_vae):
     stage = build(ldm_config(tiny_data, tiny_vae.path, ldm_module={"ema.decay": 0.0}))
-    assert stage.meta["sample_weights"] == "raw"
+    assert meta_of(stage).ldm.sample_weights == "raw"
     assert set(stage.items(stage.init_params, None)) == {"params", "vae"}
 
 

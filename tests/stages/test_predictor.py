@@ -14,13 +14,13 @@ from chemeleon2_jax.common.errors import ConfigError, DatasetError
 from chemeleon2_jax.data.datasets import load_split
 from chemeleon2_jax.inference.api import load_model
 from chemeleon2_jax.models.predictor import to_units
-from chemeleon2_jax.models.sizes import PredictorSizes
+from chemeleon2_jax.models.sizes import Target
 from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
 from chemeleon2_jax.training.loop import fit
 from tests.lowering import lower_train_step
-from tests.tiny import ROOT, TINY_DATA, first_step, make_config, make_crystals, numbers
+from tests.tiny import ROOT, TINY_DATA, first_step, make_config, make_crystals, meta_of, numbers
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -77,15 +77,15 @@ def test_targets_are_standardised_with_the_training_set(stage):
     np.testing.assert_allclose(found.mean(0), 0.0, atol=1e-5)
     np.testing.assert_allclose(found.std(0), 1.0, atol=1e-4)
     densities = [s.density for s in make_crystals()]
-    assert stage.meta["predictor"]["targets"][0]["mean"] == pytest.approx(np.mean(densities), 1e-4)
+    assert meta_of(stage).predictor.targets[0].mean == pytest.approx(np.mean(densities), 1e-4)
 
 
 def test_given_statistics(folder, tiny_vae, stage):
     text = "density:5.0:2.0"
     given = build(config_of(folder, tiny_vae.path, predictor_module__target_conditions=text))
-    targets = given.meta["predictor"]["targets"]
-    assert targets[0] == {"name": "density", "mean": 5.0, "std": 2.0}
-    assert targets[1] == stage.meta["predictor"]["targets"][1]
+    targets = meta_of(given).predictor.targets
+    assert targets[0] == Target("density", mean=5.0, std=2.0)
+    assert targets[1] == meta_of(stage).predictor.targets[1]
 
 
 def test_partial_batches_weigh_nothing_more(stage):
@@ -167,7 +167,7 @@ def test_what_cannot_be_trained(folder, tiny_vae, changes, error, message):
 
 
 def test_units_are_those_of_the_file(stage):
-    sizes = PredictorSizes.from_dict(stage.meta["predictor"])
+    sizes = meta_of(stage).predictor
     assert [target.name for target in sizes.targets] == list(NAMES)
 
     known = to_units(stage.batches.targets, sizes)

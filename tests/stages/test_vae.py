@@ -10,13 +10,12 @@ from ml_collections import ConfigDict
 
 from chemeleon2_jax.common.errors import ConfigError, DatasetError
 from chemeleon2_jax.crystals.arrays import lattice_parameters
-from chemeleon2_jax.models.sizes import VAESizes
 from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.stages import vae as vae_stage
 from chemeleon2_jax.training.loop import fit
 from tests.lowering import lower_train_step
-from tests.tiny import first_step, numbers, vae_config, write_two
+from tests.tiny import first_step, meta_of, numbers, vae_config, write_two
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -177,7 +176,7 @@ def test_alignment_with_features_of_a_file(tmp_path, tiny_data, features, base):
     values = stage.validate(stage.init_params, {}).values
     assert values["val/loss_fa"] > 0
     assert set(stage.value_names) == set(values)
-    assert VAESizes.from_dict(stage.meta["vae"]).foundation_alignment
+    assert meta_of(stage).vae.foundation_alignment
 
 
 @pytest.mark.parametrize(
@@ -253,10 +252,10 @@ def test_stage_says_what_it_is(tiny_data):
     )
     stage = build(config)
     assert (stage.name, stage.monitor, stage.mode) == ("train_vae", "val/match_rate", "max")
-    sizes = VAESizes.from_dict(stage.meta["vae"])
+    sizes = meta_of(stage).vae
     assert (sizes.latent_dim, sizes.encoder.d_model, sizes.decoder.num_layers) == (8, 16, 1)
-    assert stage.meta["size_table"] == [0, 0, 20, 0, 0, 12, 0, 0, 9]
-    assert stage.meta["config"]["data"]["data_dir"] == str(tiny_data)
+    assert meta_of(stage).size_table == (0, 0, 20, 0, 0, 12, 0, 0, 9)
+    assert meta_of(stage).config["data"]["data_dir"] == str(tiny_data)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.models.sizes import DiffusionConfig, Target
 from chemeleon2_jax.torch_format.from_torch import convert_file
 from chemeleon2_jax.torch_format.hyperparameters import statistics
 from chemeleon2_jax.torch_format.model import Options
@@ -32,7 +33,7 @@ def test_every_number_is_there_once(name, tmp_path):
     content = CONTENTS[name]()
     model = convert(tmp_path, content)
     arrays = [a for tree in model.trees.values() for a in flat_names(tree).values()]
-    arrays += [np.float32(model.meta["latent_std"])] if "latent_std" in model.meta else []
+    arrays += [np.float32(model.meta.ldm.latent_std)] if model.meta.ldm else []
     found = np.sort(np.concatenate([np.ravel(a) for a in arrays]))
     theirs = np.sort(np.concatenate([np.ravel(a) for a in content["state_dict"].values()]))
     np.testing.assert_array_equal(found, theirs)
@@ -44,13 +45,13 @@ def test_every_number_is_there_once(name, tmp_path):
 def test_vae(tmp_path):
     content = their_files.vae_content()
     model = convert(tmp_path, content)
-    encoder, decoder = model.meta["vae"]["encoder"], model.meta["vae"]["decoder"]
-    assert (encoder["nhead"], decoder["nhead"]) == (2, 4)
-    assert (encoder["num_layers"], decoder["num_layers"]) == (2, 3)
-    assert encoder["d_model"] == WIDTH
-    assert encoder["dim_feedforward"] == FEEDFORWARD
-    assert model.meta["vae"]["latent_dim"] == LATENT
-    assert model.meta["source"]["epoch"] == 3
+    encoder, decoder = model.meta.vae.encoder, model.meta.vae.decoder
+    assert (encoder.nhead, decoder.nhead) == (2, 4)
+    assert (encoder.num_layers, decoder.num_layers) == (2, 3)
+    assert encoder.d_model == WIDTH
+    assert encoder.dim_feedforward == FEEDFORWARD
+    assert model.meta.vae.latent_dim == LATENT
+    assert model.meta.source.epoch == 3
     weight = content["state_dict"]["encoder.transformer.layers.1.linear1.weight"]
     kernel = model.trees["params"]["encoder"]["transformer"]["layers"]["1"]["mlp"]["fc1"]["kernel"]
     np.testing.assert_array_equal(kernel, weight.T)
@@ -66,64 +67,65 @@ def test_vae(tmp_path):
     ],
 )
 def test_vae_options(name, key, value, tmp_path):
-    assert convert(tmp_path, CONTENTS[name]()).meta["vae"][key] is value
+    assert getattr(convert(tmp_path, CONTENTS[name]()).meta.vae, key) is value
 
 
 def test_cspnet(tmp_path):
-    encoder = convert(tmp_path, CONTENTS["vae_cspnet"]()).meta["vae"]["encoder"]
-    assert encoder["name"] == "cspnet"
-    assert encoder["num_freqs"] == their_files.FREQUENCIES
-    assert encoder["layer_norm"] is True
-    encoder = convert(tmp_path, CONTENTS["vae_cspnet_without_norms"]()).meta["vae"]["encoder"]
-    assert encoder["layer_norm"] is False
+    encoder = convert(tmp_path, CONTENTS["vae_cspnet"]()).meta.vae.encoder
+    assert encoder.name == "cspnet"
+    assert encoder.num_freqs == their_files.FREQUENCIES
+    assert encoder.layer_norm is True
+    encoder = convert(tmp_path, CONTENTS["vae_cspnet_without_norms"]()).meta.vae.encoder
+    assert encoder.layer_norm is False
 
 
 def test_ldm(tmp_path):
     meta = convert(tmp_path, CONTENTS["ldm"]()).meta
-    dit = meta["dit"]
-    assert (dit["hidden_size"], dit["depth"], dit["num_heads"]) == (HIDDEN, 2, 3)
-    assert dit["mlp_ratio"] == 2.0
-    assert dit["learn_sigma"] is True
-    assert dit["variance_layout"] == "interleaved"
-    assert meta["latent_std"] == np.float32(0.7)
-    assert meta["sample_weights"] == "raw"
-    assert meta["size_table"] == [0, 1, 2]
-    assert meta["diffusion"] == {"num_steps": 1000, "schedule": "linear", "target": "eps"}
+    ldm = meta.ldm
+    dit = ldm.dit
+    assert (dit.hidden_size, dit.depth, dit.num_heads) == (HIDDEN, 2, 3)
+    assert dit.mlp_ratio == 2.0
+    assert dit.learn_sigma is True
+    assert dit.variance_layout == "interleaved"
+    assert ldm.latent_std == np.float32(0.7)
+    assert ldm.sample_weights == "raw"
+    assert meta.size_table == (0, 1, 2)
+    assert ldm.diffusion == DiffusionConfig(num_steps=1000, schedule="linear", target="eps")
 
 
 def test_fixed_sigma(tmp_path):
-    assert convert(tmp_path, CONTENTS["ldm_fixed_sigma"]()).meta["dit"]["learn_sigma"] is False
+    assert convert(tmp_path, CONTENTS["ldm_fixed_sigma"]()).meta.ldm.dit.learn_sigma is False
 
 
 def test_target_and_schedule(tmp_path):
     content = CONTENTS["ldm"]()
     chain = {"diffusion_steps": 100, "predict_xstart": True, "noise_schedule": "squaredcos_cap_v2"}
     content["hyper_parameters"]["diffusion_configs"] = chain
-    found = convert(tmp_path, content).meta["diffusion"]
-    assert found == {"num_steps": 100, "schedule": "squaredcos_cap_v2", "target": "x_0"}
+    found = convert(tmp_path, content).meta.ldm.diffusion
+    assert found == DiffusionConfig(num_steps=100, schedule="squaredcos_cap_v2", target="x_0")
 
 
 def test_conditions(tmp_path):
     model = convert(tmp_path, CONTENTS["ldm_conditional"]())
-    conditions = model.meta["dit"]["conditions"]
-    assert [(c["name"], c["kind"]) for c in conditions["conditions"]] == [
+    conditions = model.meta.ldm.dit.conditions
+    assert [(c.name, c.kind) for c in conditions.conditions] == [
         ("composition", "composition"),
         ("elements", "chemical_system"),
         ("dft_band_gap", "float"),
         ("space_group", "categorical"),
     ]
-    assert conditions["conditions"][2]["mean"] == 1.25
-    assert conditions["conditions"][3]["num_classes"] == 7
-    assert conditions["drop_prob"] == 0.2
+    assert conditions.conditions[2].mean == 1.25
+    assert conditions.conditions[3].num_classes == 7
+    assert conditions.drop_prob == 0.2
 
 
 def test_adapters(tmp_path):
     content = CONTENTS["ldm_lora"]()
     model = convert(tmp_path, content)
-    lora = model.meta["dit"]["lora"]
-    assert lora["rank"] == 2
-    assert lora["alpha"] == 8.0
-    assert sorted(lora["targets"]) == ["mlp.fc1", "mlp.fc2"]
+    lora = model.meta.ldm.dit.lora
+    assert lora.rank == 2
+    assert lora.alpha == 8.0
+    assert sorted(lora.targets) == ["mlp.fc1", "mlp.fc2"]
     layer = model.trees["params"]["blocks"]["1"]["mlp"]["fc2"]
     theirs = "denoiser.base_model.model.blocks.1.mlp.fc2.lora_B.default.weight"
     np.testing.assert_array_equal(layer["lora_b"], content["state_dict"][theirs].T)
@@ -137,18 +139,16 @@ def test_adapters_on_some_blocks(tmp_path):
         state[f"{base}.{kind}"] = state.pop(f"{base}.base_layer.{kind}")
     for name in ("lora_A", "lora_B"):
         del state[f"{base}.{name}.default.weight"]
-    targets = convert(tmp_path, content).meta["dit"]["lora"]["targets"]
+    targets = convert(tmp_path, content).meta.ldm.dit.lora.targets
     assert sorted(targets) == ["blocks.1.mlp.fc1", "mlp.fc2"]
 
 
 def test_predictor(tmp_path):
     meta = convert(tmp_path, CONTENTS["predictor"]()).meta
-    assert meta["predictor"]["targets"] == [
-        {"name": "energy", "mean": -1.0, "std": 2.0},
-        {"name": "gap", "mean": None, "std": None},
-    ]
-    assert meta["predictor"]["reduce"] == "sum"
-    assert meta["predictor"]["use_encoder_features"] is True
+    sizes = meta.predictor
+    assert sizes.targets == (Target("energy", mean=-1.0, std=2.0), Target("gap"))
+    assert sizes.reduce == "sum"
+    assert sizes.use_encoder_features is True
 
 
 def test_averages(tmp_path):
@@ -156,7 +156,7 @@ def test_averages(tmp_path):
     raw = convert(tmp_path, content)
     assert [name for name, _ in raw.report.ignored] == ["ema_state"]
     averages = convert(tmp_path, content, ema=True)
-    assert averages.meta["latent_std"] == raw.meta["latent_std"]
+    assert averages.meta.ldm.latent_std == raw.meta.ldm.latent_std
     for item in ("params", "vae"):
         ours, theirs = flat_names(averages.trees[item]), flat_names(raw.trees[item])
         for name, array in ours.items():
@@ -165,7 +165,7 @@ def test_averages(tmp_path):
 
 def test_bare_state_dict(tmp_path):
     content = their_files.vae_content()["state_dict"]
-    assert convert(tmp_path, content, vae_heads=(2, 2)).meta["vae"]["decoder"]["nhead"] == 2
+    assert convert(tmp_path, content, vae_heads=(2, 2)).meta.vae.decoder.nhead == 2
 
 
 def test_half_precision(tmp_path):
@@ -175,7 +175,7 @@ def test_half_precision(tmp_path):
     name = "decoder.lattice_head.weight"
     state[name] = state[name].astype(ml_dtypes.bfloat16)
     model = convert(tmp_path, content)
-    assert model.meta["source"]["dtypes"] == {"quant_conv.weight": "float16", name: "bfloat16"}
+    assert model.meta.source.dtypes == {"quant_conv.weight": "float16", name: "bfloat16"}
     kernel = model.trees["params"]["decoder"]["lattice_head"]["kernel"]
     assert kernel.dtype == np.float32
     np.testing.assert_array_equal(kernel, state[name].astype(np.float32).T)
@@ -200,8 +200,8 @@ def test_heads_from_the_vae_beside(tmp_path):
     ldm = their_files.ldm_content()
     write_torch_file(tmp_path / "dng_v0.ckpt", vae_of_ldm(ldm))
     model = convert(tmp_path, without_heads(ldm, "ckpts/some/where/dng_v0.ckpt"))
-    assert model.meta["vae"]["encoder"]["nhead"] == 2
-    assert model.meta["vae"]["decoder"]["nhead"] == 4
+    assert model.meta.vae.encoder.nhead == 2
+    assert model.meta.vae.decoder.nhead == 4
     assert any("dng_v0.ckpt" in note for note in model.report.notes)
 
 
@@ -213,7 +213,7 @@ def test_heads_from_a_vae_of_another_name(tmp_path):
     (tmp_path / "c.ckpt").write_text("no checkpoint")
     write_torch_file(tmp_path / "d.ckpt", vae_of_ldm(ldm))
     model = convert(tmp_path, without_heads(ldm))
-    assert model.meta["vae"]["encoder"]["nhead"] == 2
+    assert model.meta.vae.encoder.nhead == 2
     assert model.report.notes == ["d.ckpt tells the heads of its VAE: 4"]
 
 
@@ -238,7 +238,7 @@ def test_heads_from_a_given_vae(tmp_path):
     write_torch_file(tmp_path / "vae.ckpt", vae_of_ldm(ldm))
     vae = convert_file(tmp_path / "vae.ckpt")
     model = convert(tmp_path, without_heads(ldm), vae=vae)
-    assert model.meta["vae"] == vae.meta["vae"]
+    assert model.meta.vae == vae.meta.vae
     assert not model.report.assumptions
 
 
@@ -254,8 +254,8 @@ def test_a_given_vae_that_is_another(name, tells, tmp_path):
 
 def test_fixed_sigma_is_read_as_any_other(tmp_path):
     """Without a variance there is nothing to interleave: it can be trained on as it is."""
-    dit = convert(tmp_path, CONTENTS["ldm_fixed_sigma"]()).meta["dit"]
-    assert dit["variance_layout"] == "per_token"
+    dit = convert(tmp_path, CONTENTS["ldm_fixed_sigma"]()).meta.ldm.dit
+    assert dit.variance_layout == "per_token"
 
 
 def test_names_of_wrappers(tmp_path):
@@ -297,15 +297,15 @@ def test_a_rounded_copy_of_an_ldm(tmp_path):
     for kind in (np.float16, ml_dtypes.bfloat16):
         state = {name: np.asarray(a, kind) for name, a in ldm["state_dict"].items()}
         model = convert(tmp_path, without_heads({**ldm, "state_dict": state}), vae=vae)
-        assert model.meta["vae"] == vae.meta["vae"]
+        assert model.meta.vae == vae.meta.vae
 
 
 def test_statistics_as_tensors(tmp_path):
     content = CONTENTS["predictor"]()
     stats = {"energy": {"mean": np.array(-1.5), "std": np.array([2.5], np.float32)}, "gap": {}}
     content["hyper_parameters"]["target_conditions"] = stats
-    target = convert(tmp_path, content).meta["predictor"]["targets"][0]
-    assert (target["mean"], target["std"]) == (-1.5, 2.5)
+    target = convert(tmp_path, content).meta.predictor.targets[0]
+    assert (target.mean, target.std) == (-1.5, 2.5)
 
 
 def test_an_ldm_without_its_vae(tmp_path):

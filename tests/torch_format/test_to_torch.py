@@ -16,8 +16,8 @@ import pytest
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.inference.api import load_model
 from chemeleon2_jax.models.encoders.registry import EncoderSizes
-from chemeleon2_jax.models.sizes import DiTSizes, LoRASizes, VAESizes
-from chemeleon2_jax.pretrained.loading import ldm_of
+from chemeleon2_jax.models.sizes import LoRASizes, VAESizes
+from chemeleon2_jax.pretrained.loading import ldm_of, open_model
 from chemeleon2_jax.torch_format import files
 from chemeleon2_jax.torch_format.files import write_orbax, write_torch
 from chemeleon2_jax.torch_format.from_torch import convert_file
@@ -25,7 +25,6 @@ from chemeleon2_jax.torch_format.model import Options
 from chemeleon2_jax.torch_format.names import vae_entries
 from chemeleon2_jax.torch_format.torch_file import open_torch_file
 from chemeleon2_jax.torch_format.torch_writer import write_torch_file
-from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
 from chemeleon2_jax.training.checkpoint_writer import write_checkpoint
 from chemeleon2_jax.training.plain_trees import flat_names
 from tests.torch_format import their_files
@@ -51,7 +50,7 @@ def there_and_back(folder: Path, content: Any) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     write_torch_file(folder / "model.ckpt", content)
     write_orbax(convert_file(folder / "model.ckpt", OPTIONS), folder / "orbax")
-    write_torch(open_checkpoint(folder / "orbax"), folder / "back.ckpt")
+    write_torch(open_model(folder / "orbax"), folder / "back.ckpt")
     return read(folder / "back.ckpt")
 
 
@@ -75,8 +74,8 @@ def test_every_tensor_comes_back(name, tmp_path):
     assert_same_bits(back["state_dict"], {n: state[n] for n in order})
     again = convert_file(tmp_path / "back.ckpt", OPTIONS)
     model = convert_file(tmp_path / "model.ckpt", OPTIONS)
-    for key in ("stage", "vae", "dit", "diffusion", "latent_std", "predictor", "size_table"):
-        assert again.meta.get(key) == model.meta.get(key), key
+    for name in ("stage", "vae", "ldm", "predictor", "size_table"):
+        assert getattr(again.meta, name) == getattr(model.meta, name), name
 
 
 def test_half_precision_comes_back(tmp_path):
@@ -133,7 +132,7 @@ def test_options_of_a_vae_and_a_predictor(tmp_path):
 
 
 def test_a_trained_vae_goes_there(tiny_vae, tmp_path):
-    write_torch(open_checkpoint(tiny_vae.path), tmp_path / "vae.ckpt")
+    write_torch(open_model(tiny_vae.path), tmp_path / "vae.ckpt")
     ours, theirs = (load_model(path).parts for path in (tiny_vae.path, tmp_path / "vae.ckpt"))
     assert ours.sizes == theirs.sizes
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
@@ -142,7 +141,7 @@ def test_a_trained_vae_goes_there(tiny_vae, tmp_path):
 def test_a_trained_ldm_goes_there_with_its_eps(tiny_ldm, tmp_path):
     """Per-token eps and variance: the eps half goes, with the weights that it samples with."""
     path = tmp_path / "ldm.ckpt"
-    report = write_torch(open_checkpoint(tiny_ldm.path), path)
+    report = write_torch(open_model(tiny_ldm.path), path)
     assert any("learn_sigma = false" in note for note in report.notes)
     here, there = load_model(tiny_ldm.path), load_model(path)
     assert here.parts.sizes.learn_sigma
@@ -158,7 +157,7 @@ def test_a_trained_ldm_goes_there_with_its_eps(tiny_ldm, tmp_path):
 
 
 def test_the_size_table_comes_back(tiny_ldm, tmp_path):
-    write_torch(open_checkpoint(tiny_ldm.path), tmp_path / "ldm.ckpt")
+    write_torch(open_model(tiny_ldm.path), tmp_path / "ldm.ckpt")
     here, there = load_model(tiny_ldm.path), load_model(tmp_path / "ldm.ckpt")
     np.testing.assert_array_equal(there.parts.size_table, here.parts.size_table)
 
@@ -168,8 +167,7 @@ def test_the_size_table_comes_back(tiny_ldm, tmp_path):
 
 def with_lora(model: Any, folder: Path, targets: tuple[str, ...]) -> Path:
     """A checkpoint of an LDM with adapters that act."""
-    dit = DiTSizes.from_dict(model.meta["dit"])
-    sizes = replace(dit, lora=LoRASizes(2, 4.0, targets))
+    sizes = replace(model.meta.ldm.dit, lora=LoRASizes(2, 4.0, targets))
     rng = np.random.default_rng(0)
 
     def add(tree: Any, path: str = "") -> Any:
@@ -180,7 +178,8 @@ def with_lora(model: Any, folder: Path, targets: tuple[str, ...]) -> Path:
         return {k: add(v, f"{path}.{k}") if isinstance(v, dict) else v for k, v in tree.items()}
 
     items = {"params": add(model.trees["params"]), "vae": model.trees["vae"]}
-    write_checkpoint(folder, items=items, meta={**model.meta, "dit": sizes.to_dict()})
+    meta = replace(model.meta, ldm=replace(model.meta.ldm, dit=sizes))
+    write_checkpoint(folder, items=items, meta=meta.to_json())
     return folder
 
 
@@ -196,9 +195,9 @@ def test_merged_adapters_do_the_same(targets, tmp_path):
     write_torch_file(tmp_path / "model.ckpt", CONTENTS["ldm"]())
     plain = convert_file(tmp_path / "model.ckpt", OPTIONS)
     folder = with_lora(plain, tmp_path / "adapted", targets)
-    write_orbax(open_checkpoint(folder), tmp_path / "merged", merge_lora=True)
-    assert ldm_of(open_checkpoint(tmp_path / "merged"))[0].sizes.lora is None
-    write_torch(open_checkpoint(folder), tmp_path / "back.ckpt", merge_lora=True)
+    write_orbax(open_model(folder), tmp_path / "merged", merge_lora=True)
+    assert ldm_of(open_model(tmp_path / "merged")).sizes.lora is None
+    write_torch(open_model(folder), tmp_path / "back.ckpt", merge_lora=True)
     expected = denoised(folder)
     assert np.abs(expected - denoised(tmp_path / "model.ckpt")).max() > 0.01
     for path in (tmp_path / "merged", tmp_path / "back.ckpt"):
@@ -209,7 +208,7 @@ def test_adapters_that_the_original_cannot_have_are_merged(tmp_path):
     write_torch_file(tmp_path / "model.ckpt", CONTENTS["ldm"]())
     plain = convert_file(tmp_path / "model.ckpt", OPTIONS)
     folder = with_lora(plain, tmp_path / "adapted", ("attention.qkv", "mlp.fc1"))
-    report = write_torch(open_checkpoint(folder), tmp_path / "back.ckpt")
+    report = write_torch(open_model(folder), tmp_path / "back.ckpt")
     assert any("merged" in note for note in report.notes)
     np.testing.assert_allclose(
         denoised(tmp_path / "back.ckpt"), denoised(folder), rtol=0, atol=1e-5
@@ -221,13 +220,13 @@ def test_adapters_of_attention_act_there_too(tmp_path):
     write_torch_file(tmp_path / "model.ckpt", CONTENTS["ldm"]())
     plain = convert_file(tmp_path / "model.ckpt", OPTIONS)
     folder = with_lora(plain, tmp_path / "adapted", ("attention.out", "mlp.fc1"))
-    report = write_torch(open_checkpoint(folder), tmp_path / "back.ckpt")
+    report = write_torch(open_model(folder), tmp_path / "back.ckpt")
     assert any("2 adapters on attn.out_proj" in note for note in report.notes)
     state = read(tmp_path / "back.ckpt")["state_dict"]
     name = "denoiser.base_model.model.blocks.0.attn.out_proj"
     assert not state[f"{name}.lora_B.default.weight"].any()
     assert state[f"{name}.lora_A.default.weight"].any()
-    layer = open_checkpoint(folder).restore("params")["blocks"]["0"]["attention"]["out"]
+    layer = open_model(folder).restore("params")["blocks"]["0"]["attention"]["out"]
     expected = layer["kernel"] + 2.0 * layer["lora_a"] @ layer["lora_b"]
     np.testing.assert_allclose(state[f"{name}.base_layer.weight"].T, expected, atol=1e-6)
     np.testing.assert_allclose(
@@ -245,7 +244,7 @@ def test_endings_that_would_match_more(tmp_path):
         (("blocks.1.mlp.fc1",), ["blocks.1.mlp.fc1"]),
     ):
         folder = with_lora(plain, tmp_path / "-".join(targets), targets)
-        write_torch(open_checkpoint(folder), tmp_path / "back.ckpt")
+        write_torch(open_model(folder), tmp_path / "back.ckpt")
         found = read(tmp_path / "back.ckpt")["hyper_parameters"]["lora_configs"]["target_modules"]
         assert found == (expected or ["adaLN_modulation.1", "final_layer.adaLN_modulation.1"])
 
@@ -253,11 +252,17 @@ def test_endings_that_would_match_more(tmp_path):
 def test_a_damaged_meta(tmp_path):
     write_torch_file(tmp_path / "model.ckpt", CONTENTS["vae"]())
     model = convert_file(tmp_path / "model.ckpt", OPTIONS)
-    without_table = {k: v for k, v in model.meta.items() if k != "size_table"}
-    for name, meta in (("a", {**model.meta, "source": None}), ("b", without_table)):
+    entries = model.meta.to_json()
+    without_table = {k: v for k, v in entries.items() if k != "size_table"}
+    source = {**entries["source"], "dtypes": {"quant_conv.weight": "float17"}}
+    for name, meta, message in (
+        ("a", {**entries, "source": None}, "wrong entry 'source'"),
+        ("b", without_table, "no entry 'size_table'"),
+        ("c", {**entries, "source": source}, "is damaged"),
+    ):
         write_checkpoint(tmp_path / name, items=model.trees, meta=meta)
-        with pytest.raises(CheckpointError, match="damaged meta"):
-            write_torch(open_checkpoint(tmp_path / name), tmp_path / "back.ckpt")
+        with pytest.raises(CheckpointError, match=message):
+            write_torch(open_model(tmp_path / name), tmp_path / "back.ckpt")
     assert not (tmp_path / "back.ckpt").exists()
 
 
@@ -276,9 +281,9 @@ def test_a_replaced_folder_is_whole_or_the_old_one(tmp_path, monkeypatch):
         patch.setattr(files, "write_checkpoint", fail)
         with pytest.raises(CheckpointError, match="no room"):
             write_orbax(ldm, out)
-    assert open_checkpoint(out).meta["stage"] == "train_vae"
+    assert open_model(out).meta.stage == "train_vae"
     write_orbax(ldm, out)
-    assert open_checkpoint(out).meta["stage"] == "train_ldm"
+    assert open_model(out).meta.stage == "train_ldm"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ldm.ckpt", "out", "vae.ckpt"]
 
 
@@ -292,8 +297,8 @@ def test_nothing_to_merge(tmp_path):
 
 def test_averages_go_into_the_folder(tiny_ldm, tmp_path):
     """A run's checkpoint becomes a folder with what it needs to sample, and nothing else."""
-    write_orbax(open_checkpoint(tiny_ldm.path), tmp_path / "small")
-    small = open_checkpoint(tmp_path / "small")
+    write_orbax(open_model(tiny_ldm.path), tmp_path / "small")
+    small = open_model(tmp_path / "small")
     assert "train" not in small.items
     ours, theirs = (load_model(p).parts for p in (tiny_ldm.path, tmp_path / "small"))
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)

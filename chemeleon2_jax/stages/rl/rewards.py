@@ -14,7 +14,7 @@ from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.datasets import load_split
 from chemeleon2_jax.inference.features import map_crystals
 from chemeleon2_jax.inference.vae import PredictorModel, VAEModel
-from chemeleon2_jax.pretrained.loading import VAEParts, load_predictor
+from chemeleon2_jax.pretrained.loading import VAEParts, open_model, predictor_of
 from chemeleon2_jax.rewards.build import build_component, check_reward
 from chemeleon2_jax.rewards.combine import Weighted
 from chemeleon2_jax.rewards.component import Context, Crystal, Models
@@ -63,7 +63,7 @@ def make_reward(
     Raises:
         RewardError: options that a reward cannot use.
     """
-    models = Models(VAEModel(vae, {}), _open_predictor)
+    models = Models(VAEModel(vae), _open_predictor)
     context = Context(models, _references(options, known), pool, options.timeout_s)
     return RewardFunction(
         {
@@ -122,9 +122,9 @@ def _references(options: ConfigDict, known: Crystals | None) -> Callable[[], Cry
 def _open_predictor(
     path: str,
 ) -> tuple[tuple[str, ...], Callable[[Sequence[Crystal]], dict[str, np.ndarray]]]:
-    parts, meta = load_predictor(path)
-    model = PredictorModel(parts, dict(meta))
-    targets = tuple(target.name for target in parts.sizes.targets)
+    opened = open_model(path)
+    model = PredictorModel(predictor_of(opened), opened.meta)
+    targets = tuple(target.name for target in model.parts.sizes.targets)
 
     def predict(crystals: Sequence[Crystal]) -> dict[str, np.ndarray]:
         def predict_rows(present: Crystals) -> list[np.ndarray]:

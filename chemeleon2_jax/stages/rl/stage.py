@@ -6,7 +6,6 @@ The step itself is in `rl_step`, what is asked for in `rl_prompts`, what it is w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.inference.generator import Generator
 from chemeleon2_jax.inference.requests import Prompts
 from chemeleon2_jax.models.abstract import count_parameters
+from chemeleon2_jax.models.meta import LDMMeta, ModelMeta
 from chemeleon2_jax.pretrained.loading import LDMParts, ldm_of, open_model
 from chemeleon2_jax.rl.rollout import noisy_steps
 from chemeleon2_jax.rl.update import Objective
@@ -46,7 +46,7 @@ from chemeleon2_jax.stages.rl.requests import (
 from chemeleon2_jax.stages.rl.rewards import check_reward_fn, make_reward
 from chemeleon2_jax.stages.rl.step import RolloutStep
 from chemeleon2_jax.stages.rl.validation import SEED, make_validate, value_names
-from chemeleon2_jax.training.checkpoint_reader import Checkpoint
+from chemeleon2_jax.torch_format.model import OpenModel
 from chemeleon2_jax.training.parallel import make_mesh, replicate
 from chemeleon2_jax.training.stage import Stage, params_and_ema
 
@@ -62,7 +62,7 @@ class Start:
     """
 
     parts: LDMParts
-    meta: Mapping[str, Any]
+    meta: ModelMeta
     reference: Any
 
 
@@ -102,14 +102,18 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         )
         return RolloutStep(programs, settings, batches=batches, reward=reward, mesh=mesh)
 
-    meta = {
-        **{key: value for key, value in start.meta.items() if key != "validation_floors"},
-        "stage": "train_rl",
-        "sample_weights": "ema" if module.ema.decay > 0 else "raw",
-        "config": config.to_dict(),
-    }
-    # Runs that keep no state of their validation have the floors in the meta.
-    floors = resumed.meta.get("validation_floors", {}) if resumed else {}
+    meta = replace(
+        start.meta,
+        stage="train_rl",
+        ldm=LDMMeta(
+            dit=parts.sizes,
+            diffusion=parts.diffusion,
+            latent_std=parts.latent_std,
+            sample_weights="ema" if module.ema.decay > 0 else "raw",
+        ),
+        config=config.to_dict(),
+        validation_floors={},
+    )
     extra = {"vae": parts.vae.params} | ({"reference": start.reference} if start.reference else {})
     generator = Generator(
         replace(parts, params=None), sampler, cfg_scale=settings.cfg_scale, mesh=mesh
@@ -119,10 +123,10 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         init_params=jax.device_get(parts.params),
         loss_fn=None,
         batches=batches,
-        meta=meta,
+        meta=meta.to_json(),
         frozen={"vae": parts.vae.params, "reference": start.reference},
         validate=make_validate(generator, val_prompts, reward),
-        validation_state={"floors": floors},
+        validation_state={"floors": resumed.meta.validation_floors if resumed else {}},
         monitor=config.callbacks.model_checkpoint.monitor,
         mode=config.callbacks.model_checkpoint.mode,
         value_names=value_names(split_names(module.reward_fn.components)),
@@ -139,21 +143,21 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     )
 
 
-def _load_start(module: ConfigDict, resumed: Checkpoint | None) -> Start:
+def _load_start(module: ConfigDict, resumed: OpenModel | None) -> Start:
     """Open the model to fine-tune, or the one that a run goes on with."""
     with_reference = module.rl_configs.kl_reference == "initial"
     if resumed is not None:
         # A run keeps what it started from, whatever became of the folder that it came from.
-        parts, meta = ldm_of(resumed, item="params")
-        reference = ldm_of(resumed, item="reference")[0].params if with_reference else {}
-        return Start(parts, meta, reference)
+        reference = ldm_of(resumed, item="reference").params if with_reference else {}
+        return Start(ldm_of(resumed, item="params"), resumed.meta, reference)
     if not module.ldm_ckpt_path:
         raise ConfigError(
             "rl_module.ldm_ckpt_path is empty: give the run folder of a latent diffusion model, "
             "--config.rl_module.ldm_ckpt_path=logs/train_ldm/runs/<run>"
         )
-    parts, meta = ldm_of(open_model(module.ldm_ckpt_path, vae=module.vae_ckpt_path))
-    return Start(parts, meta, parts.params if with_reference else {})
+    model = open_model(module.ldm_ckpt_path, vae=module.vae_ckpt_path)
+    parts = ldm_of(model)
+    return Start(parts, model.meta, parts.params if with_reference else {})
 
 
 def _settings(config: ConfigDict, parts: LDMParts) -> tuple[SamplerConfig, Settings]:

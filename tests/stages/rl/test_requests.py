@@ -8,7 +8,7 @@ import pytest
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.loader import Loader
 from chemeleon2_jax.models.condition_kinds import CompositionCondition
-from chemeleon2_jax.pretrained.loading import load_ldm
+from chemeleon2_jax.pretrained.loading import ldm_of, open_model
 from chemeleon2_jax.rows.layout import Layout
 from chemeleon2_jax.stages.rl.requests import (
     FromCrystals,
@@ -117,7 +117,7 @@ def test_values_find_their_slots(crystals):
 
 
 def test_sizes_of_the_model_without_data(tiny_ldm):
-    parts, _ = load_ldm(str(tiny_ldm.path))
+    parts = ldm_of(open_model(tiny_ldm.path))
     source = FromModel(parts, {}, 6, seed=1)
     first = source(0)
     assert len(first.num_atoms) == 6
@@ -131,7 +131,7 @@ def test_sizes_of_the_model_without_data(tiny_ldm):
 
 
 def test_one_condition_for_all(tiny_ldm):
-    parts = conditional(load_ldm(str(tiny_ldm.path))[0], CompositionCondition("formula"))
+    parts = conditional(ldm_of(open_model(tiny_ldm.path)), CompositionCondition("formula"))
     found = FromModel(parts, {"formula": "Sr1Ti1O3"}, 3, seed=0)(5)
     assert found.num_atoms.tolist() == [5, 5, 5]
     assert found.conditions["formula"][0][[8, 22, 38]] == pytest.approx([0.6, 0.2, 0.2])

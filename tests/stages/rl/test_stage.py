@@ -16,7 +16,7 @@ from chemeleon2_jax.common.errors import CheckpointError, ConfigError, RewardErr
 from chemeleon2_jax.diffusion.sampler import SamplerConfig
 from chemeleon2_jax.inference.api import load_model
 from chemeleon2_jax.models.condition_kinds import CompositionCondition
-from chemeleon2_jax.pretrained.loading import load_ldm
+from chemeleon2_jax.pretrained.loading import ldm_of, open_model
 from chemeleon2_jax.rl.update import Chunk, Objective
 from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build
@@ -34,6 +34,7 @@ from tests.tiny import (
     fit_quickly,
     ldm_config,
     make_config,
+    meta_of,
     numbers,
 )
 
@@ -169,19 +170,19 @@ def test_without_data_sizes_come_from_the_model(tiny_ldm):
 def test_the_result_is_a_diffusion_model(tiny_data, tiny_ldm, tmp_path):
     config = config_of(tiny_data, tiny_ldm.path, **custom("number_of_sites"))
     run(config, tmp_path / "run", steps=1)
-    checkpoint = open_checkpoint(tmp_path / "run")
-    assert checkpoint.meta["stage"] == "train_rl"
-    assert checkpoint.meta["sample_weights"] == "raw"
+    meta = open_model(tmp_path / "run").meta
+    assert meta.stage == "train_rl"
+    assert meta.ldm.sample_weights == "raw"
     model, start = load_model(tmp_path / "run" / "checkpoints" / "last"), load_model(tiny_ldm.path)
     assert len(model.sample(4, seed=0, steps=5)) + len(model.last_report.failures) == 4
     assert model.parts.latent_std == start.parts.latent_std
     np.testing.assert_array_equal(numbers(model.parts.vae.params), numbers(start.parts.vae.params))
     # It starts from the weights that the LDM samples with, and so does a checkpoint of step 0.
-    parts, _ = load_ldm(str(tiny_ldm.path))
+    parts = ldm_of(open_model(tiny_ldm.path))
     np.testing.assert_array_equal(numbers(build(config).init_params), numbers(parts.params))
     # And can be fine-tuned further.
     again = config_of(tiny_data, tmp_path / "run", **custom("number_of_sites"))
-    assert build(again).meta["dit"] == checkpoint.meta["dit"]
+    assert meta_of(build(again)).ldm.dit == meta.ldm.dit
 
 
 def test_stopped_and_resumed_is_the_same(tiny_data, tiny_ldm, tmp_path):
@@ -203,7 +204,7 @@ def test_stopped_and_resumed_is_the_same(tiny_data, tiny_ldm, tmp_path):
     np.testing.assert_array_equal(numbers(found.ema_params), numbers(expected.ema_params))
     np.testing.assert_array_equal(numbers(found.opt_state), numbers(expected.opt_state))
     assert int(found.step) == 8
-    assert open_checkpoint(tmp_path / "parts").meta["sample_weights"] == "ema"
+    assert open_model(tmp_path / "parts").meta.ldm.sample_weights == "ema"
 
 
 def test_best_is_chosen_on_raw_reward(tiny_data, tiny_ldm, tmp_path):
@@ -297,7 +298,7 @@ def test_pictures_of_the_best_and_worst(tiny_data, tiny_ldm):
 
 def test_conditions_of_the_crystals_are_asked_for(tiny_data, tiny_ldm):
     """A model with a condition: prompts are those of the data, guided."""
-    parts = conditional(load_ldm(str(tiny_ldm.path))[0], CompositionCondition("formula"))
+    parts = conditional(ldm_of(open_model(tiny_ldm.path)), CompositionCondition("formula"))
     stage = build(config_of(tiny_data, tiny_ldm.path, **custom("number_of_sites")))
     rows = stage.batches.batch(0).arrays[0]
     slots = rows.is_crystal.shape
@@ -350,7 +351,7 @@ def test_given_atom_types_are_those_of_the_prompts(tiny_data, csp_run, tmp_path)
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_programs_lower_for_accelerators(base, platform):
     config, (stage, *_) = base
-    parts, _ = load_ldm(config.rl_module.ldm_ckpt_path)
+    parts = ldm_of(open_model(config.rl_module.ldm_ckpt_path))
     updater = Updater.from_config(fit_config(config), total_steps=4)
     step = stage.make_step(updater, make_mesh(1))
     rows = stage.batches.batch(0).arrays[0]
