@@ -1,1 +1,1 @@
-"""What every room may use: errors, nearest names, atomic files, random keys, scores."""
+"""Tools of every room: errors, nearest names, atomic files, the cache, the fetcher, scores."""

@@ -1,4 +1,4 @@
-"""Files that commands write: the names that others look for, and how they come to be whole."""
+"""Atomic writing and locking of files, and the names of files that several commands use."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 from absl import logging
 
 STRUCTURES_FILE = "generated_structures.json.gz"
-"""What `sample` generated."""
+"""The structures that `sample` writes."""
 
 REPORT_FILE = "run.json"
-"""What `sample` was asked for and what came of it; it is there once all other files are."""
+"""Options and result of `sample`, written after all its other files."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; it becomes `path` at the end, and is removed where that fails.
+    """Yield a temporary path to write to; it replaces `path` at the end, or is removed on errors.
 
-    The path is beside `path`, and no other process or thread has the same, so that a reader finds
-    the old file or the new one, whole.
+    It is in the same folder and unique among processes and threads, so that a reader sees the whole
+    old file or the whole new one.
 
     Raises:
         OSError: it cannot be written.
@@ -39,9 +39,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Let one process at a time go on, for instance of several hosts that share a folder.
+    """Lock a file against other processes, also of other hosts that share its folder.
 
-    Yields whether that is certain: some network file systems have no locks.
+    Yields whether the lock is held: some network file systems have no locks.
 
     Raises:
         OSError: the lock file cannot be written.

@@ -33,18 +33,17 @@ def cache_folder(
 ) -> Iterator[bool]:
     """Make a folder of the cache and lock it against other processes.
 
-    Yields whether this process is certain to be alone in it. A folder that cannot be written, but
-    was filled by somebody else, is used as it is, without a lock.
+    Yields whether the lock is held. A read-only folder, which another user filled, is not locked.
 
     Args:
         folder: of the cache.
-        content: what is kept there, for the error's text.
+        content: of the folder, for the error's text.
         error: raised in place of an OSError.
-        otherwise: ends the error's text: another way out.
+        otherwise: end of the error's text: another way out.
         lock: name of the lock file.
 
     Raises:
-        UserError: of the type `error`, where the folder or a file in it cannot be written.
+        UserError: of the type `error`: the folder or a file in it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,29 +13,29 @@ TIMEOUT_S = 30.0
 
 
 class TransferError(Exception):
-    """A file cannot be downloaded; its text says why."""
+    """A file cannot be downloaded; the text is the reason."""
 
 
 class BrokenTransferError(TransferError):
-    """A transfer failed for a reason that may be gone at the next attempt."""
+    """A transfer failed for a reason that a retry may mend."""
 
 
 def download(
     url: str, partial: Path, *, name: str, max_bytes: int | None = None, progress: bool = True
 ) -> None:
-    """Download to `partial`, after the bytes that it already has.
+    """Download to `partial`, continuing after the bytes that it holds.
 
     Args:
         url: of the file.
-        partial: where its bytes are collected.
-        name: of the file, for the progress bar.
-        max_bytes: size at which the transfer is given up; None is no limit.
+        partial: file that collects the bytes.
+        name: for the progress bar.
+        max_bytes: largest size of the file; None for no limit.
         progress: show a progress bar on a terminal.
 
     Raises:
-        TransferError: there is no such file, or no such server.
+        TransferError: the server or the file does not exist, or the file is too large.
         BrokenTransferError: the transfer broke off.
-        ValueError: `url` is none.
+        ValueError: `url` is no URL.
         OSError: `partial` cannot be written.
     """
     start = partial.stat().st_size if partial.exists() else 0

@@ -1,13 +1,13 @@
 """Errors that users of the package see and may catch.
 
-A `UserError` is one that the user can mend: its text says what happened, to what (file, row, key)
-and what to do, and the command lines print it as one line. Everything else is a fault of the
-program and shows its traceback.
+A `UserError` can be mended by the user: its text says what happened, to what (file, row, key) and
+what to do, and the command lines print it as one line. Any other error is a fault of the program
+and shows its traceback.
 """
 
 
 class UserError(Exception):
-    """What a user can mend; the base of all kinds below."""
+    """An error that the user can mend; base of all kinds below."""
 
 
 class ConfigError(UserError, ValueError):
@@ -15,7 +15,7 @@ class ConfigError(UserError, ValueError):
 
 
 class SettingsError(UserError, ValueError):
-    """Settings of a run do not fit the stage that they are for."""
+    """Settings of a run do not fit its stage."""
 
 
 class DatasetError(UserError, ValueError):
@@ -42,8 +42,8 @@ class NonFiniteError(UserError, FloatingPointError):
     """The loss, the gradient or the parameters are not finite.
 
     Attributes:
-        step: the first step (counted from 1, as in the log) that was not finite.
-        names: the metrics that were not.
+        step: the first step (counted from 1, as in the log) with a value that is not finite.
+        names: of the metrics that are not finite.
     """
 
     def __init__(self, step: int, names: list[str], *, advice: str = "") -> None:

@@ -1,9 +1,9 @@
 """The one fetcher: files that are downloaded once and verified at every use.
 
-A file is downloaded beside its final place, checked and renamed, so that what bears the name is
-whole. An interrupted download continues where it stopped. A file without a published checksum is
-held to the one that is recorded when it first comes. A file that was put in its place by hand needs
-no network.
+A file is downloaded beside its final place, checked and renamed, so that a file of that name is
+whole. An interrupted download continues where it stopped. The checksum of a file without a
+published one is recorded at the first download and holds ever after. A file put in place by hand
+needs no network.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class RemoteFile:
         repository: "owner/name".
         commit: commit, or branch, that holds the file.
         path: path in the repository.
-        git_blob_sha1: checksum by git's rule; empty where it is recorded at first download.
-        is_lfs: kept by git-lfs, which another host serves.
+        git_blob_sha1: checksum by git's rule; empty if it is recorded at the first download.
+        is_lfs: kept by git-lfs, on another host.
     """
 
     repository: str
@@ -52,7 +52,7 @@ class RemoteFile:
 
     @property
     def url(self) -> str:
-        """Where the file is, with respect to a mirror that the environment names."""
+        """URL of the file, on the mirror of the environment variable if it is set."""
         base = os.environ.get(MIRROR_VARIABLE) or (LFS_URL if self.is_lfs else RAW_URL)
         return f"{base.rstrip('/')}/{self.repository}/{self.commit}/{self.path}"
 
@@ -67,19 +67,19 @@ def fetch(
     max_bytes: int | None = None,
     progress: bool = True,
 ) -> None:
-    """Make sure that `target` is the file `source`; download it where it is absent or corrupt.
+    """Make sure that `target` is the file `source`; download it if it is absent or corrupt.
 
     Args:
-        source: the file.
-        target: its place here.
-        error: raised where it cannot be had.
-        otherwise: ends the error's text: another way out.
-        check: (path) -> what is wrong with the content of a file without checksum, or nothing.
-        max_bytes: size at which the download is given up; None is no limit.
+        source: the file on the network.
+        target: its place in the cache.
+        error: raised if the file cannot be had.
+        otherwise: end of the error's text: another way out.
+        check: path -> fault of the content of a file without checksum, '' for none.
+        max_bytes: largest size of the file; None for no limit.
         progress: show a progress bar on a terminal.
 
     Raises:
-        UserError: of the type `error`, with what to do by hand.
+        UserError: of the type `error`; says what to do by hand.
         OSError: it cannot be written.
     """
     problem = find_problem(source, target, check) if target.exists() else "absent"
@@ -113,14 +113,14 @@ def fetch(
 
 
 def try_again(url: str, fetch_once: Callable[[int], tuple[Result, str]]) -> Result:
-    """Fetch a file, and once more where something is wrong with what came.
+    """Fetch a file, and once more if it has a fault.
 
     Args:
         url: of the file, for the log.
-        fetch_once: (number of the attempt) -> result, and what is wrong with it, or nothing.
+        fetch_once: number of the attempt -> result, and its fault, '' for none.
 
     Raises:
-        TransferError: something is wrong every time.
+        TransferError: the result has a fault every time.
     """
     problem = ""
     for attempt in range(NUM_ATTEMPTS):
@@ -132,7 +132,7 @@ def try_again(url: str, fetch_once: Callable[[int], tuple[Result, str]]) -> Resu
 
 
 def describe_failure(url: str, target: Path, problem: str) -> str:
-    """Return what to do by hand about a file that cannot be downloaded."""
+    """Return the text of an error: the problem, and how to fetch the file by hand."""
     return (
         f"cannot download {url}: {problem}. Fetch it by hand, for instance with\n"
         f"  curl -L --create-dirs -o {shlex.quote(str(target))} {url}\n"
@@ -147,13 +147,13 @@ def find_problem(
     *,
     record: Path | None = None,
 ) -> str:
-    """Return what is wrong with the bytes of a file; empty where nothing is.
+    """Return the fault of a file's bytes; empty if they are right.
 
     Args:
-        source: what it should be.
-        path: the file.
+        source: the published file.
+        path: the file in the cache.
         check: as for :func:`fetch`.
-        record: of its checksum; by default the one beside it.
+        record: file with its checksum; None for the one beside it.
     """
     if source.git_blob_sha1:
         digest = hash_file(path, "sha1", prefix=b"blob %d\0" % path.stat().st_size)
@@ -171,7 +171,7 @@ def find_problem(
 
 
 def sha256_record(path: Path) -> Path:
-    """Return where the checksum of a file is recorded that has none published."""
+    """Return the place of the record of a file's checksum."""
     return path.with_name(path.name + ".sha256")
 
 

@@ -1,7 +1,7 @@
 """Root keys by purpose.
 
-Training folds the step into `jax.random.key(seed)`. Every other use of a seed has a name, and a key
-that no step (below 2**31) can have.
+Training folds the step into `jax.random.key(seed)`. Every other use of a seed has a name, whose key
+differs from those of all steps (below 2**31).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _NOT_A_STEP = 0x8000_0000
 
 
 def named_key(seed: int, name: str) -> jax.Array:
-    """Return the key of one purpose of a seed: 'init', 'latent_std', 'sizes', 'chain', ..."""
+    """Return the key of a seed for one purpose: 'init', 'latent_std', 'sizes', 'chain', ..."""
     return jax.random.fold_in(
         jax.random.key(seed), np.uint32(zlib.crc32(name.encode()) | _NOT_A_STEP)
     )

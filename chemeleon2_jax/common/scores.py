@@ -1,4 +1,4 @@
-"""A number for each of many crystals, or why there is none."""
+"""A number for each of many crystals, or the reason for its absence."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Scores:
-    """What a reward or an energy model says of many crystals, as it is.
+    """Raw values of a reward or an energy model for G crystals.
 
     Attributes:
-        values: (G,) float64, NaN where there is none.
-        reasons: for each crystal, None, or why it has no value; what is before a colon is its kind.
+        values: (G,) float64, NaN for a crystal without value.
+        reasons: (G,) None, or why a crystal has no value, as "kind: detail".
     """
 
     values: np.ndarray
     reasons: tuple[str | None, ...]
 
     def __post_init__(self) -> None:
-        """Check that what has a value has no reason to have none."""
+        """Check that each crystal has either a value or a reason."""
         has_value = [reason is None for reason in self.reasons]
         if not np.array_equal(np.isfinite(self.values), has_value):
             raise ValueError("a crystal needs either a finite value or a reason for having none")
@@ -35,14 +35,14 @@ class Scores:
 
     @staticmethod
     def of(values: Sequence[float | None] | np.ndarray, reasons: Sequence[str | None]) -> Scores:
-        """Build from values of which those with a reason do not count; see `check_values`."""
+        """Build from unchecked values; see `check_values`."""
         return Scores(*check_values(values, reasons))
 
 
 def check_values(
     values: Sequence[float | None] | np.ndarray, reasons: Sequence[str | None]
 ) -> tuple[np.ndarray, tuple[str | None, ...]]:
-    """Return values (G,) and reasons of which those with a reason do not count.
+    """Return values (G,), NaN for crystals with a reason, and reasons (G,).
 
     A value that is missing or not finite gets that as its reason.
     """

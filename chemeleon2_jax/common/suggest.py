@@ -1,4 +1,4 @@
-"""The nearest of the known names for one that is misspelt."""
+"""The nearest known name for a misspelt one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the known name that is most like `name`, regardless of case; None where none is.
+    """Return the known name nearest to `name`, regardless of case; None if none is similar.
 
     Args:
-        name: as it was given.
-        known: the names that there are.
+        name: of the user.
+        known: all valid names.
         cutoff: least similarity, 0..1 (difflib's ratio).
     """
     folded = {n.lower(): n for n in known}
@@ -26,7 +26,7 @@ def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return "did you mean 'x'? Known: ..." for a name that is none of `known`."""
+    """Return "did you mean 'x'? Known: ..." for a name that is not in `known`."""
     names = list(known)
     near = nearest(name, names, cutoff=0.4)
     hint = "" if near is None else f"did you mean {near!r}? "

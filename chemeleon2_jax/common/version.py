@@ -1,3 +1,3 @@
-"""The version, in one place: the package and its metadata read it from here."""
+"""The version of the package and of its metadata."""
 
 __version__ = "0.1.0"
