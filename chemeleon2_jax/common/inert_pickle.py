@@ -5,9 +5,9 @@ what a few bytes could still ask of it; time and memory are then bounded by the 
 
 - a memo index makes the unpickler allocate a list that long (64 GB for 5 bytes): bounded;
 - the registry of extensions holds real classes: refused;
-- hashing recurses in C for nested tuples, and takes hours for numbers that collide: dicts and sets
-  look at their keys first;
-- arguments, sets and encoded text are copied: about as much as the pickle holds.
+- hashing recurses in C for nested tuples, and takes hours for numbers that collide: dicts look at
+  their keys first, sets are read as lists;
+- arguments and encoded text are copied: about as much as the pickle holds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from chemeleon2_jax.common.errors import PickleError, UserError
 from chemeleon2_jax.common.stubs import (
     Budget,
     GuardedDict,
-    GuardedSet,
     Name,
     Rebuild,
     Stub,
@@ -51,15 +50,13 @@ _DAMAGE = (
     struct.error,
 )
 
-# Operations on dicts and sets become calls of guarded ones, with what lies above the last mark, and
-# appending. Frames, which are optional, would have other lengths.
 _REPLACED = {
-    b"}": b"(i_\ndict\n",
+    b"}": b"(i_\ndict\n",  # EMPTY_DICT, DICT: calls with what follows the last mark
     b"d": b"i_\ndict\n",
-    b"\x8f": b"(i_\nset\n",
+    b"\x8f": b"]",  # EMPTY_SET, ADDITEMS, FROZENSET: list, append, tuple
     b"\x90": b"e",
-    b"\x91": b"i_\nfrozenset\n",
-    b"\x95": b"",
+    b"\x91": b"t",
+    b"\x95": b"",  # FRAME, which is optional, would have another length
 }
 _FRAME_ARGUMENT = 8
 
@@ -87,7 +84,8 @@ def load(
 ) -> Any:
     """Return what a pickle (protocol 0 to 5) holds.
 
-    Plain values and containers are what they would be in Python; dicts of every kind are dicts.
+    Plain values, lists, tuples and dicts are what they would be in Python; dicts of every kind are
+    dicts, sets lists, and frozen sets tuples.
 
     Args:
         data: the pickle.
@@ -115,7 +113,7 @@ def load(
 
 
 def _replace_containers(data: bytes, max_operations: int | None) -> Any:
-    """Return a stream of the pickle with guarded dicts and sets, once its arguments are checked."""
+    """Return a stream of the pickle with guarded dicts and no sets, once arguments are checked."""
     others = _pattern(len(data))
     out, view = io.BytesIO(), memoryview(data)
     copied = position = operations = 0
@@ -170,10 +168,8 @@ class _Reader(pickle.Unpickler):
     ) -> None:
         super().__init__(stream, encoding="latin-1")
         self._budget, self._refer = budget, refer
-        members: dict[str, Any] = {"__slots__": (), "budget": budget}
-        new_dict: Any = type("dict", (GuardedDict,), members)
-        new_set: Any = type("set", (GuardedSet,), members)
-        self._names: dict[tuple[str, str], type] = {("_", "dict"): new_dict, ("_", "set"): new_set}
+        new_dict: Any = type("dict", (GuardedDict,), {"__slots__": (), "budget": budget})
+        self._names: dict[tuple[str, str], type] = {("_", "dict"): new_dict}
 
         def encode(args: tuple[Any, ...]) -> Any:
             """Bytes, which protocol 2 writes as the encoding of a text."""
@@ -182,12 +178,18 @@ class _Reader(pickle.Unpickler):
             budget.spend(len(args[0]))
             return args[0].encode("latin-1")
 
+        def freeze(args: tuple[Any, ...]) -> Any:
+            """A frozen set, which protocols 0 to 3 write as one of a list."""
+            if len(args) != 1 or not isinstance(args[0], list):
+                return NotImplemented
+            budget.spend(len(args[0]))
+            return tuple(args[0])
+
         self._rebuild: dict[str, Rebuild] = {
-            "_.frozenset": lambda members: frozenset(new_set(members)),
             "_codecs.encode": encode,
             "builtins.bytes": lambda args: NotImplemented if args else b"",
-            "builtins.frozenset": lambda args: frozenset(new_set(*args)),
-            "builtins.set": lambda args: new_set(*args),
+            "builtins.frozenset": freeze,
+            "builtins.set": lambda args: args[0] if args else [],
             "collections.OrderedDict": lambda args: NotImplemented if args else new_dict(),
             "collections.defaultdict": lambda args: NotImplemented if args[1:] else new_dict(),
             "copyreg._reconstructor": _reconstruct,

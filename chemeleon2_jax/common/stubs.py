@@ -1,5 +1,4 @@
-"""What a pickle is read into: stand-ins for classes and objects, inert but readable; and dicts and
-sets that look at their keys.
+"""What a pickle is read into: inert stand-ins for classes and objects, and dicts that look at keys.
 
 Hashing and copying are what may cost more than a pickle's length. A `Budget` bounds both.
 """
@@ -20,7 +19,7 @@ Rebuild = Callable[[tuple[Any, ...]], Any]
 
 _NUMBER_COST = 100
 _MAX_KEY_LENGTH = 10_000
-_MAX_KEY_PARTS = 16
+_MAX_KEY_PARTS = 128
 _INT64 = 1 << 63
 _NOTHING: Mapping[Any, Any] = MappingProxyType({})
 _NUMPY_NUMBER = re.compile(r"[iu][1248]|f[248]")
@@ -43,7 +42,7 @@ class Budget:
             raise PickleError("the pickle copies or hashes far more than it holds")
 
     def check_key(self, key: Any) -> None:
-        """Raise PickleError for a key of a dict or set that takes long to hash or to compare."""
+        """Raise PickleError for a key that takes long to hash or to compare."""
         self.spend(_key_cost(key))
 
 
@@ -56,12 +55,12 @@ def _key_cost(key: Any) -> int:
         return _NUMBER_COST
     # Flat: hashing nested tuples recurses in C without a limit.
     if (
-        isinstance(key, tuple | frozenset)
+        isinstance(key, tuple)
         and len(key) <= _MAX_KEY_PARTS
-        and not any(isinstance(part, tuple | frozenset) for part in key)
+        and not any(isinstance(part, tuple) for part in key)
     ):
         return 10 * sum(map(_key_cost, key))
-    raise PickleError(f"the pickle has {short(key)} as a key of a dict or set")
+    raise PickleError(f"the pickle has {short(key)} as a key of a dict")
 
 
 class Name(type):
@@ -161,30 +160,6 @@ class GuardedDict(dict[Any, Any]):
 
     def __setstate__(self, state: Any) -> None:
         """Drop attributes, such as an OrderedDict's (a state dict's `_metadata`)."""
-
-
-class GuardedSet(set[Any]):
-    """A set that looks at members before it hashes them."""
-
-    __slots__ = ()
-    budget: ClassVar[Budget]
-
-    def __init__(self, members: Sequence[Any] = ()) -> None:
-        super().__init__()
-        self.budget.spend(len(members))
-        self.extend(members)
-
-    def __repr__(self) -> str:
-        return repr(set(self))
-
-    def __setstate__(self, state: Any) -> None:
-        """Drop attributes."""
-
-    def extend(self, members: Iterable[Any]) -> None:
-        """Add members."""
-        for member in members:
-            self.budget.check_key(member)
-            self.add(member)
 
 
 def numpy_number(value: Any) -> Any:

@@ -60,14 +60,14 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _find_entries(content: Any, path: Path) -> Sequence[Any] | set[Any] | frozenset[Any]:
+def _find_entries(content: Any, path: Path) -> Sequence[Any]:
     if isinstance(content, Stub):
         content = content.get("all_entries", content.get("entries"))
     elif isinstance(content, dict):
         content = content.get("entries")
     if isinstance(content, Stub):  # a set or list of some class of its own
         content = content.items
-    if not isinstance(content, list | tuple | set | frozenset):
+    if not isinstance(content, list | tuple):
         raise _failure(path, "it holds neither a list of entries nor a phase diagram")
     return content
 

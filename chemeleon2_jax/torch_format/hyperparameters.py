@@ -44,7 +44,7 @@ def _plain(value: Any, *, depth: int, budget: list[int]) -> Any:
         return inner(value.mapping) if value.mapping and not value.get("_modules") else value
     if isinstance(value, Mapping):
         return {key: inner(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple):
         return [inner(item) for item in value]
     return value
 

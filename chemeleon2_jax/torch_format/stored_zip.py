@@ -29,6 +29,7 @@ class StoredZip:
         path: the file.
         size: its length in bytes.
         entries: by name, in the order of the directory.
+        has_checksums: whether those in the directory are to be believed.
     """
 
     def __init__(self, path: Path, stream: io.BufferedReader) -> None:
@@ -38,6 +39,7 @@ class StoredZip:
             CheckpointError: not a whole archive, or one that PyTorch would not write.
         """
         self.path = path
+        self.has_checksums = False
         self._stream = stream
         self._lock = threading.Lock()
         self.size = stream.seek(0, 2)
@@ -56,27 +58,27 @@ class StoredZip:
         """Close the file; nothing can be read afterwards."""
         self._stream.close()
 
-    def read(self, entry: zipfile.ZipInfo) -> bytes:
+    def read(self, name: str) -> bytes:
         """Return an entry's bytes."""
-        buffer = bytearray(entry.file_size)
-        self.read_into(entry, 0, memoryview(buffer))
+        buffer = bytearray(self.entries[name].file_size)
+        self.read_into(name, 0, memoryview(buffer))
         return bytes(buffer)
 
-    def read_into(self, entry: zipfile.ZipInfo, start: int, buffer: memoryview) -> None:
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
         """Fill a buffer with an entry's bytes from `start` on.
 
         Raises:
-            CheckpointError: the file ends before, or cannot be read.
+            CheckpointError: the file ends before, is damaged there, or cannot be read.
         """
+        entry = self.entries[name]
         magic, *lengths = _HEADER.unpack(self._bytes(entry.header_offset, _HEADER.size))
         begin = entry.header_offset + _HEADER.size + sum(lengths)
-        if magic != b"PK\x03\x04" or begin + entry.file_size > self._ends[entry.filename]:
-            raise self._damaged(f"the entry {entry.filename!a} is not where the directory says")
+        if magic != b"PK\x03\x04" or begin + entry.file_size > self._ends[name]:
+            raise self._damaged(f"the entry {name!a} is not where the directory says")
         self._fill(begin + start, buffer)
-
-    def matches(self, entry: zipfile.ZipInfo, data: bytes | memoryview) -> bool:
-        """Whether an entry's bytes have the checksum that the directory gives."""
-        return zlib.crc32(data) == entry.CRC
+        whole = len(buffer) == entry.file_size
+        if whole and self.has_checksums and zlib.crc32(buffer) != entry.CRC:
+            raise self._damaged(f"the checksum of its entry {name!a} is another")
 
     def _damaged(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.path}: the file is damaged: {what}; get the file again")

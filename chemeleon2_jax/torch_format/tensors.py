@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.common.stubs import Name, short
+from chemeleon2_jax.torch_format.stored_zip import StoredZip
 
 DTYPES: dict[str, np.dtype[Any]] = {
     **{
@@ -52,33 +52,29 @@ STORAGES = {
 _MAX_DIMENSIONS = 64
 _INT64 = 1 << 63
 
-
-class Source(Protocol):
-    """Where the bytes of storages come from.
-
-    Attributes:
-        path: the file.
-        swapped: whether an element's bytes come in the other order than this machine's.
-    """
-
-    path: Path
-    swapped: bool
-
-    def read_storage(self, key: str, start: int, buffer: memoryview) -> None:
-        """Fill a buffer with a storage's bytes from `start` on."""
-
-    def check_view(self, tensor: Tensor) -> None:
-        """Raise CheckpointError where a tensor is far larger than what is stored."""
+# A tensor may be a view that repeats what is stored; one that is larger than the file and than this
+# is there to fill the memory.
+_REPEATED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A run of elements in the file: its key, element type and number of elements."""
+    """A run of elements in an archive.
+
+    Attributes:
+        key: its number, as text.
+        dtype: PyTorch's name of the element type.
+        numel: number of elements.
+        archive, name: where its bytes are.
+        swapped: whether an element's bytes come in the other order than this machine's.
+    """
 
     key: str
     dtype: str
     numel: int
-    source: Source
+    archive: StoredZip
+    name: str
+    swapped: bool
 
     def __repr__(self) -> str:
         return f"Storage({self.key!a}, {self.dtype}, {self.numel})"
@@ -134,19 +130,25 @@ class Tensor:
         Raises:
             CheckpointError: the file is damaged there, or was closed; there is no memory for it.
         """
-        self.storage.source.check_view(self)
+        archive = self.storage.archive
+        if self.nbytes > max(archive.size, _REPEATED_BYTES):
+            raise CheckpointError(
+                f"{archive.path}: a tensor of shape {self.shape} repeats the few values of storage "
+                f"{short(self.storage.key)}; its {self.nbytes} bytes are more than the file's"
+            )
         try:
             return self._read(DTYPES[self.dtype])
         except MemoryError as error:
             raise CheckpointError(
-                f"{self.storage.source.path}: no memory for a tensor of {self.nbytes} bytes"
+                f"{archive.path}: no memory for a tensor of {self.nbytes} bytes"
             ) from error
 
     def _read(self, dtype: np.dtype[Any]) -> np.ndarray:
         flat = np.empty(self.span * dtype.itemsize, np.uint8)
-        start = self.offset * dtype.itemsize
-        self.storage.source.read_storage(self.storage.key, start, flat.data)
-        if self.storage.source.swapped:
+        if flat.size:
+            start = self.offset * dtype.itemsize
+            self.storage.archive.read_into(self.storage.name, start, flat.data)
+        if self.storage.swapped:
             unit = dtype.itemsize // (2 if dtype.kind == "c" else 1)
             flat.view(f"u{unit}").byteswap(inplace=True)
         # Any byte but 0 is true; numpy counts on true being 1.

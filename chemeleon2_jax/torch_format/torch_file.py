@@ -6,79 +6,68 @@ import io
 import os
 import stat
 import sys
+import zlib
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
-from zipfile import ZipInfo
+from typing import Any
 
 from chemeleon2_jax.common.errors import CheckpointError, UserError
 from chemeleon2_jax.common.inert_pickle import load
 from chemeleon2_jax.common.stubs import Name, short
 from chemeleon2_jax.torch_format.other_formats import describe_other
 from chemeleon2_jax.torch_format.stored_zip import StoredZip
-from chemeleon2_jax.torch_format.tensors import DTYPES, REBUILD, STORAGES, Storage, Tensor
+from chemeleon2_jax.torch_format.tensors import DTYPES, REBUILD, STORAGES, Storage
 
 _HEAD = 1024
 _MAX_KEY_LENGTH = 300
 
-# That of a model with hundreds of millions of parameters has well below 1 MB of either.
+# The pickle of a model with hundreds of millions of parameters has well below 1 MB.
 _MAX_PICKLE = 64 << 20
 _MAX_OPERATIONS = 4_000_000
 
-# A tensor may be a view that repeats what is stored; one that is larger than the file and than this
-# is there to fill the memory.
-_REPEATED_BYTES = 64 << 20
 
-
-class TorchFile:
+class TorchFile(AbstractContextManager["TorchFile"]):
     """An open file; a context manager. Tensors can be read until it is closed.
 
     Attributes:
         path: the file.
-        content: what `torch.save` was given. Dicts of every kind are dicts; tensors and parameters
-            are `Tensor`, bare storages `Storage`, objects of classes `Stub`, and classes that are
-            only named `Name`.
+        content: argument of `torch.save`. Tensors and parameters are `Tensor`, bare storages
+            `Storage`, and the rest is as `inert_pickle.load` returns it.
     """
 
     path: Path
     content: Any
 
-    def __init__(self, path: Path, archive: StoredZip) -> None:
+    def __init__(self, archive: StoredZip) -> None:
         """Read what an archive holds, but for the values of its tensors.
 
         Raises:
             CheckpointError: no file of `torch.save`, or a damaged one.
         """
-        self.path = path
+        self.path = archive.path
         self._archive = archive
-        name = _find_pickle(path, list(archive.entries))
-        self._root = name.removesuffix("data.pkl")
-        self._checksums = self._has_checksums()
-        self.swapped = self._is_swapped()
-        entry = archive.entries[name]
-        if entry.file_size > _MAX_PICKLE:
+        pickle = _find_pickle(self.path, list(archive.entries))
+        self._root = pickle.removesuffix("data.pkl")
+        self._swapped = self._is_swapped()
+        archive.has_checksums = self._has_checksums()
+        size = archive.entries[pickle].file_size
+        if size > _MAX_PICKLE:
             raise CheckpointError(
-                f"{path}: {name!a} has {entry.file_size} bytes, more than any checkpoint's"
+                f"{self.path}: {pickle!a} has {size} bytes, more than any model's"
             )
         try:
             self.content = load(
-                self._read(entry),
+                archive.read(pickle),
                 rebuild=REBUILD,
                 refer=self._storage,
                 max_operations=_MAX_OPERATIONS,
             )
         except UserError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+            if str(self.path) in str(error):
+                raise
+            raise CheckpointError(f"{self.path}: {error}") from error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -88,58 +77,23 @@ class TorchFile:
         """Close the file; tensors that were not read cannot be read any more."""
         self._archive.close()
 
-    def read_storage(self, key: str, start: int, buffer: memoryview) -> None:
-        """Fill a buffer with the bytes of a storage from `start` on.
-
-        Raises:
-            CheckpointError: the file is damaged there, or was closed.
-        """
-        if not len(buffer):
-            return
-        entry = self._archive.entries[f"{self._root}data/{key}"]
-        self._archive.read_into(entry, start, buffer)
-        if len(buffer) == entry.file_size:
-            self._check(entry, buffer)
-
-    def check_view(self, tensor: Tensor) -> None:
-        """Refuse to build a tensor that is far larger than what is stored.
-
-        Raises:
-            CheckpointError: it is.
-        """
-        if tensor.nbytes > max(self._archive.size, _REPEATED_BYTES):
-            raise CheckpointError(
-                f"{self.path}: a tensor of shape {tensor.shape} repeats the few values of storage "
-                f"{short(tensor.storage.key)}; its {tensor.nbytes} bytes are more than the file's"
-            )
-
-    def _read(self, entry: ZipInfo) -> bytes:
-        data = self._archive.read(entry)
-        self._check(entry, data)
-        return data
-
-    def _check(self, entry: ZipInfo, data: bytes | memoryview) -> None:
-        if self._checksums and not self._archive.matches(entry, data):
-            raise CheckpointError(
-                f"{self.path}: the file is damaged: the checksum of its entry {entry.filename!a} "
-                "is another; get the file again"
-            )
-
-    def _small(self, name: str) -> tuple[ZipInfo, bytes] | None:
+    def _small(self, name: str) -> bytes | None:
         """One of the short entries beside the pickle."""
         entry = self._archive.entries.get(f"{self._root}{name}")
         if entry is None or entry.file_size > _HEAD:
             return None
-        return entry, self._archive.read(entry)
+        return self._archive.read(entry.filename)
 
     def _has_checksums(self) -> bool:
         # PyTorch can be told not to compute them; it then writes some other number.
-        found = self._small("version") or self._small("byteorder")
-        return found is None or self._archive.matches(*found)
+        for name in ("version", "byteorder"):
+            data = self._small(name)
+            if data is not None:
+                return zlib.crc32(data) == self._archive.entries[f"{self._root}{name}"].CRC
+        return True
 
     def _is_swapped(self) -> bool:
-        found = self._small("byteorder")
-        order = "little" if found is None else found[1].decode("latin-1").strip()
+        order = (self._small("byteorder") or b"little").decode("latin-1").strip()
         if order not in ("little", "big"):
             raise CheckpointError(f"{self.path}: the file is damaged: byte order {short(order)}")
         return order != sys.byteorder
@@ -156,14 +110,15 @@ class TorchFile:
         dtype = STORAGES.get(kind.name)
         if dtype is None:
             raise CheckpointError(f"storages of class {short(kind.name)} cannot be read")
-        entry = self._archive.entries.get(f"{self._root}data/{key}")
+        name = f"{self._root}data/{key}"
+        entry = self._archive.entries.get(name)
         stored = entry.file_size if entry is not None else 0
         if numel * DTYPES[dtype].itemsize != stored:
             raise CheckpointError(
                 f"storage {short(key)} should have {short(numel)} elements of {dtype}, "
                 f"but the file has {stored} bytes of it; get the file again"
             )
-        return Storage(key, dtype, numel, self)
+        return Storage(key, dtype, numel, self._archive, name, self._swapped)
 
 
 def open_torch_file(path: str | Path) -> TorchFile:
@@ -180,7 +135,7 @@ def open_torch_file(path: str | Path) -> TorchFile:
         head = stream.read(_HEAD)
         if not head.startswith(b"PK\x03\x04"):
             raise CheckpointError(f"{path}: {describe_other(head)}")
-        return TorchFile(path, StoredZip(path, stream))
+        return TorchFile(StoredZip(path, stream))
     except BaseException as error:
         stream.close()
         if isinstance(error, OSError | MemoryError):

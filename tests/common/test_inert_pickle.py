@@ -51,8 +51,19 @@ VALUES = st.recursive(
 def test_plain_values_are_what_pickle_gives(value: Any, protocol: int, optimise: bool) -> None:
     data = pickle.dumps(value, protocol=protocol)
     found = load(pickletools.optimize(data) if optimise else data)
-    assert found == value
-    assert repr(found) == repr(pickle.loads(data))
+    assert repr(found) == repr(_without_sets(value))
+
+
+def _without_sets(value: Any) -> Any:
+    """The same with sets as lists and frozen sets as tuples, in the order of a pickle."""
+    match value:
+        case set() | list():
+            return [_without_sets(item) for item in value]
+        case frozenset() | tuple():
+            return tuple(_without_sets(item) for item in value)
+        case dict():
+            return {key: _without_sets(item) for key, item in value.items()}
+    return value
 
 
 class Thing:
@@ -218,9 +229,6 @@ def test_own_calls_and_references() -> None:
         (b"})\x85Ns.", "a tuple as a key"),
         (b"}" + operations(2**64) + b"Ns.", "a int as a key"),
         (b"}" + operations("a" * 10_001) + b"Ns.", "as a key"),
-        (b"\x8f(\x8f\x90.", "a set as a key"),
-        (b"(]\x91.", "a list as a key"),
-        (operations(Call("builtins.set", ([[1]],))) + b".", "a list as a key"),
     ],
 )
 def test_damage_is_said(data: bytes, match: str) -> None:
@@ -248,6 +256,12 @@ def test_deep_nesting_is_read_and_freed() -> None:
         assert type(found).__name__ in ("Stub", "tuple", "list", "dict"), name
         del found
         gc.collect()
+
+
+def test_members_of_sets_are_not_hashed() -> None:
+    deep = b")" + b"\x85" * 500_000
+    for data in (b"\x8f(" + deep + b"\x90.", b"(" + deep + b"\x91.", b"\x8f(]\x90."):
+        assert len(load(data)) == 1
 
 
 def test_something_that_holds_itself() -> None:
@@ -289,7 +303,6 @@ def _long_equal_keys() -> bytes:
 
 
 COSTLY = {
-    "sets": (_call("builtins.set") + _repeated(MANY + b"l", b"h\x01h\x00\x85R0"), "copies"),
     "frozensets": (
         _call("builtins.frozenset") + _repeated(MANY + b"l", b"h\x01h\x00\x85R0"),
         "copies",
@@ -302,13 +315,8 @@ COSTLY = {
     ),
     "tuples that collide": (_colliding_tuples(), "hashes"),
     "numbers that collide": (_colliding_numbers(), "hashes"),
-    "members that collide": (
-        _colliding_numbers().replace(b"}(", b"\x8f(", 1).replace(b"u.", b"\x90."),
-        "hashes",
-    ),
     "long keys": (_long_equal_keys(), "as a key"),
     "nested key": (b"})" + b"\x85" * 500_000 + b"Ns.", "a tuple as a key"),
-    "nested member": (b"(" + b")" + b"\x85" * 500_000 + b"\x91.", "a tuple as a key"),
     "memo": (b"Nr\x00\x00\x00\x40.", "LONG_BINPUT"),
     "memo in text": (b"Np999999999\n.", "PUT"),
     "length": (b"\x96" + b"\xff" * 7 + b"\x7f.", "damaged"),

@@ -16,7 +16,7 @@ import pytest
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.common.stubs import Stub
-from chemeleon2_jax.torch_format import torch_file
+from chemeleon2_jax.torch_format.stored_zip import StoredZip
 from chemeleon2_jax.torch_format.torch_file import open_torch_file
 from tests.torch_format.archives import (
     FLOATS,
@@ -149,14 +149,14 @@ def test_lazy(tmp_path) -> None:
         assert repr(everything) == "Tensor(int64, (1000000,))"
         assert everything.storage.key == one.storage.key
         read_bytes = []
-        original = type(file).read_storage
+        original = StoredZip.read_into
 
-        def record(self: Any, key: str, start: int, buffer: memoryview) -> None:
+        def record(self: Any, name: str, start: int, buffer: memoryview) -> None:
             read_bytes.append((start, len(buffer)))
-            original(self, key, start, buffer)
+            original(self, name, start, buffer)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch_file.TorchFile, "read_storage", record)
+            patch.setattr(StoredZip, "read_into", record)
             assert one.read().tolist() == [0]
         assert read_bytes == [(0, 8)]
         with path.open("r+b") as stream:

@@ -20,7 +20,7 @@ def visit(content: Any) -> None:
             value.read()
         elif isinstance(value, dict):
             stack.extend(value.values())
-        elif isinstance(value, list | tuple | set | frozenset):
+        elif isinstance(value, list | tuple):
             stack.extend(value)
         elif isinstance(value, Stub):
             value.get("num_heads")
