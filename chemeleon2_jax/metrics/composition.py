@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-import numpy as np
 from pymatgen.core import Composition, Element
 
 from chemeleon2_jax.crystals.geometry import as_arrays
@@ -29,22 +27,9 @@ NO_STATES = "no oxidation states"
 NOT_BALANCED = "oxidation states do not balance"
 
 
-@dataclass(frozen=True)
-class CompositionCheck(Check):
-    """Which compositions are valid.
-
-    Attributes:
-        passed: (G,) bool; False too where a composition could not be checked.
-        reasons: for each crystal, None or why it failed.
-        errors: for each crystal, None, or why it could not be checked.
-    """
-
-    errors: tuple[str | None, ...]
-
-
 def composition_check(
     structures: Iterable[Any], *, max_combinations: int = MAX_COMBINATIONS
-) -> CompositionCheck:
+) -> Check:
     """Check that some oxidation states balance, with anions more electronegative than cations.
 
     SMACT's defaults hold: any single element is valid, and so are alloys of metals alone; all atoms
@@ -56,12 +41,7 @@ def composition_check(
         max_combinations: of oxidation states; a composition with more is not checked.
     """
     verdicts = [_judge(structure, max_combinations) for structure in structures]
-    reasons = tuple(error or fault for error, fault in verdicts)
-    return CompositionCheck(
-        passed=np.array([reason is None for reason in reasons], bool),
-        reasons=reasons,
-        errors=tuple(error for error, _ in verdicts),
-    )
+    return Check.of([fault for _, fault in verdicts], [error for error, _ in verdicts])
 
 
 def _judge(structure: Any, max_combinations: int) -> tuple[str | None, str | None]:

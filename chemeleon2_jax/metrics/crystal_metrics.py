@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 from chemeleon2_jax.crystals.geometry import Geometry, mass_density, measure
 from chemeleon2_jax.metrics.composition import composition_check
 from chemeleon2_jax.metrics.matching import Cell, reduce_cells
 from chemeleon2_jax.metrics.metric import Column, Subject, Value
-from chemeleon2_jax.metrics.structure import Check, covalent_check, validity_check
+from chemeleon2_jax.metrics.structure import covalent_check, validity_check
 from chemeleon2_jax.metrics.uniqueness import References, find_novel, find_unique
 
 
@@ -23,7 +21,7 @@ def unique(subject: Subject) -> Column:
         tolerances=subject.tolerances,
         timeout_s=subject.timeout_s,
     )
-    return Column.of_check(comparison, comparison.errors)
+    return Column.of_check(comparison)
 
 
 def novel(subject: Subject) -> Column:
@@ -44,7 +42,7 @@ def novel(subject: Subject) -> Column:
         reason if match is None else f"same as reference: {names[match]}"
         for match, reason in zip(comparison.matches, comparison.reasons, strict=True)
     ]
-    return Column(Column.of_check(comparison, comparison.errors).values, reasons)
+    return Column(Column.of_check(comparison).values, reasons)
 
 
 def unique_novel(subject: Subject) -> Column:
@@ -66,7 +64,7 @@ def valid(subject: Subject) -> Column:
 
     See :func:`~chemeleon2_jax.metrics.structure.validity_check`.
     """
-    return _check_geometries(subject, validity_check)
+    return Column.of_check(validity_check(subject.once(_geometries)))
 
 
 def covalent(subject: Subject) -> Column:
@@ -74,7 +72,7 @@ def covalent(subject: Subject) -> Column:
 
     See :func:`~chemeleon2_jax.metrics.structure.covalent_check`.
     """
-    return _check_geometries(subject, covalent_check)
+    return Column.of_check(covalent_check(subject.once(_geometries)))
 
 
 def composition_valid(subject: Subject) -> Column:
@@ -82,8 +80,7 @@ def composition_valid(subject: Subject) -> Column:
 
     See :func:`~chemeleon2_jax.metrics.composition.composition_check`.
     """
-    check = composition_check(subject.crystals)
-    return Column.of_check(check, check.errors)
+    return Column.of_check(composition_check(subject.crystals))
 
 
 def density(subject: Subject) -> Column:
@@ -111,11 +108,6 @@ def _cells(subject: Subject) -> list[Cell]:
 def _geometries(subject: Subject) -> list[Geometry]:
     """Distances and volumes of the crystals."""
     return [measure(crystal) for crystal in subject.crystals]
-
-
-def _check_geometries(subject: Subject, check: Callable[[Sequence[Geometry]], Check]) -> Column:
-    geometries = subject.once(_geometries)
-    return Column.of_check(check(geometries), [geometry.error for geometry in geometries])
 
 
 def _rows(column: Column) -> list[tuple[Value, str | None]]:

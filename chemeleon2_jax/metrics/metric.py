@@ -82,12 +82,11 @@ class Column:
         return np.array(self.values, np.float64)
 
     @staticmethod
-    def of_check(check: Check, errors: Sequence[str | None]) -> Column:
-        """Tell what did not pass from what could not be checked, which has an error."""
-        pairs = zip(check.passed, errors, strict=True)
-        return Column(
-            [bool(passed) if error is None else None for passed, error in pairs], check.reasons
-        )
+    def of_check(check: Check) -> Column:
+        """Tell crystals that do not pass from those that could not be checked."""
+        pairs = zip(check.passed, check.errors, strict=True)
+        values = [bool(passed) if error is None else None for passed, error in pairs]
+        return Column(values, check.reasons)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from chemeleon2_jax.crystals.geometry import as_arrays, measure
 from chemeleon2_jax.data.references import load_reference
 from chemeleon2_jax.data.structure_files import FAILED, NOT_BUILT, Entry, read_entries
 from chemeleon2_jax.metrics.matching import TIMEOUT_S, Tolerances
-from chemeleon2_jax.metrics.metric import CrystalMetric, FeatureModel, SetMetric, Subject
+from chemeleon2_jax.metrics.metric import Column, CrystalMetric, FeatureModel, Subject
 from chemeleon2_jax.metrics.registry import FEATURES, METRICS, NEEDS, REFERENCE, choose_metrics
 from chemeleon2_jax.metrics.summary import (
     count_entries,
@@ -100,14 +100,7 @@ def evaluate(
             reference=known,
             feature_model=feature_model,
         )
-        columns, scores = {}, {}
-        for name in names:
-            match METRICS[name]:
-                case CrystalMetric() as metric:
-                    columns[name] = (metric, subject.once(metric.compute))
-                case SetMetric() as metric:
-                    scores[name] = score_set(metric, subject)
-            seconds.stop(name)
+        columns, scores = _compute(names, subject, seconds)
     table = tabulate(entries, columns)
     summary = {
         "structures": count_entries(source, entries, table["status"].tolist()),
@@ -119,6 +112,21 @@ def evaluate(
         "seconds": seconds.laps,
     }
     return Report(table, summary)
+
+
+def _compute(
+    names: Sequence[str], subject: Subject, seconds: _Stopwatch
+) -> tuple[dict[str, tuple[CrystalMetric, Column]], dict[str, dict[str, Any]]]:
+    """Return the metrics of crystals with their columns, and the scores of the set, by name."""
+    columns, scores = {}, {}
+    for name in names:
+        metric = METRICS[name]
+        if isinstance(metric, CrystalMetric):
+            columns[name] = (metric, subject.once(metric.compute))
+        else:
+            scores[name] = score_set(metric, subject)
+        seconds.stop(name)
+    return columns, scores
 
 
 def _log_left_out(given: Collection[str]) -> None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +25,21 @@ class Check:
     """The outcome of one check for many crystals.
 
     Attributes:
-        passed: (G,) bool.
+        passed: (G,) bool; False too where a crystal could not be checked.
         reasons: for each crystal, None or why it failed.
+        errors: for each crystal, None, or why it could not be checked.
     """
 
     passed: np.ndarray
     reasons: tuple[str | None, ...]
+    errors: tuple[str | None, ...]
+
+    @staticmethod
+    def of(faults: Sequence[str | None], errors: Sequence[str | None]) -> Check:
+        """Build from why crystals fail, or could not be checked."""
+        reasons = tuple(error or fault for fault, error in zip(faults, errors, strict=True))
+        passed = np.array([reason is None for reason in reasons], bool)
+        return Check(passed, reasons, tuple(errors))
 
     @property
     def share(self) -> float:
@@ -86,5 +95,7 @@ def covalent_check(structures: Iterable[Any], *, factor: float = COVALENT_FACTOR
 
 def _check(structures: Iterable[Any], judge: Callable[[Geometry], str | None]) -> Check:
     geometries = [s if isinstance(s, Geometry) else measure(s) for s in structures]
-    reasons = tuple(geometry.error or judge(geometry) for geometry in geometries)
-    return Check(np.array([reason is None for reason in reasons], bool), reasons)
+    return Check.of(
+        [None if geometry.error else judge(geometry) for geometry in geometries],
+        [geometry.error for geometry in geometries],
+    )

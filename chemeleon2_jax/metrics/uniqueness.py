@@ -36,14 +36,10 @@ class Comparison(Check):
     """Which crystals are unique, or novel.
 
     Attributes:
-        passed: (G,) bool; False too where a crystal could not be compared.
-        reasons: for each crystal, None, "same as ..." with the index of the other, or its error.
         matches: for each crystal, None, or the index of the other that it is the same as.
-        errors: for each crystal, None, or why it could not be compared.
     """
 
     matches: tuple[int | None, ...]
-    errors: tuple[str | None, ...]
 
 
 class References:
@@ -199,9 +195,6 @@ def _failed_with(others: str, answers: Sequence[Verdict]) -> str:
 def _comparison(
     matches: Sequence[int | None], errors: Sequence[str | None], *, other: str
 ) -> Comparison:
-    reasons = tuple(
-        error if match is None else f"same as {other} {match}"
-        for match, error in zip(matches, errors, strict=True)
-    )
-    passed = np.array([reason is None for reason in reasons], bool)
-    return Comparison(passed, reasons, tuple(matches), tuple(errors))
+    faults = [None if match is None else f"same as {other} {match}" for match in matches]
+    check = Check.of(faults, errors)
+    return Comparison(check.passed, check.reasons, check.errors, tuple(matches))

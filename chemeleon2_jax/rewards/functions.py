@@ -78,16 +78,17 @@ class FunctionOfStructures:
         indices = [index for index, crystal in enumerate(crystals) if crystal is not None]
         size = self.batch_size or max(len(indices), 1)
         groups = [indices[i : i + size] for i in range(0, len(indices), size)]
-        failed = self._fill(rows, groups, crystals, pool)
+        failed = self._fill(rows, groups, crystals=crystals, pool=pool)
         # The crystals of a call that failed, each in a call of its own.
         alone = [[index] for group in failed if len(group) > 1 for index in group]
-        self._fill(rows, alone, crystals, pool)
+        self._fill(rows, alone, crystals=crystals, pool=pool)
         return rows
 
     def _fill(
         self,
         rows: list[Any],
         groups: list[list[int]],
+        *,
         crystals: Sequence[Crystal],
         pool: WorkerPool,
     ) -> list[list[int]]:
