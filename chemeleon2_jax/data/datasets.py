@@ -1,7 +1,8 @@
 """Data sets by name or folder: the one way in for crystals with their targets.
 
 A set is a folder with `train.csv`, `val.csv` and `test.csv` (or `.csv.gz`), a published set, which
-is downloaded at first use, or `prototypes`, which is built on this machine without a network.
+is downloaded at first use, or an embedded set (`prototypes`, `structure-types`), which is built on
+this machine without a network.
 """
 
 from __future__ import annotations
@@ -17,13 +18,10 @@ from absl import logging
 from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.crystals.arrays import Crystals
-from chemeleon2_jax.data import csv_files, prototypes
+from chemeleon2_jax.data import csv_files, embedded
 from chemeleon2_jax.data.download import fetch_split
 from chemeleon2_jax.data.preprocess import parse_file, read_property
 from chemeleon2_jax.data.sources import NAMED_SETS
-
-PROTOTYPES = "prototypes"
-"""Name of the set built from pymatgen's prototype structures."""
 
 NUM_LISTED = 5
 
@@ -84,7 +82,7 @@ def canonical_name(name: str) -> str:
     Raises:
         DatasetError: the set is unknown; names the nearest.
     """
-    known = [PROTOTYPES, *NAMED_SETS]
+    known = [*embedded.EMBEDDED_SETS, *NAMED_SETS]
     spellings = {_fold(candidate): candidate for candidate in known}
     if _fold(name) not in spellings:
         raise DatasetError(
@@ -114,7 +112,7 @@ def load_split(
     Rows without crystal are skipped, listed in the result and reported in the log.
 
     Args:
-        name: a published set, or `prototypes`.
+        name: a published set, or an embedded one.
         split: `train`, `val` or `test`.
         data_dir: folder with `{split}.csv` or `{split}.csv.gz`; replaces `name`.
         targets: properties to load, by their names after `rename`.
@@ -128,8 +126,10 @@ def load_split(
             is corrupt, there is no network, or no row is good.
     """
     rename = dict(rename or {})
-    if not data_dir and canonical_name(name) == PROTOTYPES:
-        loaded = _load_prototypes(split, targets, rename, max_atoms=max_atoms)
+    if not data_dir and canonical_name(name) in embedded.EMBEDDED_SETS:
+        loaded = _load_embedded(
+            canonical_name(name), split, targets=targets, rename=rename, max_atoms=max_atoms
+        )
     else:
         path = _split_file(name, split, data_dir, progress=progress)
         loaded = _load_csv(
@@ -206,21 +206,21 @@ def _keep_good(
     return Split(crystals, tuple(SkippedRow(source, row, *bad[row]) for row in sorted(bad)), source)
 
 
-def _load_prototypes(
-    split: str, targets: Sequence[str], rename: Mapping[str, str], *, max_atoms: int
+def _load_embedded(
+    name: str, split: str, *, targets: Sequence[str], rename: Mapping[str, str], max_atoms: int
 ) -> Split:
     csv_files.check_split(split)
-    crystals = prototypes.load_prototypes()[split]
+    crystals = embedded.load_embedded(name)[split]
     known = {rename.get(name, name): values for name, values in crystals.targets.items()}
     for target in targets:
         if target not in known:
-            raise DatasetError(f"{PROTOTYPES} has no property {target!r}; {suggest(target, known)}")
+            raise DatasetError(f"{name} has no property {target!r}; {suggest(target, known)}")
     return _keep_good(
         replace(crystals, targets={target: known[target] for target in targets}),
         np.arange(1, len(crystals) + 1),
         bad={},
         max_atoms=max_atoms,
-        source=f"{PROTOTYPES}/{split}",
+        source=f"{name}/{split}",
     )
 
 

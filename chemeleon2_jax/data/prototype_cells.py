@@ -11,7 +11,7 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,18 +157,25 @@ def _describe(name: str, structure: Structure) -> Prototype:
     )
 
 
-def choose_elements(prototype: Prototype) -> Iterator[tuple[tuple[str, ...], float]]:
+def fit_elements(
+    prototype: Prototype, candidates: Iterable[tuple[str, ...]]
+) -> Iterator[tuple[tuple[str, ...], float]]:
     """Yield elements for a prototype's species, and the scale of the cell.
 
     No two species become the same element; elements that do not fit are left out.
     """
-    for symbols in itertools.product(*(_similar(symbol) for symbol in prototype.symbols)):
+    for symbols in candidates:
         if len(set(symbols)) == len(symbols) and (scale := _scale(prototype, symbols)):
             yield symbols, scale
 
 
-def _similar(symbol: str) -> tuple[str, ...]:
-    return next((group for group in SIMILAR_ELEMENTS if symbol in group), (symbol,))
+def similar_elements(prototype: Prototype) -> Iterator[tuple[str, ...]]:
+    """Yield elements of the same groups as a prototype's own."""
+
+    def similar(symbol: str) -> tuple[str, ...]:
+        return next((group for group in SIMILAR_ELEMENTS if symbol in group), (symbol,))
+
+    return itertools.product(*map(similar, prototype.symbols))
 
 
 def _scale(prototype: Prototype, symbols: tuple[str, ...]) -> float:

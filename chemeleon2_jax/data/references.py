@@ -17,7 +17,8 @@ from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.crystals.structures import arrays_from_structure
 from chemeleon2_jax.data.csv_files import SPLITS
-from chemeleon2_jax.data.datasets import PROTOTYPES, canonical_name, load_split
+from chemeleon2_jax.data.datasets import canonical_name, load_split
+from chemeleon2_jax.data.embedded import EMBEDDED_SETS
 from chemeleon2_jax.data.sources import NAMED_SETS
 from chemeleon2_jax.data.structure_files import read_entries
 from chemeleon2_jax.workers import WorkerPool
@@ -86,7 +87,7 @@ def load_reference(
         return _from_splits(canonical_name(name), splits, data_dir="", pool=pool)
     folder = Path(name).expanduser()
     if not folder.exists():
-        known = [PROTOTYPES, *NAMED_SETS]
+        known = [*EMBEDDED_SETS, *NAMED_SETS]
         raise DatasetError(f"no data set, file or folder {name!r}: {suggest(name, known)}")
     if folder.is_dir() and any(
         (folder / f"{s}.csv{z}").is_file() for s in SPLITS for z in ("", ".gz")

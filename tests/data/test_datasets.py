@@ -9,7 +9,7 @@ from pymatgen.core import Lattice, Structure
 
 from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.crystals.arrays import Crystals
-from chemeleon2_jax.data import datasets, prototypes
+from chemeleon2_jax.data import datasets, embedded
 from chemeleon2_jax.data.cache import crystals_to_arrays
 from chemeleon2_jax.data.datasets import canonical_name, load_split, size_table
 from chemeleon2_jax.data.sources import NAMED_SETS
@@ -167,6 +167,7 @@ def test_names_in_any_spelling() -> None:
     assert canonical_name("alex-mp-20-bandgap") == "alex_mp_20_bandgap"
     assert canonical_name("alex_mp_20") == "alex-mp-20"
     assert canonical_name("prototypes") == "prototypes"
+    assert canonical_name("Structure_Types") == "structure-types"
     with pytest.raises(DatasetError, match=r"no data set 'mp_200': did you mean 'mp-20'"):
         canonical_name("mp_200")
     with pytest.raises(DatasetError, match=r"data\.data_dir"):
@@ -197,8 +198,8 @@ def test_size_table() -> None:
 
 @pytest.fixture
 def _few_prototypes(monkeypatch):
-    crystals = prototypes.build_prototypes(12)
-    monkeypatch.setattr(prototypes, "load_prototypes", lambda: crystals)
+    crystals = embedded.build_embedded("prototypes", max_prototypes=12)
+    monkeypatch.setattr(embedded, "load_embedded", lambda _: crystals)
 
 
 @pytest.mark.usefixtures("_few_prototypes")

@@ -10,16 +10,17 @@ from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.crystals.geometry import measure
 from chemeleon2_jax.crystals.structures import crystals_to_structures, reduce_structure
-from chemeleon2_jax.data import prototype_cells, prototypes
+from chemeleon2_jax.data import embedded, prototype_cells
 from chemeleon2_jax.data.cache import crystals_to_arrays
+from chemeleon2_jax.data.embedded import build_embedded, load_embedded, split_of
 from chemeleon2_jax.data.prototype_cells import read_prototypes
-from chemeleon2_jax.data.prototypes import build_prototypes, load_prototypes, split_of
+from chemeleon2_jax.data.structure_types import TYPES
 from chemeleon2_jax.metrics.structure import covalent_check, validity_check
 
 
 @pytest.fixture(scope="module")
 def built() -> dict[str, Crystals]:
-    return build_prototypes()
+    return build_embedded("prototypes")
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,8 @@ def test_the_start_of_a_split_is_a_fair_sample(built) -> None:
 
 def test_the_same_bytes_every_time() -> None:
     def digest() -> str:
-        arrays = {split: crystals_to_arrays(c) for split, c in build_prototypes(40).items()}
+        splits = build_embedded("prototypes", max_prototypes=40)
+        arrays = {split: crystals_to_arrays(crystals) for split, crystals in splits.items()}
         joined = [array.tobytes() for split in arrays.values() for array in split.values()]
         return hashlib.sha256(b"".join(joined)).hexdigest()
 
@@ -136,31 +138,83 @@ def test_prototypes_are_ordered_and_small() -> None:
 def test_built_once_and_then_read(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []
-    small = build_prototypes(5)
-    monkeypatch.setattr(prototypes, "build_prototypes", lambda: calls.append(1) or small)
+    small = build_embedded("prototypes", max_prototypes=5)
+    monkeypatch.setattr(embedded, "build_embedded", lambda _: calls.append(1) or small)
     for _ in range(2):
-        loaded = load_prototypes()
+        loaded = load_embedded("prototypes")
         for split, crystals in small.items():
             assert set(loaded[split].targets) == set(crystals.targets)
             np.testing.assert_array_equal(loaded[split].frac_coords, crystals.frac_coords)
     assert len(calls) == 1
     damaged = next((tmp_path / "chemeleon2_jax" / "prototypes").glob("val-*.npz"))
     damaged.write_bytes(damaged.read_bytes()[:100])
-    load_prototypes()
+    load_embedded("prototypes")
     np.savez(damaged, num_atoms=np.array([1]))
-    load_prototypes()
+    load_embedded("prototypes")
     assert len(calls) == 3
 
 
 def test_without_a_place_to_cache(tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    small = build_prototypes(5)
-    monkeypatch.setattr(prototypes, "build_prototypes", lambda: small)
-    assert len(load_prototypes()["train"]) == len(small["train"])
+    small = build_embedded("prototypes", max_prototypes=5)
+    monkeypatch.setattr(embedded, "build_embedded", lambda _: small)
+    assert len(load_embedded("prototypes")["train"]) == len(small["train"])
 
 
 def test_another_pymatgen_is_a_clear_error(monkeypatch) -> None:
     monkeypatch.setattr(prototype_cells.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DatasetError, match=r"comes without.*aflow_prototypes"):
-        build_prototypes()
+        build_embedded("prototypes")
+
+
+# --- classic structure types ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def classic() -> dict[str, Crystals]:
+    return build_embedded("structure-types")
+
+
+def test_every_classic_type_is_there_in_its_space_group(classic) -> None:
+    """The prototypes' symmetry survives the other elements and the rounding."""
+    groups = {
+        "rock_salt": 225,
+        "caesium_chloride": 221,
+        "zinc_blende": 216,
+        "wurtzite": 186,
+        "fluorite": 225,
+        "rutile": 136,
+        "perovskite": 221,
+        "Heusler": 225,
+        "half-Heusler": 216,
+        "Laves_phase": 227,
+        "nickel_arsenide": 194,
+        "cadmium_iodide": 164,
+        "Cu3Au": 221,
+    }
+    train = classic["train"]
+    structures = crystals_to_structures(train.take(np.arange(300)))
+    seen = set()
+    for i, structure in enumerate(structures):
+        name, formula = train.material_ids[i].decode().rsplit("-", 1)
+        assert structure.composition.reduced_formula == formula
+        if name not in seen:
+            assert structure.get_space_group_info(symprec=0.01)[1] == groups[name]
+            seen.add(name)
+    assert seen == groups.keys() == {name for name, _ in TYPES.values()}
+
+
+def test_classic_crystals_are_small_sensible_and_split_by_formula(classic) -> None:
+    everything = Crystals.concatenate(list(classic.values()))
+    assert 1000 <= len(everything) <= 2000
+    assert everything.num_atoms.max() == 6
+    crystals = [everything.crystal(i) for i in range(len(everything))]
+    assert np.all(validity_check(crystals).passed)
+    assert np.all(covalent_check(crystals).passed)
+    formulas = {
+        split: {i.decode().rsplit("-", 1)[1] for i in crystals.material_ids}
+        for split, crystals in classic.items()
+    }
+    assert not formulas["train"] & (formulas["val"] | formulas["test"])
+    assert min(len(formulas["val"]), len(formulas["test"])) > 80

@@ -1,20 +1,23 @@
-"""The embedded data set: prototype structures of the AFLOW library with similar elements.
+"""The embedded data sets: prototype structures of the AFLOW library with other elements.
 
 pymatgen ships 288 experimental structure types (Mehl et al., Comput. Mater. Sci. 136, S1, 2017):
-rock salt, perovskite, spinel, Laves phases, and so on. Every ordered one with at most 20 atoms in
-its primitive cell is filled with elements of the same groups of the periodic table, and scaled so
-that bonds keep their length relative to the sum of covalent radii. The crystals are fictitious, but
-their geometry and chemistry are realistic enough for training and tests.
+rock salt, perovskite, spinel, Laves phases, and so on. Ordered ones with at most 20 atoms in their
+primitive cell are filled with elements, and scaled so that bonds keep their length relative to the
+sum of covalent radii. `prototypes` takes all types, and elements of the same groups of the periodic
+table; `structure-types` takes a few famous ones with small cells, and the chemistries that each is
+known for (see `structure_types`). The crystals are fictitious, but their geometry and chemistry are
+realistic enough for training and tests.
 
-A formula belongs to one split in all prototypes. The set is reproducible from pymatgen's file:
-hashes make the choices, and coordinates and cells are rounded before they are stored.
+A formula belongs to one split in all types. The sets are reproducible from pymatgen's file: hashes
+make the choices, and coordinates and cells are rounded before they are stored.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +25,7 @@ from absl import logging
 
 from chemeleon2_jax.common.cache import cache_dir
 from chemeleon2_jax.crystals.arrays import NUM_ATOM_CLASSES, CrystalArrays, Crystals
+from chemeleon2_jax.data import structure_types
 from chemeleon2_jax.data.cache import (
     crystals_from_arrays,
     crystals_to_arrays,
@@ -49,8 +53,13 @@ _GRAM_PER_CM3 = 1.66053906660  # of one atomic mass unit per cubic angstrom
 _SHARES = {"train": 80, "val": 10, "test": 10}  # per cent
 
 
-def load_prototypes() -> dict[str, Crystals]:
-    """Return the splits of the embedded set, built at first use and cached.
+PROTOTYPES, STRUCTURE_TYPES = "prototypes", "structure-types"
+EMBEDDED_SETS = (PROTOTYPES, STRUCTURE_TYPES)
+"""Names of the embedded sets."""
+
+
+def load_embedded(name: str) -> dict[str, Crystals]:
+    """Return the splits of an embedded set, built at first use and cached.
 
     The targets are `density` (g/cm3), `volume_per_atom` (cubic angstrom) and
     `electronegativity_difference` (Pauling scale, largest minus smallest).
@@ -59,27 +68,26 @@ def load_prototypes() -> dict[str, Crystals]:
         DatasetError: the installed pymatgen has no prototypes.
     """
     version = importlib.metadata.version("pymatgen")
-    paths = {
-        split: cache_dir() / "prototypes" / f"{split}-{version}-v{VERSION}.npz" for split in SPLITS
-    }
+    paths = {split: cache_dir() / name / f"{split}-{version}-v{VERSION}.npz" for split in SPLITS}
     try:
         cached = {split: load_arrays(path) for split, path in paths.items()}
         if all(arrays is not None for arrays in cached.values()):
             return {split: crystals_from_arrays(cached[split] or {}) for split in SPLITS}
     except (KeyError, ValueError) as error:
-        logging.warning("The cached prototypes are incomplete (%s); building them again.", error)
-    logging.info("Building the embedded data set from pymatgen's prototype structures.")
-    built = build_prototypes()
+        logging.warning("The cached set %s is incomplete (%s); building it again.", name, error)
+    logging.info("Building the data set %s from pymatgen's prototype structures.", name)
+    built = build_embedded(name)
     for split, crystals in built.items():
         if not store_arrays(paths[split], crystals_to_arrays(crystals)):
             break
     return built
 
 
-def build_prototypes(max_prototypes: int = 0) -> dict[str, Crystals]:
-    """Build the splits, in a few seconds.
+def build_embedded(name: str, *, max_prototypes: int = 0) -> dict[str, Crystals]:
+    """Build the splits of an embedded set, in a few seconds.
 
     Args:
+        name: one of `EMBEDDED_SETS`.
         max_prototypes: number of entries of pymatgen's file to use; 0 for all.
 
     Raises:
@@ -90,9 +98,10 @@ def build_prototypes(max_prototypes: int = 0) -> dict[str, Crystals]:
 
     by_split: dict[str, list[tuple[str, CrystalArrays]]] = {split: [] for split in SPLITS}
     for prototype in read_prototypes(max_prototypes):
-        for formula, (symbols, scale) in _choose_formulas(prototype).items():
+        family = _family(name, prototype)
+        for formula, (symbols, scale) in _choose_formulas(prototype, family).items():
             crystal = substitute(prototype, symbols, scale)
-            by_split[split_of(formula)].append((f"{prototype.name}-{formula}", crystal))
+            by_split[split_of(formula)].append((f"{family.name}-{formula}", crystal))
     splits = {}
     for split, entries in by_split.items():
         # Ordered by hash, so that the first entries are a fair sample.
@@ -104,15 +113,36 @@ def build_prototypes(max_prototypes: int = 0) -> dict[str, Crystals]:
     return splits
 
 
-def _choose_formulas(prototype: Prototype) -> dict[str, tuple[tuple[str, ...], float]]:
+@dataclass(frozen=True)
+class _Family:
+    """The crystals to make of a prototype: first part of their ids, candidates for the elements of
+    its species, and largest number.
+    """
+
+    name: str
+    candidates: Iterable[tuple[str, ...]]
+    most: int
+
+
+def _family(set_name: str, prototype: Prototype) -> _Family:
+    from chemeleon2_jax.data.prototype_cells import similar_elements
+
+    if set_name == STRUCTURE_TYPES:
+        return _Family(*structure_types.chemistries(prototype), structure_types.MAX_CRYSTALS)
+    most = next(number for atoms, number in MAX_CRYSTALS if len(prototype.species) <= atoms)
+    return _Family(prototype.name, similar_elements(prototype), most)
+
+
+def _choose_formulas(
+    prototype: Prototype, family: _Family
+) -> dict[str, tuple[tuple[str, ...], float]]:
     """Return reduced formula -> (elements, scale) of a prototype's crystals."""
-    from chemeleon2_jax.data.prototype_cells import choose_elements, reduced_formula
+    from chemeleon2_jax.data.prototype_cells import fit_elements, reduced_formula
 
     choices: dict[str, tuple[tuple[str, ...], float]] = {}
-    for symbols, scale in choose_elements(prototype):
+    for symbols, scale in fit_elements(prototype, family.candidates):
         choices.setdefault(reduced_formula(prototype, symbols), (symbols, scale))
-    most = next(number for atoms, number in MAX_CRYSTALS if len(prototype.species) <= atoms)
-    formulas = sorted(choices, key=lambda formula: _hash(f"{prototype.name}-{formula}"))[:most]
+    formulas = sorted(choices, key=lambda formula: _hash(f"{family.name}-{formula}"))[: family.most]
     return {formula: choices[formula] for formula in formulas}
 
 
