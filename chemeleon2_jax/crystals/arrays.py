@@ -1,5 +1,4 @@
-"""Crystals as arrays, and the geometry of their cells: the vocabulary that every other module
-speaks.
+"""Crystals as arrays, and the geometry of their cells.
 
 A lattice is a (3, 3) matrix whose rows are the cell vectors in angstrom. Angles are in radians;
 fractional coordinates are wrapped to [0, 1) only where a function says so. The geometry works on
@@ -35,7 +34,7 @@ class Crystals:
         frac_coords: (A, 3) float32.
         lattices: (G, 3, 3) float32, rows are cell vectors in angstrom.
         material_ids: (G,) bytes.
-        targets: property name -> (G,) float32, NaN where it is not known.
+        targets: property name -> (G,) float32, NaN where unknown.
     """
 
     num_atoms: np.ndarray
@@ -72,9 +71,7 @@ class Crystals:
         )
 
     def atom_indices(self, indices: np.ndarray) -> np.ndarray:
-        """Return the flat positions of the atoms of the crystals at `indices`, crystal after
-        crystal.
-        """
+        """Return flat indices of the atoms of the crystals at `indices`, crystal after crystal."""
         sizes = self.num_atoms[indices].astype(np.int64)
         starts = np.cumsum(sizes) - sizes
         return np.repeat(self.offsets[indices] - starts, sizes) + np.arange(sizes.sum())
@@ -93,8 +90,8 @@ class Crystals:
         encoded = [i if isinstance(i, bytes) else str(i).encode() for i in ids]
 
         def join(arrays: list[Any], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-            parts = [np.asarray(a, dtype).reshape(-1, *shape) for a in arrays]
-            return np.concatenate(parts) if parts else np.zeros((0, *shape), dtype)
+            shaped = [np.asarray(a, dtype).reshape(-1, *shape) for a in arrays]
+            return np.concatenate(shaped) if shaped else np.zeros((0, *shape), dtype)
 
         return Crystals(
             num_atoms=sizes,
@@ -106,21 +103,21 @@ class Crystals:
         )
 
     @staticmethod
-    def concatenate(parts: Sequence[Crystals]) -> Crystals:
-        """Join several collections; only targets that all of them have are kept."""
-        names = [n for n in parts[0].targets if all(n in part.targets for part in parts)]
+    def concatenate(collections: Sequence[Crystals]) -> Crystals:
+        """Join collections; targets that some of them lack are dropped."""
+        names = [n for n in collections[0].targets if all(n in c.targets for c in collections)]
         return Crystals(
-            num_atoms=np.concatenate([p.num_atoms for p in parts]),
-            atom_types=np.concatenate([p.atom_types for p in parts]),
-            frac_coords=np.concatenate([p.frac_coords for p in parts]),
-            lattices=np.concatenate([p.lattices for p in parts]),
-            material_ids=np.concatenate([p.material_ids for p in parts]),
-            targets={n: np.concatenate([p.targets[n] for p in parts]) for n in names},
+            num_atoms=np.concatenate([c.num_atoms for c in collections]),
+            atom_types=np.concatenate([c.atom_types for c in collections]),
+            frac_coords=np.concatenate([c.frac_coords for c in collections]),
+            lattices=np.concatenate([c.lattices for c in collections]),
+            material_ids=np.concatenate([c.material_ids for c in collections]),
+            targets={n: np.concatenate([c.targets[n] for c in collections]) for n in names},
         )
 
 
 def _array_module(array: Any) -> ModuleType:
-    """numpy for numpy arrays and plain numbers, jax.numpy for anything that JAX traces or holds."""
+    """Return numpy for numpy arrays and plain numbers, jax.numpy for JAX arrays and tracers."""
     if isinstance(array, np.ndarray | np.generic | list | tuple | int | float):
         return np
     return sys.modules["jax.numpy"]
@@ -131,8 +128,7 @@ def lattice_from_parameters(lengths: Any, angles: Any) -> Any:
     radians.
 
     Standard orientation of pymatgen's `Lattice.from_parameters`: c along z, a in the xz plane. The
-    cosine of gamma* is clipped to [-1, 1], so that angles that no cell can have still give finite
-    numbers.
+    cosine of gamma* is clipped to [-1, 1], so that impossible angles give finite numbers.
     """
     xp = _array_module(lengths)
     lengths, angles = xp.asarray(lengths), xp.asarray(angles)
@@ -164,8 +160,8 @@ def lattice_parameters(lattice: Any) -> tuple[Any, Any]:
 
 
 def scale_lengths(lengths: Any, num_atoms: Any) -> Any:
-    """Divide lengths (..., 3) by the cube root of the number of atoms (...): about constant over
-    crystals.
+    """Divide lengths (..., 3) by the cube root of the number of atoms (...), which makes them
+    comparable between crystals.
     """
     return lengths / _cube_root(num_atoms)
 

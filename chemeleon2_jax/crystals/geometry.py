@@ -1,4 +1,4 @@
-"""Distances, volumes and densities of crystals, and random coordinates to compare them with.
+"""Distances, volumes and densities of crystals, and random coordinates as a baseline.
 
 Distances are periodic and exact, also for thin and skewed cells: the cell is Minkowski-reduced
 first, and then the closest image of a wrapped difference is among the 27 neighbouring cells
@@ -35,13 +35,13 @@ _PAIRS_AT_ONCE = 50_000  # bounds the memory of large cells to 11 MB
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the checks need to know of one crystal.
+    """Measured geometry of one crystal, for the validity checks.
 
     Attributes:
         min_distance: angstrom, between any two atoms, an atom and its own images included.
-        min_covalent_ratio: smallest distance over the sum of the covalent radii of its two atoms.
+        min_covalent_ratio: smallest ratio of a distance to the sum of the two covalent radii.
         volume_per_atom: cubic angstrom.
-        error: why nothing could be measured; the numbers are 0 then.
+        error: reason why nothing could be measured, with zeros for numbers; else None.
     """
 
     min_distance: float = 0.0
@@ -51,9 +51,9 @@ class Geometry:
 
 
 def randomise_coordinates(structures: Sequence[Any], seed: int = 0) -> list[CrystalArrays | None]:
-    """Return the same cells and species with fractional coordinates drawn uniformly.
+    """Return the same cells and species with uniformly drawn fractional coordinates.
 
-    Each crystal depends on the seed and its own index alone. None stays None.
+    Each crystal depends on the seed and its index alone. None stays None.
     """
     randomised: list[CrystalArrays | None] = []
     for index, structure in enumerate(structures):
@@ -83,7 +83,7 @@ def as_arrays(structure: Structure | CrystalArrays) -> CrystalArrays:
 
 
 def measure(structure: Any) -> Geometry:
-    """Measure one crystal: a structure, a triple, or None. Never raises: see ``error``."""
+    """Measure a crystal: a structure, a triple, or None. Failures are in `error`, never raised."""
     if structure is None:
         return Geometry(error="not built")
     try:
@@ -153,7 +153,7 @@ def reduce_lattice(lattice: np.ndarray) -> np.ndarray:
         a, b = _reduce_pair(basis[0], basis[1])
         c = _subtract_closest(basis[2], a, b)
         basis = np.stack([a, b, c])
-        # The margin keeps rounding errors from swapping equal lengths for ever.
+        # The margin keeps rounding errors from swapping equal lengths forever.
         if c @ c >= b @ b * (1.0 - 1e-10):
             return basis
 
@@ -185,7 +185,7 @@ def _atomic_masses() -> np.ndarray:
 @cache
 def _covalent_radii() -> np.ndarray:
     """Cordero's covalent radii (100,) in angstrom by atomic number; index 0 is not an element."""
-    # The table ends at curium; no radius of a heavier element was measured.
+    # The table ends at curium; heavier elements have no measured radius.
     radii = np.full(MAX_ATOMIC_NUMBER + 1, CovalentRadius.radius["Cm"])
     for symbol, radius in CovalentRadius.radius.items():
         radii[Element(symbol).Z] = radius

@@ -1,6 +1,6 @@
-"""Between pymatgen's Structures and arrays; the only module that converts one to the other.
+"""Conversion between pymatgen's Structures and arrays, and CIFs to Structures.
 
-numpy and pymatgen alone, so that worker processes start fast.
+Imports numpy and pymatgen alone, so that worker processes start fast.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from chemeleon2_jax.crystals.arrays import (
 )
 
 MAX_LENGTH = 1e4
-"""Angstrom; a longer cell vector is a failure of whatever made it."""
+"""Angstrom; longer cell vectors are errors of whatever made them."""
 
 MIN_FLATNESS = 1e-3
-"""Volume over the product of the lengths; below it the three angles do not make a cell."""
+"""Smallest volume over the product of the lengths; below it the three angles leave no cell."""
 
 _ELEMENTS = [Element.from_Z(z) for z in range(1, MAX_ATOMIC_NUMBER + 1)]
 
@@ -40,7 +40,7 @@ def structure_from_arrays(
         lattice: (3, 3), rows are cell vectors in angstrom.
 
     Raises:
-        ValueError: no crystal can be built, with the reason: not finite, a length that is not
+        ValueError: no crystal can be built: numbers that are not finite, a length that is not
             positive, impossible angles, no atom, an atomic number out of range.
     """
     types = np.asarray(atom_types)
@@ -84,10 +84,10 @@ def _numbers(values: np.ndarray) -> str:
 
 
 def arrays_from_structure(structure: Structure) -> CrystalArrays:
-    """Return atomic numbers (n,) int8, fractional coordinates (n, 3), lattice (3, 3), as they are.
+    """Return atomic numbers (n,) int8, fractional coordinates (n, 3), lattice (3, 3), unchanged.
 
     Raises:
-        ValueError: partial occupancy, something that is no element up to Z = 99, or no atom.
+        ValueError: partial occupancy, a species that is no element up to Z = 99, or no atom.
     """
     if not len(structure):
         raise ValueError("no atom")
@@ -108,8 +108,11 @@ def arrays_from_structure(structure: Structure) -> CrystalArrays:
 def reduce_structure(structure: Structure) -> Structure:
     """Return the Niggli-reduced cell in standard orientation (c along z, a in the xz plane).
 
-    The lattice is rebuilt from its six parameters; fractional coordinates stay as the reduction
-    leaves them. pymatgen's reduction raises ValueError for cells that it cannot reduce.
+    The lattice is rebuilt from its six parameters; fractional coordinates are those of the
+    reduction.
+
+    Raises:
+        ValueError: pymatgen cannot reduce the cell.
     """
     reduced = structure.get_reduced_structure()
     reduced.lattice = Lattice.from_parameters(*reduced.lattice.parameters)
@@ -117,11 +120,11 @@ def reduce_structure(structure: Structure) -> Structure:
 
 
 def structure_from_cif(text: str) -> Structure:
-    """Return the first structure of a CIF, in the cell that it is given in.
+    """Return the first structure of a CIF, in the cell of the file.
 
     Raises:
-        ValueError: with a short reason: "unparsable CIF: ...", or what `arrays_from_structure`
-            would not take.
+        ValueError: "unparsable CIF: ...", implicit hydrogens, or a structure that
+            `arrays_from_structure` refuses.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -150,17 +153,17 @@ def _parse_cif(text: str) -> Structure:
 
 
 def structures_to_crystals(structures: Iterable[Structure]) -> Crystals:
-    """Return Structures as flat arrays, as they are (no reduction).
+    """Return Structures as flat arrays, without reduction.
 
     Raises:
-        ValueError: naming the position of a structure that is disordered, has no element up to
-            Z = 99, or numbers that are not finite.
+        ValueError: a structure is disordered, has a species that is no element up to Z = 99, or
+            numbers that are not finite; names its position.
     """
     arrays = []
     for index, structure in enumerate(structures):
         try:
             types, frac, lattice = arrays_from_structure(structure)
-            # One that is not finite would reach its neighbours in a batch.
+            # Numbers that are not finite would reach other crystals of a batch.
             if not (np.isfinite(frac).all() and np.isfinite(lattice).all()):
                 raise ValueError("a coordinate or the cell is not finite")
             arrays.append((types, frac, lattice))
@@ -173,7 +176,7 @@ def crystals_to_structures(crystals: Crystals) -> list[Structure]:
     """Return every crystal as a Structure, fractional coordinates wrapped to [0, 1).
 
     Raises:
-        ValueError: naming the first crystal that cannot be built.
+        ValueError: a crystal cannot be built; names the first.
     """
     structures = []
     for index in range(len(crystals)):

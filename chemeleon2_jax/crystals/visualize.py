@@ -1,4 +1,4 @@
-"""Pictures of crystals: a grid of unit cells as one PNG, drawn with numpy and matplotlib alone."""
+"""Pictures of crystals, drawn with numpy and matplotlib, and parity plots."""
 
 from __future__ import annotations
 
@@ -52,21 +52,22 @@ def save_grid(
 ) -> Path:
     """Draw crystals as a grid of unit cells and save it as a PNG.
 
-    Atoms on a face, edge or corner of the cell are drawn on the opposite ones too. The panel of
-    what cannot be drawn is empty and says why.
+    Atoms on a face, edge or corner of the cell are drawn on the opposite ones too. The panel of a
+    crystal that cannot be drawn shows the reason.
 
     Args:
         structures: pymatgen structures, (atom_types, frac_coords, lattice) triples, or None for a
             crystal that could not be built.
-        path: where to write; its folder is made if it is missing.
+        path: of the PNG; its folder is made if missing.
         columns: panels in a row.
-        titles: a line above each formula, one a structure.
+        titles: lines above the formulas, one per structure.
 
     Returns:
-        The path written to.
+        The path.
 
     Raises:
-        ValueError: no structures, no columns, or another number of titles than of structures.
+        ValueError: no structures, no columns, or a number of titles that differs from that of
+            structures.
     """
     figure = _grid(structures, columns=columns, titles=titles)
     path = Path(path)
@@ -157,10 +158,10 @@ def _draw_key(axes: Axes, structure: Structure) -> None:
 
 
 def render(structure: Structure, *, pixels: int = _PIXELS) -> np.ndarray:
-    """Return a picture (pixels, pixels, 3) of a structure's unit cell, values 0..1, on white.
+    """Draw a structure's unit cell on white: (pixels, pixels, 3), values 0..1.
 
     Raises:
-        ValueError: too many atoms for a picture, or sites that are not one element.
+        ValueError: too many atoms for a picture, or partial occupancy.
     """
     scene = _build_scene(structure)
     corners = scene.edges.reshape(-1, 3)
@@ -181,7 +182,7 @@ def render(structure: Structure, *, pixels: int = _PIXELS) -> np.ndarray:
 def _build_scene(structure: Structure) -> _Scene:
     if not structure.is_ordered:
         raise ValueError("partial occupancy")
-    # Standard orientation: the same crystal looks the same however its cell is turned.
+    # Standard orientation: the picture does not depend on the orientation of the cell.
     lattice = lattice_from_parameters(*lattice_parameters(structure.lattice.matrix)) @ _view()
     lengths = np.linalg.norm(lattice, axis=1)
     positions, symbols = [], []
@@ -227,7 +228,7 @@ def _view() -> np.ndarray:
 def _paint_sphere(
     image: np.ndarray, depth: np.ndarray, centre: np.ndarray, radius: float, colour: np.ndarray
 ) -> None:
-    """Paint one sphere into image and depth, in pixels, where nothing is in front of it."""
+    """Paint the visible part of a sphere into image and depth, in pixels."""
     low = np.maximum(np.floor(centre[:2] - radius).astype(int), 0)
     high = np.ceil(centre[:2] + radius).astype(int) + 1
     window = (slice(low[1], high[1]), slice(low[0], high[0]))
@@ -271,7 +272,7 @@ def _colour(symbol: str) -> tuple[float, float, float]:
 
 
 def parity_plot(known: np.ndarray, predicted: np.ndarray, *, name: str) -> np.ndarray:
-    """Draw predicted values (N,) over known ones, with the line where they agree.
+    """Draw predicted values (N,) over known ones (N,), with the line of equality.
 
     Returns:
         (height, width, 3) uint8.

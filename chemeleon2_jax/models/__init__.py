@@ -1,1 +1,1 @@
-"""The neural networks: VAE (transformer and CSPNet encoders) and diffusion transformer."""
+"""Neural networks, and their sizes, which are free of JAX."""

@@ -1,4 +1,4 @@
-"""Models without their numbers: what is built, and the shapes of its parameters."""
+"""Models without values: graph definitions and shapes of parameters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from flax import nnx
 
 
 def abstract_module(module: Any, sizes: Any, *, dtype: Any = jnp.float32) -> tuple[Any, Any]:
-    """Return the graph definition of `module(sizes)` and the shapes of its parameters, without
-    computing any.
+    """Return the graph definition of `module(sizes)` and the shapes of its parameters; nothing is
+    computed.
     """
     return nnx.split(
         nnx.eval_shape(lambda: module(sizes, rngs=nnx.Rngs(0), dtype=dtype)), nnx.Param

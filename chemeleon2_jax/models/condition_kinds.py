@@ -1,12 +1,13 @@
 """Kinds of conditions, one class each: options, values, training data, and the network's input.
 
 A new kind is a class here, listed in KINDS. It states `kind`, `source` and `width`, has its options
-as fields with defaults, and says how a value is written (`parse`) and encoded (`encode_value`).
-Configs are built with it: the module is free of JAX, and loads pymatgen with the first formula.
+as fields with defaults, reads a value from text (`parse`) and encodes it (`encode_value`); with the
+source "crystal" it encodes crystals too (`encode_crystals`). Configs are built and checked with the
+kinds: this module is free of JAX, and loads pymatgen with the first formula.
 
-Names of options are shared, as in `encoders.registry`: a checkpoint holds those of all kinds for
-each condition. Of the options, `mean` and `std` are the statistics of `condition_module.stats` or
-of the training set; the others are keys of `condition_module`.
+The options `mean` and `std` are those of `condition_module.stats`, or of the training set; other
+options are keys of `condition_module`. A checkpoint holds the options of all kinds for each
+condition. An option that two kinds share has one meaning and one default.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class Condition:
     """One condition of a model.
 
     Attributes:
-        kind: its name in configs and checkpoints.
-        source: of training data: the data's column of that name, the crystal itself, or none, where
-            a model cannot be trained on it.
-        name: in data and requests.
+        kind: name of the kind in configs and checkpoints.
+        source: of training data: the column `name` of the data, or the crystal itself; "none"
+            cannot be trained.
+        name: of the condition in data and requests.
     """
 
     kind: ClassVar[str]
@@ -41,7 +42,7 @@ class Condition:
     name: str
 
     def __post_init__(self) -> None:
-        """Check the options; subclasses add their own checks."""
+        """Check the options; kinds add their own checks."""
         # It becomes an attribute of a module.
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"{self.name!r:.60} cannot be the name of a condition")
@@ -68,7 +69,7 @@ class Condition:
         raise NotImplementedError
 
     def encode_crystals(self, crystals: Crystals) -> np.ndarray:
-        """Return the network's inputs (G, width) float32 for the training data of crystals.
+        """Return the network's inputs (G, width) float32 for training crystals.
 
         Raises:
             ValueError: as `encode`.

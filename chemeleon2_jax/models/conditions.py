@@ -1,7 +1,7 @@
-"""What a crystal is asked to be: conditions and their embedding.
+"""Embedding of a crystal's conditions.
 
-A row of NaN is the null condition, in whose place the network takes a learned input.
-Classifier-free guidance (Ho and Salimans 2022) is the difference between the two.
+A row of NaN is the null condition, which a learned input stands for. Classifier-free guidance (Ho
+and Salimans 2022) compares predictions with and without conditions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ConditionEncoder(nnx.Module):
     def __call__(self, values: jax.Array) -> jax.Array:
         """(N, width), NaN where the condition is null -> (N, hidden_dim)."""
         is_null = jnp.isnan(values).any(-1, keepdims=True)
-        # The inner one, too: a NaN that is not chosen would still reach the gradients.
+        # The inner `where` too: a NaN in the branch that is not taken would reach the gradients.
         values = jnp.where(is_null, self.null_embed[...], jnp.where(is_null, 0.0, values))
         return self.fc2(jax.nn.silu(self.fc1(values)))
 
@@ -38,7 +38,7 @@ class Conditions(nnx.Module):
     def __init__(self, sizes: ConditionSizes, *, rngs: nnx.Rngs) -> None:
         hidden = sizes.hidden_dim
         for name in sizes.names:
-            if hasattr(nnx.Dict, name):  # it becomes an attribute
+            if hasattr(nnx.Dict, name):  # names become attributes
                 raise ValueError(f"{name!r} cannot be the name of a condition")
         self.encoders = nnx.Dict(
             {c.name: ConditionEncoder(c.width, hidden, rngs=rngs) for c in sizes.conditions}
@@ -51,13 +51,13 @@ class Conditions(nnx.Module):
         """Embed conditions.
 
         Args:
-            values: name -> (R, S, width), as `Condition.encode` returns them.
+            values: name -> (R, S, width), encoded by `Condition.encode`.
 
         Returns:
             (R, S, hidden_dim).
 
         Raises:
-            ValueError: other names than those of this model.
+            ValueError: the names are not those of this model's conditions.
         """
         if set(values) != set(self.sizes.names):
             raise ValueError(
@@ -65,14 +65,14 @@ class Conditions(nnx.Module):
                 f"{', '.join(sorted(values)) or 'none'}"
             )
         shape = values[self.sizes.names[0]].shape[:-1]
-        parts = [
+        embeddings = [
             self.encoders[c.name](values[c.name].reshape(-1, c.width).astype(jnp.float32))
             for c in self.sizes.conditions
         ]
-        joined = self.fc2(jax.nn.silu(self.fc1(jnp.concatenate(parts, -1))))
+        joined = self.fc2(jax.nn.silu(self.fc1(jnp.concatenate(embeddings, -1))))
         return joined.reshape(*shape, -1)
 
     def null(self) -> jax.Array:
-        """Return the embedding (hidden_dim,) of all conditions null."""
-        nothing = {c.name: jnp.full((1, 1, c.width), jnp.nan) for c in self.sizes.conditions}
-        return self(nothing)[0, 0]
+        """Return the embedding (hidden_dim,) with all conditions null."""
+        values = {c.name: jnp.full((1, 1, c.width), jnp.nan) for c in self.sizes.conditions}
+        return self(values)[0, 0]

@@ -1,7 +1,7 @@
 """The diffusion transformer (DiT, Peebles and Xie 2023) over the latents of a crystal's atoms.
 
-Index letters as in `packing`; H hidden width, L latent width. What depends on the crystal alone
-(time, condition, the modulation of each block) is computed once a slot and spread to the tokens.
+Letters as in `rows.packing`; H hidden width, L latent width. Time, condition and the modulation of
+each block belong to the crystal: computed once per slot and spread to the tokens.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class DiTBlock(nnx.Module):
 
         Args:
             x: (R * T, H).
-            c: (R * S, H), SiLU of the embedding of time and condition.
+            c: (R * S, H), SiLU of the embedding of time plus condition.
             membership: (R, T, S), from `rows.slot_matrix`.
             bias: (R, T, T) attention bias.
 
@@ -92,7 +92,7 @@ class DiT(nnx.Module):
         if sizes.conditions and sizes.conditions.hidden_dim != sizes.hidden_size:
             raise ValueError(
                 f"the conditions are embedded in {sizes.conditions.hidden_dim} dimensions, but the "
-                f"denoiser that they are added to has {sizes.hidden_size}"
+                f"denoiser has {sizes.hidden_size}"
             )
         h, width = sizes.hidden_size, sizes.latent_dim * (2 if sizes.learn_sigma else 1)
         self.x_embedder = linear(
@@ -113,7 +113,7 @@ class DiT(nnx.Module):
         """Embed the conditions of the rows: (R, S, H).
 
         Raises:
-            ValueError: a model without conditions, or rows with others than its own.
+            ValueError: a model without conditions, or rows with other conditions.
         """
         if self.conditions is None:
             raise ValueError("this model takes no conditions")
@@ -127,7 +127,7 @@ class DiT(nnx.Module):
         Args:
             x: (R, T, L) noisy latents over latent_std.
             t: (R, S) int, 0 to 999.
-            rows: what is where.
+            rows: layout of the crystals.
             condition: (R, S, H) embedding, added to that of the time; None is the null condition.
 
         Returns:
@@ -154,16 +154,16 @@ class DiT(nnx.Module):
 def split_output(
     output: jax.Array, rows: Rows, sizes: DiTSizes
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Read eps (R, T, L) and the variance values (R, T, L) or None off a DiT's output.
+    """Split a DiT's output into eps (R, T, L) and the variance values, (R, T, L) or None.
 
-    Published weights read a crystal's (N, 2L) output as (2N, L), the first N rows being eps and the
-    last N the variance. So eps of atom i is half i % 2 of token i // 2 of its crystal, wherever
-    that lies, while the variance depends on the padded length N and exists in padded rows (one slot
-    a row) alone. In packed rows it is None, which DDIM does not need.
+    Published weights read a crystal's (N, 2L) output as (2N, L): the first N rows are eps, the last
+    N the variance. So eps of atom i is half i % 2 of token i // 2 of its crystal, in any layout,
+    while the variance depends on the padded length N and exists only in padded rows (one slot per
+    row). In packed rows it is None; DDIM does not need it.
     """
     latent_dim = sizes.latent_dim
     is_atom = rows.is_atom[..., None]
-    # Padding evolves with eps 0, as in the original; its variance values reach the atoms'.
+    # Padding evolves with eps 0, as in the original, where its variance values reach the atoms.
     if not sizes.learn_sigma:
         return jnp.where(is_atom, output, 0.0), None
     if sizes.variance_layout == "per_token":

@@ -1,8 +1,8 @@
-"""Layers that the VAE, the diffusion transformer and the predictor share.
+"""Layers shared by the VAE, the diffusion transformer and the predictor.
 
-Tokens travel flattened, as (R * T, width): every matmul is two-dimensional, which XLA on CPUs
-computes at full speed, and which is the same to XLA on GPUs and TPUs. Linear layers start as
-PyTorch's do, so that published learning rates carry over.
+Tokens are flattened, (R * T, width): XLA on CPUs needs two-dimensional matmuls for full speed; GPUs
+and TPUs do not mind. Linear layers are initialised as in PyTorch, so that published learning rates
+carry over.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ from chemeleon2_jax.models.sizes import LoRASizes
 
 
 class LoRALinear(nnx.Linear):
-    """A linear layer with an adapter beside it: lora_a (num_in, rank), lora_b (rank, num_out).
+    """A linear layer with an adapter: lora_a (num_in, rank), lora_b (rank, num_out).
 
-    It takes over the parameters of the layer that it replaces. B starts at zero, so that nothing
-    changes before training.
+    It shares the parameters of the layer that it replaces. B starts at zero, so that the output is
+    unchanged before training.
     """
 
     def __init__(self, base: nnx.Linear, *, rank: int, scale: float, rngs: nnx.Rngs) -> None:
@@ -44,29 +44,29 @@ class LoRALinear(nnx.Linear):
 
 
 def add_lora(module: nnx.Module, sizes: LoRASizes, *, rngs: nnx.Rngs) -> None:
-    """Give adapters to the linear layers of a module that the targets name, in place.
+    """Add adapters to the linear layers of a module that the targets name, in place.
 
     Raises:
         ValueError: a target names no linear layer.
     """
-    found = {
+    linear_layers = {
         ".".join(map(str, path)): node
         for path, node in nnx.iter_modules(module)
         if isinstance(node, nnx.Linear)
     }
-    chosen = {name for name in found if sizes.applies_to(name)}
+    chosen = {name for name in linear_layers if sizes.applies_to(name)}
     for target in sizes.targets:
-        if not any(_matches(name, target) for name in found):
+        if not any(_matches(name, target) for name in linear_layers):
             raise ValueError(
                 f"LoRA target {target!r} names no linear layer; there are "
-                f"{', '.join(sorted(found))}"
+                f"{', '.join(sorted(linear_layers))}"
             )
     for name in sorted(chosen):
         *parents, last = name.split(".")
         node: Any = module
         for part in parents:
             node = node[int(part)] if part.isdigit() else getattr(node, part)
-        adapted = LoRALinear(found[name], rank=sizes.rank, scale=sizes.scale, rngs=rngs)
+        adapted = LoRALinear(linear_layers[name], rank=sizes.rank, scale=sizes.scale, rngs=rngs)
         setattr(node, last, adapted)
 
 
@@ -99,10 +99,10 @@ def _merged(params: Any, scale: float) -> Any:
 
 
 def only_adapters(params: Any) -> Any:
-    """Return parameters of which adapters and conditions alone have a gradient."""
+    """Stop the gradients of all parameters except adapters and conditions."""
 
-    def cut(path: Any, leaf: Any) -> Any:
+    def stop_others(path: Any, leaf: Any) -> Any:
         names = {str(getattr(key, "key", getattr(key, "name", key))) for key in path}
         return leaf if names & {"lora_a", "lora_b", "conditions"} else jax.lax.stop_gradient(leaf)
 
-    return jax.tree_util.tree_map_with_path(cut, params)
+    return jax.tree_util.tree_map_with_path(stop_others, params)

@@ -1,4 +1,4 @@
-"""The loss terms of the VAE."""
+"""Loss terms of the VAE."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from chemeleon2_jax.crystals.arrays import lattice_parameters, scale_lengths
 from chemeleon2_jax.models.vae import Decoded, Posterior
 from chemeleon2_jax.rows.rows import Rows, weighted_mean
 
-# Margins of the foundation alignment, as VA-VAE (Yao et al. 2025) calls its distance-matrix and
-# point-wise losses.
+# Margins of the foundation alignment: the distance-matrix and point-wise losses of VA-VAE (Yao et
+# al. 2025).
 PAIR_MARGIN = 0.25
 POINT_MARGIN = 0.5
 
@@ -32,13 +32,12 @@ class LossWeights:
     fa: float = 0.0
 
 
-# A loss term as (sum, weight): batches add up exactly, whatever their sizes.
+# name -> (sum, weight), which add up exactly over batches of any sizes.
 Terms = Mapping[str, tuple[Any, Any]]
 
 
 def vae_terms(decoded: Decoded, posterior: Posterior, target: Rows) -> Terms:
-    """Terms of the loss, each the sum over all atoms (elements, coordinates, KL) or crystals (cell)
-    and their number.
+    """Return the loss terms: sum and count over atoms (elements, coordinates, KL) or crystals.
 
     The KL is summed over the latent width. Coordinates are compared without wrapping.
 
@@ -69,7 +68,7 @@ def vae_terms(decoded: Decoded, posterior: Posterior, target: Rows) -> Terms:
 
 
 def total_loss(terms: Terms, weights: LossWeights) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Weighted sum of the means of the terms, and the means themselves."""
+    """Return the weighted sum of the terms' means, and the means."""
     means = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in terms.items()}
     factors = {f"loss_{name}": factor for name, factor in asdict(weights).items()}
     total = sum(factors[name] * mean for name, mean in means.items() if name in factors)
@@ -101,7 +100,7 @@ def foundation_alignment(
         is_atom: (R, T) bool.
 
     Returns:
-        The loss times the number of atoms, and that number: a term as the others.
+        A term: the loss times the number of atoms, and that number.
     """
     weights = is_atom.reshape(-1).astype(jnp.float32)
     p = _normalise(projected.reshape(-1, projected.shape[-1]))

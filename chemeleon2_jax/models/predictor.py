@@ -1,6 +1,6 @@
 """Properties of a crystal from the latents of a frozen VAE.
 
-Index letters as in `packing`; P targets.
+Letters as in `rows.packing`; P targets.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from chemeleon2_jax.models.vae import Posterior
 from chemeleon2_jax.rows.rows import Rows, pool_tokens, slot_matrix
 
 DROPOUT = 0.1
-_STD_OFFSET = 1e-5  # the original's, so that a constant target divides by something
+_STD_OFFSET = 1e-5  # the original's, for constant targets
 
 
 class Predictor(nnx.Module):
-    """MLP over what the VAE's encoder knows of a crystal."""
+    """MLP over the pooled features of a crystal's atoms."""
 
     def __init__(self, sizes: PredictorSizes, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
         width = sizes.width
@@ -39,10 +39,10 @@ class Predictor(nnx.Module):
 
         Args:
             posterior: of the VAE.
-            rows: what is where.
+            rows: layout of the crystals.
 
         Returns:
-            (R, S, P) float32; see `to_units`. Slots without a crystal hold anything finite.
+            (R, S, P) float32; see `to_units`. Empty slots hold anything finite.
         """
         pooled = pool_features(posterior, rows, self.sizes)
         return self.head(pooled.reshape(-1, pooled.shape[-1])).reshape(*pooled.shape[:2], -1)
@@ -50,7 +50,7 @@ class Predictor(nnx.Module):
     def head(self, x: jax.Array, *, dropout_keys: jax.Array | None = None) -> jax.Array:
         """Predict from pooled features: (N, W) -> (N, P).
 
-        With a key (N,) a crystal, a tenth of its hidden values are dropped.
+        With `dropout_keys` (N,), a tenth of each crystal's hidden values are dropped.
         """
         layers = ((self.fc1, self.norm1), (self.fc2, self.norm2))
         for number, (layer, norm) in enumerate(layers):
@@ -61,24 +61,24 @@ class Predictor(nnx.Module):
 
 
 def pool_features(posterior: Posterior, rows: Rows, sizes: PredictorSizes) -> jax.Array:
-    """Mean or sum over a crystal's atoms of what the VAE knows of them: (R, S, W) float32."""
-    atoms = posterior.mean
+    """Pool the latents (and encoder features) of a crystal's atoms: (R, S, W) float32."""
+    features = posterior.mean
     if sizes.use_encoder_features:
-        atoms = jnp.concatenate([atoms, posterior.features], -1)
-    pooled = pool_tokens(slot_matrix(rows), atoms, rows.is_atom.astype(jnp.float32))
+        features = jnp.concatenate([features, posterior.features], -1)
+    pooled = pool_tokens(slot_matrix(rows), features, rows.is_atom.astype(jnp.float32))
     if sizes.reduce == "mean":
         pooled = pooled / jnp.maximum(rows.num_atoms, 1)[..., None]
     return pooled
 
 
 def _drop(x: jax.Array, keys: jax.Array) -> jax.Array:
-    """Dropout over (N, W) with a key each."""
+    """Dropout over (N, W), with a key (N,) per row."""
     kept = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - DROPOUT, x.shape[1:]))(keys)
     return jnp.where(kept, x / (1.0 - DROPOUT), 0.0).astype(x.dtype)
 
 
 def to_units(values: Any, sizes: PredictorSizes) -> Any:
-    """Standardised targets (..., P) in their units."""
+    """Convert standardised targets (..., P) to their units."""
     mean, spread = _moments(sizes)
     return values * spread + mean
 
@@ -91,7 +91,9 @@ def standardise(values: Any, sizes: PredictorSizes) -> Any:
 
 def _moments(sizes: PredictorSizes) -> tuple[np.ndarray, np.ndarray]:
     """Mean and divisor of each target, (P,); 0 and 1 where it is not standardised."""
-    known = [(t.mean, t.std) for t in sizes.targets]
-    plain = [(0.0, 1.0) if m is None or s is None else (m, s + _STD_OFFSET) for m, s in known]
-    mean, spread = np.array(plain).T
+    moments = [
+        (0.0, 1.0) if t.mean is None or t.std is None else (t.mean, t.std + _STD_OFFSET)
+        for t in sizes.targets
+    ]
+    mean, spread = np.array(moments).T
     return mean, spread

@@ -1,5 +1,5 @@
-"""Sizes of the models: everything that determines their parameters, as frozen structs that become
-JSON. Free of JAX.
+"""Sizes of the models: frozen structs that determine the parameters and are stored as JSON. Free of
+JAX.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class VAESizes:
 
 @dataclass(frozen=True)
 class LoRASizes:
-    """Which layers have adapters, and of what size.
+    """Sizes of adapters, and the layers that have them.
 
     Attributes:
         rank: inner width of the product.
         alpha: strength; the product is multiplied by alpha / rank.
-        targets: dotted paths of linear layers, or their ends: "mlp.fc1" is that of every block.
+        targets: dotted paths of linear layers, or ends of paths: "mlp.fc1" in every block.
     """
 
     rank: int
@@ -62,12 +62,12 @@ class LoRASizes:
         """Check the values."""
         if self.rank < 1 or not self.targets:
             raise ValueError(
-                f"LoRA wants a rank of at least 1 and targets, not {self.rank} and {self.targets}"
+                f"LoRA needs a rank of at least 1 and targets, not {self.rank} and {self.targets}"
             )
 
     @property
     def scale(self) -> float:
-        """What the product is multiplied by."""
+        """Factor of the product."""
         return self.alpha / self.rank
 
     def applies_to(self, path: str) -> bool:
@@ -95,8 +95,8 @@ class ConditionSizes:
 
     Attributes:
         conditions: in the order in which their embeddings are joined.
-        hidden_dim: width of the embedding: that of the denoiser.
-        drop_prob: share of crystals that training gives the null condition.
+        hidden_dim: width of the embedding; that of the denoiser.
+        drop_prob: share of crystals with the null condition in training.
     """
 
     conditions: tuple[Condition, ...]
@@ -104,7 +104,7 @@ class ConditionSizes:
     drop_prob: float = 0.1
 
     def __post_init__(self) -> None:
-        """Check that there is something, and nothing twice."""
+        """Check the names."""
         names = [condition.name for condition in self.conditions]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"conditions must be one or more with different names, not {names}")
@@ -130,11 +130,11 @@ VARIANCE_LAYOUTS = ("per_token", "interleaved")
 
 @dataclass(frozen=True)
 class DiTSizes:
-    """Everything that determines the parameters of a DiT, and how its output is read.
+    """Everything that determines the parameters of a DiT, and the layout of its output.
 
-    variance_layout says where eps and variance are in the (T, 2L) output: `per_token` splits each
-    token's output; `interleaved` is the layout of published weights (see `split_output`).
-    `conditions` are what it can be asked for, `lora` says which of its layers have adapters.
+    `variance_layout` is the place of eps and variance in the (T, 2L) output: `per_token` splits
+    each token's output; `interleaved` is the layout of published weights (see `split_output`).
+    `conditions` and `lora` are None for an unconditional model and one without adapters.
     """
 
     latent_dim: int = 8
@@ -149,16 +149,16 @@ class DiTSizes:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, for JSON."""
-        parts = {"conditions": self.conditions, "lora": self.lora}
-        return {**asdict(self), **{name: p and p.to_dict() for name, p in parts.items()}}
+        nested = {"conditions": self.conditions, "lora": self.lora}
+        return {**asdict(self), **{name: s and s.to_dict() for name, s in nested.items()}}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> DiTSizes:
-        """Undo `to_dict`; what an older version did not write is None."""
-        given = {"conditions": None, "lora": None, **values}
+        """Undo `to_dict`; keys that an older version did not write are None."""
         readers = {"conditions": ConditionSizes.from_dict, "lora": LoRASizes.from_dict}
-        parts = {k: None if given[k] is None else read(given[k]) for k, read in readers.items()}
-        return DiTSizes(**{**given, **parts})
+        stored = {name: values.get(name) for name in readers}
+        nested = {k: None if v is None else readers[k](v) for k, v in stored.items()}
+        return DiTSizes(**{**values, **nested})
 
 
 # depth, hidden width, heads
@@ -175,7 +175,7 @@ REDUCTIONS = ("mean", "sum")
 
 @dataclass(frozen=True)
 class Target:
-    """A property: its name, and mean and std in its unit; without them it is not standardised."""
+    """A property, with mean and std in its unit; without them it is not standardised."""
 
     name: str
     mean: float | None = None
@@ -184,14 +184,14 @@ class Target:
 
 @dataclass(frozen=True)
 class PredictorSizes:
-    """Everything that determines the parameters of a predictor, and how its output is read.
+    """Everything that determines the parameters of a predictor, and the meaning of its output.
 
     Attributes:
         latent_dim: of the VAE.
         encoder_dim: width of the VAE's encoder.
-        targets: what is predicted.
-        reduce: how atoms become a crystal: "mean" or "sum".
-        use_encoder_features: see the encoder's output beside the mean of the posterior.
+        targets: predicted properties.
+        reduce: pooling over a crystal's atoms: "mean" or "sum".
+        use_encoder_features: pool the encoder's features beside the latents.
     """
 
     latent_dim: int
@@ -210,7 +210,7 @@ class PredictorSizes:
 
     @property
     def width(self) -> int:
-        """Width of what is known of an atom."""
+        """Width of the per-atom features."""
         return self.latent_dim + (self.encoder_dim if self.use_encoder_features else 0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -232,7 +232,7 @@ MAX_STEPS = 100_000
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Of the chain that a model was trained on; `target` is what it predicts."""
+    """Diffusion chain of a denoiser; `target` is the quantity that it predicts."""
 
     num_steps: int = 1000
     schedule: str = "linear"

@@ -1,6 +1,6 @@
-"""The variational autoencoder of crystals: one latent vector an atom.
+"""The variational autoencoder of crystals: one latent vector per atom.
 
-Index letters as in `packing`: R rows, T tokens, S slots; L latent width, D model width.
+Letters as in `rows.packing`: R rows, T tokens, S slots; L latent width, D model width.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Posterior(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What the decoder predicts.
+    """Output of the decoder.
 
     atom_logits (R, T, 100) or None without a types head; frac_coords (R, T, 3), not wrapped;
     lengths_scaled (R, S, 3), angstrom over the cube root of the number of atoms; angles (R, S, 3),
@@ -55,8 +55,10 @@ class Decoded(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """Crystals read off the decoder: atom_types (R, T), frac_coords (R, T, 3), lattices (R, S, 3,
-    3) in angstrom, lengths (R, S, 3), angles (R, S, 3) in radians.
+    """Predicted crystals.
+
+    atom_types (R, T), frac_coords (R, T, 3), lattices (R, S, 3, 3) and lengths (R, S, 3) in
+    angstrom, angles (R, S, 3) in radians.
     """
 
     atom_types: jax.Array
@@ -112,7 +114,7 @@ class VAE(nnx.Module):
 
     def __init__(self, sizes: VAESizes, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
         self.encoder = sizes.encoder.build(rngs=rngs, dtype=dtype)
-        # Moments in float32: the logvar decides how much noise a latent gets.
+        # Moments in float32: the logvar sets the noise of a latent.
         self.quant = linear(sizes.encoder.d_model, 2 * sizes.latent_dim, rngs=rngs, bias=False)
         self.decoder = Decoder(
             sizes.decoder,
@@ -151,25 +153,27 @@ def sample_posterior(posterior: Posterior, noise: jax.Array) -> jax.Array:
     return posterior.mean + jnp.exp(0.5 * posterior.logvar) * noise
 
 
-def split_crystals(crystals: Reconstruction, where: Assignment) -> list[CrystalArrays]:
+def split_crystals(crystals: Reconstruction, assignment: Assignment) -> list[CrystalArrays]:
     """Return (atom_types, frac_coords, lattice) of each crystal, as numpy arrays."""
-    types, frac = where.split_atoms(crystals.atom_types), where.split_atoms(crystals.frac_coords)
-    return list(zip(types, frac, where.take_slots(crystals.lattices), strict=True))
+    atom_types = assignment.split_atoms(crystals.atom_types)
+    frac_coords = assignment.split_atoms(crystals.frac_coords)
+    lattices = assignment.take_slots(crystals.lattices)
+    return list(zip(atom_types, frac_coords, lattices, strict=True))
 
 
 def reconstruct(decoded: Decoded, rows: Rows) -> Reconstruction:
-    """Read crystals off the decoder's output.
+    """Turn the decoder's output into crystals.
 
-    Elements are the argmax, with 0 (the mask) becoming 1; without a types head those of `rows`.
-    Cells follow `crystals.lattice_from_parameters`.
+    Elements are the argmax, with 0 (the mask) replaced by 1; without a types head, those of `rows`.
+    Cells are those of `lattice_from_parameters`.
     """
     if decoded.atom_logits is None:
         types = rows.atom_types
     else:
         types = jnp.maximum(jnp.argmax(decoded.atom_logits, -1), 1).astype(jnp.int32)
     lengths = unscale_lengths(decoded.lengths_scaled, rows.num_atoms)
-    # What no cell has must show in the lattice, as a vector without length or a flat cell: a
-    # negative length would only turn its vector round, an angle beyond 180 degrees mirror the cell.
+    # Impossible parameters must show in the lattice, as a zero vector or a flat cell: a negative
+    # length would only reverse its vector, an angle beyond 180 degrees mirror the cell.
     lattices = lattice_from_parameters(
         jnp.maximum(lengths, 0.0), jnp.clip(decoded.angles, 0.0, jnp.pi)
     )

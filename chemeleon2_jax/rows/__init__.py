@@ -1,5 +1,5 @@
 """Packed rows: whole crystals in rows of tokens with static shapes; all models compute on them.
 
 `planning` chooses the shapes of a run, `packing` the place of each crystal, `filling` makes the
-arrays; `rows` holds them, with what models do to them.
+arrays of `rows.Rows`; `rows` also has the operations of models on them.
 """

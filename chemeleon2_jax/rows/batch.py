@@ -1,4 +1,4 @@
-"""Batches, and where training gets them from."""
+"""Batches of training, and their source."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,11 +8,11 @@ PyTree = Any
 
 @dataclass(frozen=True)
 class Batch:
-    """One global batch, as this process holds it.
+    """This process's part of a global batch.
 
     Attributes:
         arrays: pytree of host arrays: the rows of this process, leading axis sharded over devices;
-            scalars are replicated. Must not be written to after it was handed over.
+            scalars are replicated. Read-only.
         num_crystals: crystals in the global batch, for the rate in crystals/s.
         useful_tokens: share of the global batch's tokens that are atoms, 0..1.
     """
@@ -23,7 +23,7 @@ class Batch:
 
 
 class BatchSource(Protocol):
-    """Batches by step: a pure function of the step, so that a resumed run sees the same ones."""
+    """Batches as a pure function of the step, so that a resumed run sees the same ones."""
 
     @property
     def steps_per_epoch(self) -> int:

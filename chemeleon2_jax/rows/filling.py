@@ -1,8 +1,9 @@
-"""Crystals become rows: the arrays that models compute on, filled on the host."""
+"""Crystals to rows: fills the arrays that models compute on, with numpy on the host."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,57 +24,49 @@ def build_rows(
     atom_features: Mapping[str, np.ndarray] | None = None,
     conditions: Mapping[str, np.ndarray] | None = None,
 ) -> Rows:
-    """Fill rows with crystals (in the order of the assignment).
+    """Fill rows with crystals.
 
     Args:
-        crystals: B crystals.
-        assignment: where they go.
-        crystal_ids: (B,) int, the identity that random numbers hang on; the position by default.
-        row_range: first and last + 1 row to return, for a host that holds only some of them.
+        crystals: B crystals, in the order of the assignment.
+        assignment: their places.
+        crystal_ids: (B,) int, from which random numbers are derived; by default the position.
+        row_range: first and last + 1 row to return, for a host that holds some of the rows.
         atom_features: name -> (A, width), in the order of the atoms of `crystals`.
         conditions: name -> (B, width), in the order of `crystals`.
     """
     shape = assignment.shape
-    tokens, slots = assignment.token_index, assignment.slot_index
-    ids = np.arange(len(crystals)) if crystal_ids is None else np.asarray(crystal_ids)
+    first, last = row_range or (0, shape.rows)
+
+    def scatter(index: np.ndarray, width: int, values: Any, dtype: Any, fill: Any = 0) -> Any:
+        flat = np.full((shape.rows * width, *values.shape[1:]), fill, dtype)
+        flat[index] = values
+        return flat.reshape(shape.rows, width, *values.shape[1:])[first:last]
+
+    to_tokens = partial(scatter, assignment.token_index, shape.tokens)
+    to_slots = partial(scatter, assignment.slot_index, shape.slots)
+    total_atoms = len(crystals.atom_types)
     owner = np.repeat(np.arange(len(crystals)), crystals.num_atoms)
-    within = np.arange(len(tokens)) - np.repeat(crystals.offsets[:-1], crystals.num_atoms)
-    num_tokens, num_slots = shape.rows * shape.tokens, shape.rows * shape.slots
-
-    def scatter(length: int, index: np.ndarray, values: np.ndarray, fill: Any, dtype: Any) -> Any:
-        out = np.full((length, *values.shape[1:]), fill, dtype)
-        out[index] = values
-        width = shape.tokens if length == num_tokens and index is tokens else shape.slots
-        first, last = row_range or (0, shape.rows)
-        return out.reshape(shape.rows, width, *values.shape[1:])[first:last]
-
-    num_atoms = scatter(num_slots, slots, crystals.num_atoms, 0, np.int32)
-    position = scatter(num_tokens, tokens, within, 0, np.int32)
-    is_atom = scatter(num_tokens, tokens, np.ones(len(tokens), bool), False, bool)
+    num_atoms = to_slots(crystals.num_atoms, np.int32)
+    is_atom = to_tokens(np.ones(total_atoms, bool), bool)
+    position = to_tokens(np.arange(total_atoms) - crystals.offsets[owner], np.int32)
     if assignment.padded:
         position = np.where(is_atom, position, np.maximum(num_atoms - 1, 0)).astype(np.int32)
-    lattices = scatter(num_slots, slots, crystals.lattices, 0.0, np.float32)
+    lattices = to_slots(crystals.lattices, np.float32)
     lattices[num_atoms == 0] = np.eye(3, dtype=np.float32)
+    ids = np.arange(len(crystals)) if crystal_ids is None else np.asarray(crystal_ids)
     return Rows(
-        atom_types=scatter(num_tokens, tokens, crystals.atom_types, 0, np.int32),
-        frac_coords=scatter(num_tokens, tokens, crystals.frac_coords, 0.0, np.float32),
+        atom_types=to_tokens(crystals.atom_types, np.int32),
+        frac_coords=to_tokens(crystals.frac_coords, np.float32),
         is_atom=is_atom,
-        slot=scatter(num_tokens, tokens, assignment.slot[owner], shape.slots - 1, np.int32),
+        slot=to_tokens(assignment.slot[owner], np.int32, shape.slots - 1),
         position=position,
         lattices=lattices,
         num_atoms=num_atoms,
-        crystal_id=scatter(num_slots, slots, ids, NO_CRYSTAL, np.int32),
-        is_crystal=scatter(num_slots, slots, np.ones(len(slots), bool), False, bool),
-        targets={
-            k: scatter(num_slots, slots, v, 0.0, np.float32) for k, v in crystals.targets.items()
-        },
-        conditions={
-            k: scatter(num_slots, slots, v, 0.0, np.float32) for k, v in (conditions or {}).items()
-        },
-        features={
-            k: scatter(num_tokens, tokens, v, 0.0, np.float32)
-            for k, v in (atom_features or {}).items()
-        },
+        crystal_id=to_slots(ids, np.int32, NO_CRYSTAL),
+        is_crystal=to_slots(np.ones(len(crystals), bool), bool),
+        targets={k: to_slots(v, np.float32) for k, v in crystals.targets.items()},
+        conditions={k: to_slots(v, np.float32) for k, v in (conditions or {}).items()},
+        features={k: to_tokens(v, np.float32) for k, v in (atom_features or {}).items()},
         edges=pair_edges(assignment, row_range) if shape.edges else {},
     )
 
@@ -81,11 +74,10 @@ def build_rows(
 def pair_edges(
     assignment: Assignment, row_range: tuple[int, int] | None = None
 ) -> dict[str, np.ndarray]:
-    """All ordered pairs of atoms within crystals, self pairs included, as tokens r * T + t of the
-    whole batch; padded.
+    """Return all ordered pairs of atoms within crystals, self pairs included, as tokens r * T + t
+    of the whole batch; padded.
 
-    With `row_range` a host gets its equal part of the list, which belongs to the batch and not to
-    its rows.
+    With `row_range`, returns an equal share of the list: edges shard independently of rows.
     """
     shape, sizes = assignment.shape, assignment.sizes
     first = np.repeat(assignment.row * shape.tokens + assignment.start, sizes**2)
@@ -102,7 +94,7 @@ def pair_edges(
 
 
 def empty_crystals(num_atoms: Sequence[int] | np.ndarray) -> Crystals:
-    """Crystals of given sizes with nothing in them: what sampling starts from."""
+    """Return crystals of the given sizes without types and coordinates, for sampling."""
     sizes = np.asarray(num_atoms, np.int32)
     total, count = int(sizes.sum()), len(sizes)
     return Crystals(

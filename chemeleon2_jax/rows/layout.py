@@ -1,4 +1,4 @@
-"""How batches become rows: the shapes that a run uses, and the rows of each process."""
+"""Layout of a run's batches: packed or padded rows, their shapes, and the rows of each process."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from chemeleon2_jax.rows.planning import MAX_SHAPES, plan_shapes
 
 @dataclass(frozen=True)
 class Layout:
-    """How batches become rows: packed into one of `shapes`, or padded to `padded_tokens`, one
-    crystal a row.
-    """
+    """Rows of a run: packed into the smallest of `shapes` that fits, or padded, one per crystal."""
 
     shapes: tuple[RowShape, ...]
     padded: bool = False
@@ -33,8 +31,11 @@ class Layout:
         edges: bool = False,
         copies: int = 1,
     ) -> Layout:
-        """Choose shapes for batches drawn from crystals of `sizes`; `padded_tokens` > 0 asks for
-        padded rows. See `plan_shapes`.
+        """Choose shapes for batches drawn from crystals of `sizes`, see `plan_shapes`; with
+        `padded_tokens` > 0, rows are padded to it.
+
+        Raises:
+            ValueError: a crystal is larger than `padded_tokens`.
         """
         if not padded_tokens:
             shapes = plan_shapes(
@@ -60,9 +61,10 @@ class Layout:
     def for_batches(
         batches: Sequence[np.ndarray], *, like: Layout, num_devices: int = 1, coarse: bool = False
     ) -> Layout:
-        """One shape that holds each of the given batches of sizes, with the tokens and slots of
-        `like` where they fit; `coarse` rounds it up by at most an eighth, so that other batches
-        have the same.
+        """Return one shape that holds each of the batches of sizes.
+
+        It has the tokens and slots of `like` where they suffice. `coarse` rounds it up by at most
+        an eighth, so that similar batches share a compiled program.
         """
         tokens, slots = like.shapes[0].tokens, like.shapes[0].slots
         largest = max(int(sizes.max()) for sizes in batches)
@@ -85,12 +87,12 @@ class Layout:
 
 
 def _round_up(count: int) -> int:
-    """Round up to one of eight values an octave."""
+    """Round up to one of eight values per octave."""
     step = max(1, 2 ** (count.bit_length() - 4))
     return step * -(-count // step)
 
 
 def local_rows(shape: RowShape) -> tuple[int, int]:
-    """First and last + 1 row of this process: an equal share, in the order of the processes."""
+    """Return first and last + 1 row of this process: equal shares, in the order of processes."""
     index, count = jax.process_index(), jax.process_count()
     return shape.rows * index // count, shape.rows * (index + 1) // count

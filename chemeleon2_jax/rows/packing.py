@@ -1,9 +1,9 @@
-"""Packed rows: where each crystal goes.
+"""Packing: the row, slot and tokens of each crystal of a batch.
 
-Letters: R rows, T tokens in a row, S slots (crystals) in a row. A crystal never leaves its row, so
-that all arrays shard on the first axis. Sizes alone decide where a crystal goes, hence every host
-places the same batch alike. In a packed row the last slot is a dummy (identity lattice, no atoms)
-that the padding tokens belong to. All of it is numpy, on the host.
+Letters: R rows, T tokens in a row, S slots (crystals) in a row. A crystal lies in one row, so that
+all arrays shard on the first axis. Places depend on sizes alone, so that all hosts agree on them.
+In a packed row the last slot is a dummy crystal (identity lattice, no atoms) that owns the padding
+tokens. All of it is numpy, on the host.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 
 
 class RowShape(NamedTuple):
-    """Static shape of a batch: rows R, tokens T in a row, slots S in a row; E pairs of atoms, 0
-    where no model wants them.
+    """Static shape of a batch: rows R, tokens T and slots S per row, and E pairs of atoms, 0 for a
+    model without edges.
     """
 
     rows: int
@@ -28,9 +28,7 @@ class RowShape(NamedTuple):
 
 @dataclass(frozen=True)
 class Assignment:
-    """Where each of B crystals goes: its row, its slot and its first token in the row, each (B,)
-    int64.
-    """
+    """Place of each of B crystals: row, slot and first token in the row, each (B,) int64."""
 
     shape: RowShape
     sizes: np.ndarray
@@ -41,14 +39,14 @@ class Assignment:
 
     @property
     def token_index(self) -> np.ndarray:
-        """(A,) positions in the flattened (R * T) tokens of all atoms, crystal after crystal."""
+        """(A,) index of each atom in the flattened (R * T) tokens, crystal after crystal."""
         first = self.row * self.shape.tokens + self.start
         ends = np.cumsum(self.sizes)
         return np.repeat(first - (ends - self.sizes), self.sizes) + np.arange(self.sizes.sum())
 
     @property
     def slot_index(self) -> np.ndarray:
-        """(B,) positions in the flattened (R * S) slots."""
+        """(B,) index of each crystal in the flattened (R * S) slots."""
         return self.row * self.shape.slots + self.slot
 
     @property
@@ -57,13 +55,13 @@ class Assignment:
         return float(self.sizes.sum() / (self.shape.rows * self.shape.tokens))
 
     def split_atoms(self, values: Any) -> list[np.ndarray]:
-        """Return (R, T, ...) values as one (n, ...) array a crystal."""
+        """Return (R, T, ...) values as one (n, ...) array per crystal."""
         array = np.asarray(values)
         atoms = array.reshape(-1, *array.shape[2:])[self.token_index]
         return np.split(atoms, np.cumsum(self.sizes)[:-1])
 
     def take_slots(self, values: Any) -> np.ndarray:
-        """Return (R, S, ...) values as (B, ...), one a crystal."""
+        """Return (R, S, ...) values as (B, ...), one per crystal."""
         array = np.asarray(values)
         return array.reshape(-1, *array.shape[2:])[self.slot_index]
 
@@ -71,12 +69,12 @@ class Assignment:
 def best_fit(
     sizes: np.ndarray, tokens: int, slots: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pack crystals into rows: largest first, each into the fullest row that still takes it.
+    """Pack crystals into rows: largest first, each into the fullest row with room for it.
 
     Args:
         sizes: (B,) numbers of atoms, each at most `tokens`.
         tokens: tokens in a row.
-        slots: slots in a row; one of them stays free for the padding.
+        slots: slots in a row; the last stays free for the padding.
 
     Returns:
         row, slot and first token of each crystal, (B,) int64.
@@ -100,16 +98,15 @@ def best_fit(
 
 
 def num_rows(sizes: np.ndarray, tokens: int, slots: int) -> int:
-    """Return how many rows `best_fit` opens."""
+    """Return the number of rows that `best_fit` opens."""
     return int(best_fit(sizes, tokens, slots)[0].max(initial=-1)) + 1
 
 
 def assign(sizes: Sequence[int] | np.ndarray, shapes: Sequence[RowShape]) -> Assignment:
-    """Pack crystals of `sizes` (B,) into the smallest of `shapes` (all with the same T and S) that
-    holds them.
+    """Pack crystals of `sizes` (B,) into the smallest of `shapes` (of one T and S) that holds them.
 
     Raises:
-        ValueError: none of the shapes holds them.
+        ValueError: no shape holds them.
     """
     sizes = np.asarray(sizes, np.int64)
     tokens, slots = shapes[0].tokens, shapes[0].slots
@@ -131,10 +128,9 @@ def assign(sizes: Sequence[int] | np.ndarray, shapes: Sequence[RowShape]) -> Ass
 def assign_padded(
     sizes: Sequence[int] | np.ndarray, tokens: int, *, rows: int = 0, edges: int = 0
 ) -> Assignment:
-    """One crystal a row, padded to `tokens`, the padding belonging to the crystal: the layout of
-    the original.
+    """Place one crystal per row, padded to `tokens`; the padding belongs to the crystal.
 
-    Needed where the interleaved variance of converted models makes the padding part of the result.
+    This is the layout of the original. The interleaved variance of converted models depends on it.
     """
     sizes = np.asarray(sizes, np.int64)
     index, zeros = np.arange(len(sizes)), np.zeros(len(sizes), np.int64)

@@ -1,4 +1,4 @@
-"""The static shapes of rows that a run compiles: few, and with little padding."""
+"""Static shapes of the rows of a run: few, since each is compiled, and with little padding."""
 
 from __future__ import annotations
 
@@ -25,14 +25,19 @@ def plan_shapes(
     edges: bool = False,
     copies: int = 1,
 ) -> tuple[RowShape, ...]:
-    """Choose at most `max_shapes` row shapes for batches of `batch_size` drawn from crystals of
-    `sizes`; each is compiled when a batch first needs it.
+    """Choose at most `max_shapes` row shapes for batches drawn from crystals of `sizes`.
 
-    Random batches are packed to see how many rows they need; the shapes waste least on those, and
-    the last one holds the worst batch that can be drawn. Rows come in multiples of `num_devices`.
-    The answer depends on the multiset of sizes alone. `row_tokens` = 0 takes 64 tokens if at least
-    95 % of them would be atoms, else more. With `edges` the shapes have room for all pairs of
-    atoms, too. `copies` of each crystal that is drawn follow one another.
+    Simulated batches tell the numbers of rows that are needed; the shapes waste least on those, and
+    the last one holds the worst possible batch. The result depends on the multiset of sizes alone.
+
+    Args:
+        sizes: numbers of atoms of all crystals.
+        batch_size: crystals in a batch.
+        num_devices: rows come in multiples of it.
+        row_tokens: tokens in a row; 0 is 64 if at least 95 % of them would be atoms, else more.
+        max_shapes: most shapes; each is compiled when a batch first needs it.
+        edges: make room for all pairs of atoms.
+        copies: times that a batch repeats each crystal, one after the other.
     """
     sizes = np.sort(np.repeat(np.asarray(sizes, np.int64), copies))
     batch_size = min(batch_size, len(sizes))
@@ -49,7 +54,9 @@ def plan_shapes(
         if share >= USEFUL_SHARE_WANTED:
             break
     assert best is not None
-    return _with_edges(best[1], sizes, batch_size, num_devices) if edges else best[1]
+    if not edges:
+        return best[1]
+    return _with_edges(best[1], sizes, batch_size, num_devices=num_devices)
 
 
 def _plan_for_tokens(
@@ -65,7 +72,7 @@ def _plan_for_tokens(
     draws = _draw_batches(sizes, batch_size, copies)
     slots = _choose_slots(draws[:8], tokens)
     rows = np.array([num_rows(draw, tokens, slots) for draw in draws])
-    # A little above the largest seen, since a run draws more batches than these; exact where all
+    # A little above the largest simulated batch, since a run draws more batches; exact where all
     # batches are alike.
     largest = int(np.ceil(rows.max() + 0.5 * rows.std()))
     # The worst batch: all the largest crystals, or so many small ones that slots run out first.
@@ -91,21 +98,21 @@ def _draw_batches(sizes: np.ndarray, batch_size: int, copies: int = 1) -> list[n
 
 
 def _with_edges(
-    shapes: Sequence[RowShape], sizes: np.ndarray, batch_size: int, num_devices: int
+    shapes: Sequence[RowShape], sizes: np.ndarray, batch_size: int, *, num_devices: int
 ) -> tuple[RowShape, ...]:
-    """Add room for the pairs of atoms: what batches of that many rows hold, a tenth to spare; all
-    of them in the last shape.
+    """Add room for the pairs of atoms: the pairs of simulated batches and a tenth; in the last
+    shape, those of the worst batch.
     """
     draws = _draw_batches(sizes, batch_size)
     placed = [(assign(draw, shapes).shape.rows, int((draw**2).sum())) for draw in draws]
-    out, room = [], 0
+    enlarged, room = [], 0
     for shape in shapes:
         room = max([room, *(int(1.1 * pairs) for rows, pairs in placed if rows <= shape.rows)])
         if shape is shapes[-1]:
             room = max(room, int((sizes[-batch_size:] ** 2).sum()))
         quantum = 256 * num_devices
-        out.append(shape._replace(edges=quantum * max(1, -(-room // quantum))))
-    return tuple(out)
+        enlarged.append(shape._replace(edges=quantum * max(1, -(-room // quantum))))
+    return tuple(enlarged)
 
 
 def _choose_levels(rows: np.ndarray, largest: int, count: int) -> np.ndarray:
@@ -126,9 +133,9 @@ def _choose_levels(rows: np.ndarray, largest: int, count: int) -> np.ndarray:
 def _choose_slots(draws: Sequence[np.ndarray], tokens: int) -> int:
     """Return the number of slots that makes a batch cheapest.
 
-    Few slots leave tokens unused, many leave slots unused, and adaLN is computed for every slot: a
-    slot counts as a quarter of a token, between its cost in the diffusion transformer (half) and in
-    the VAE (nothing).
+    Few slots leave tokens unused; many leave slots unused, for which adaLN is computed all the
+    same. A slot costs half a token in the diffusion transformer and nothing in the VAE: counted as
+    a quarter.
     """
 
     def cost(slots: int) -> float:

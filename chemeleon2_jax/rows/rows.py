@@ -1,7 +1,6 @@
-"""A batch of crystals in rows, and what models do with it: spreading, pooling, masks, keys.
+"""A batch of crystals in rows, and operations on it: spreading, pooling, masks, random keys.
 
-Letters: R rows, T tokens in a row, S slots (crystals) in a row. `packing` decides which crystal
-goes where.
+Letters: R rows, T tokens in a row, S slots (crystals) in a row. `packing` places the crystals.
 """
 
 from __future__ import annotations
@@ -30,11 +29,10 @@ class Rows:
             empty.
         is_crystal: (R, S) bool.
         targets: name -> (R, S) float32.
-        conditions: name -> (R, S, width) float32, what a crystal is asked to be; NaN is the null
-            condition.
-        features: name -> (R, T, width) float32, what is known of an atom beside its crystal.
-        edges: empty, or for graph encoders `senders` and `receivers` (E,) int32, tokens r * T + t
-            of all ordered pairs within crystals, and `is_edge` (E,) bool.
+        conditions: name -> (R, S, width) float32, encoded conditions; NaN is the null condition.
+        features: name -> (R, T, width) float32, further features of atoms, such as latents.
+        edges: for graph encoders, `senders` and `receivers` (E,) int32, tokens r * T + t of all
+            ordered pairs within crystals, and `is_edge` (E,) bool; {} for others.
     """
 
     atom_types: Any
@@ -87,33 +85,33 @@ def attention_bias(rows: Rows) -> jax.Array:
     """Return (R, T, T) float32: 0 where a query (second axis) may see a key (third axis), else
     -1e9.
 
-    A query sees the atoms of its own crystal. The dummy slot has none; its queries see everything
-    equally: finite, unused.
+    A query sees the atoms of its own crystal. Queries of the dummy slot, which has none, see all
+    keys equally: finite and unused.
     """
     same = rows.slot[:, :, None] == rows.slot[:, None, :]
     return jnp.where(same & rows.is_atom[:, None, :], 0.0, -1e9).astype(jnp.float32)
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """Return sum(values * weights) / sum(weights) over everything: over all devices under jit."""
+    """Return sum(values * weights) / sum(weights) over all axes; under jit, over all devices."""
     weights = weights.astype(jnp.float32)
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
-# --- random numbers that do not see the packing ---------------------------------------------------
+# --- random numbers that do not depend on the packing ---------------------------------------------
 
 
 def crystal_keys(key: jax.Array, rows: Rows) -> jax.Array:
-    """Return (R, S) keys, one a crystal: fold_in(key, crystal_id)."""
+    """Return (R, S) keys, one per crystal: fold_in(key, crystal_id)."""
     fold = jax.vmap(jax.vmap(lambda i: jax.random.fold_in(key, i)))
     return fold(rows.crystal_id)
 
 
 def atom_keys(key: jax.Array, rows: Rows) -> jax.Array:
-    """Return (R, T) keys, one an atom: fold_in(fold_in(key, crystal_id), position).
+    """Return (R, T) keys, one per atom: fold_in(fold_in(key, crystal_id), position).
 
-    Padding tokens of padded rows belong to a crystal and share its last position; they go by their
-    place in the row, so that no two draw the same.
+    Padding tokens of padded rows belong to a crystal and share its last position; their place in
+    the row stands for it, so that no two draw the same.
     """
     ids = jnp.take_along_axis(rows.crystal_id, rows.slot, axis=1)
 
@@ -125,8 +123,6 @@ def atom_keys(key: jax.Array, rows: Rows) -> jax.Array:
 
 
 def atom_normal(key: jax.Array, rows: Rows, width: int) -> jax.Array:
-    """Return (R, T, width) standard normal numbers that depend on the key, the crystal and the atom
-    alone.
-    """
+    """Return (R, T, width) standard normal numbers; each depends on key, crystal and atom alone."""
     draw = jax.vmap(jax.vmap(lambda k: jax.random.normal(k, (width,))))
     return draw(atom_keys(key, rows))

@@ -1,4 +1,4 @@
-"""A thread that does one thing after another, beside the one that asks for it."""
+"""A background thread that runs tasks one after another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Background:
-    """A thread that nobody waits for in the end, unlike those of `concurrent.futures`."""
+    """A daemon thread: unlike those of `concurrent.futures`, it does not delay the exit."""
 
     def __init__(self) -> None:
         self._tasks: queue.Queue[tuple[Future[Any], Callable[[], Any]] | None] = queue.Queue()
@@ -19,18 +19,18 @@ class Background:
         self._thread.start()
 
     def submit(self, task: Callable[[], Any]) -> Future[Any]:
-        """Have a task done after those before it; what it raises is raised by the result."""
+        """Queue a task; the future returns its result or raises its exception."""
         future: Future[Any] = Future()
         self._tasks.put((future, task))
         return future
 
     def stop(self) -> None:
-        """End after what is being done; what was not begun is not done."""
+        """End after the running task; queued tasks are dropped."""
         self._is_stopped = True
         self._tasks.put(None)
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for its end; return whether it came."""
+        """Wait at most `timeout_s` seconds for the end; return whether the thread has ended."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -39,6 +39,6 @@ class Background:
             future, task = entry
             try:
                 future.set_result(task())
-            # Whatever it is, it belongs to the one who waits for the result.
+            # Any exception belongs to whoever waits for the result.
             except BaseException as error:
                 future.set_exception(error)

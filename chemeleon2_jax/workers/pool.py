@@ -1,4 +1,4 @@
-"""The pool of worker processes that the rest of the package uses."""
+"""The pool of worker processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chemeleon2_jax.workers.process import IN_WORKER, call_with_limit
 from chemeleon2_jax.workers.schedule import Outcome, Run, Worker, WorkerError
 
 MAX_DEFAULT_WORKERS = 16
-"""More of them pay on large jobs alone, and each takes memory and a second or two to start."""
+"""More pay off on large jobs only; each takes memory, and a second or two to start."""
 
 
 def available_cpus() -> int:
@@ -23,7 +23,7 @@ def available_cpus() -> int:
 
 
 def default_workers() -> int:
-    """Return the number of workers where none is given: one for each CPU, up to 16."""
+    """Return the default number of workers: one per CPU, at most 16."""
     return min(available_cpus(), MAX_DEFAULT_WORKERS)
 
 
@@ -34,20 +34,20 @@ def _stop_all(workers: list[Worker]) -> None:
 
 
 class WorkerPool:
-    """Worker processes that are started when first needed and kept for every later map.
+    """Worker processes, started when first needed and kept for later maps.
 
-    Starting costs a second or two where the function needs pymatgen, so one pool should serve a
-    whole run. Use it as a context manager, or call :meth:`close`; workers also end by themselves
-    when their parent does, however it ends.
+    A start takes a second or two if the function needs pymatgen: use one pool for a whole run. Use
+    it as a context manager, or call :meth:`close`; workers also end with their parent process,
+    however that ends.
     """
 
     def __init__(self, num_workers: int | None = None) -> None:
         """Describe the pool; nothing is started yet.
 
         Args:
-            num_workers: the most processes; None is one for each CPU, up to 16. A map with fewer
-                chunks starts fewer. 0 works in this process (where a time limit is only an alarm,
-                heard in the main thread alone).
+            num_workers: most processes; None is one per CPU, at most 16. A map with fewer chunks
+                starts fewer. 0 works in this process, where a time limit is an alarm alone, and
+                acts in the main thread alone.
 
         Raises:
             ValueError: a negative number of workers.
@@ -72,7 +72,7 @@ class WorkerPool:
         _stop_all(self._workers)
 
     def cancel(self) -> None:
-        """End a map that runs in another thread: it raises WorkerError there. Later maps work."""
+        """End a map that runs in another thread, which raises WorkerError. Later maps work."""
         run = self._run
         if run is not None:
             run.cancel()
@@ -89,13 +89,13 @@ class WorkerPool:
         """Call ``fn`` on every item and return the outcomes in the order of the items.
 
         Args:
-            fn: module-level function of one argument. What it raises becomes an outcome.
-            items: what to call it on; items and results travel as pickles.
-            timeout_s: limit for one item in seconds of its own running time, without start-up of
-                the worker and waiting in the queue; None is no limit.
+            fn: module-level function of one argument. Its exceptions become outcomes.
+            items: its arguments; items and results are pickled.
+            timeout_s: limit for one item in seconds of its own running time, without the start of
+                the worker and the wait in the queue; None is no limit.
             chunk_size: items sent to a worker at once; more is faster for items of milliseconds.
-            on_done: called in this process with the number of items that have just been finished
-                (a progress bar's ``update``).
+            on_done: called in this process with the number of items just finished (a progress
+                bar's ``update``).
 
         Raises:
             WorkerError: the workers do not start or cannot load ``fn``.

@@ -1,4 +1,4 @@
-"""The inside of a worker process; standard library only, so that workers start fast.
+"""Code of a worker process; imports the standard library alone, so that workers start fast.
 
 Messages to a worker:   ("function", bytes), ("items", [(index, bytes), ...])
 Messages from a worker: ("ready",), ("broken", text), ("done", index, bytes, error or None)
@@ -22,24 +22,24 @@ from types import FrameType
 from typing import Any
 
 IN_WORKER = "CHEMELEON2_JAX_IN_WORKER"
-"""Environment variable that is set in workers."""
+"""Environment variable, set in workers."""
 
 _ORPHAN_POLL_S = 1.0
 
 MainModule = dict[str, str]
-"""Where the parent's main module is: {"name": ...}, {"file": ...} or {} (a notebook, a prompt)."""
+"""The parent's main module: {"name": ...}, {"file": ...} or {} (a notebook, a prompt)."""
 
 
 class _Alarm(BaseException):
-    """The time limit of an item; no ``except Exception`` of the called function stops it."""
+    """The time limit of an item; ``except Exception`` in the called function does not catch it."""
 
 
 def call_with_limit(
     function: Callable[[Any], Any], item: Any, timeout_s: float | None
 ) -> tuple[Any, str | None]:
-    """Call ``function(item)`` and return (value, None) or (None, what went wrong).
+    """Call ``function(item)`` and return (value, None) or (None, error text).
 
-    The limit needs the main thread (signals reach no other); elsewhere there is none.
+    The limit acts in the main thread alone, which signals reach.
     """
     if timeout_s is None or threading.current_thread() is not threading.main_thread():
         return _call(function, item)
@@ -68,18 +68,18 @@ def _call(function: Callable[[Any], Any], item: Any) -> tuple[Any, str | None]:
 
 
 def error_text(error: BaseException) -> str:
-    """One line for an exception: its type and message."""
+    """Return type and message of an exception in one line."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def timeout_text(timeout_s: float) -> str:
-    """The error of an item that took longer than its limit."""
+    """Error of an item that exceeded its limit."""
     return f"timeout after {timeout_s:g} s"
 
 
 class _Unpickler(pickle.Unpickler):
-    """Finds what the parent defined in its main script, which it sends as ``__main__``."""
+    """Finds definitions of the parent's main script, which are pickled as ``__main__``."""
 
     def __init__(self, payload: bytes, main: MainModule) -> None:
         super().__init__(io.BytesIO(payload))
@@ -117,15 +117,15 @@ def _import_main(main: MainModule) -> str:
 
 
 def serve(fd: int, parent_pid: int, main: MainModule) -> None:
-    """Work until the parent closes the pipe or is gone.
+    """Work until the parent closes the pipe or ends.
 
     Args:
         fd: this end of the pipe.
-        parent_pid: process to watch: a worker does not outlive it.
+        parent_pid: the worker ends with this process.
         main: the parent's main module.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    warnings.simplefilter("ignore")  # they would tear the parent's progress bar
+    warnings.simplefilter("ignore")  # they would break the parent's progress bar
     threading.Thread(target=_exit_with_parent, args=(parent_pid,), daemon=True).start()
     connection = Connection(fd)
     try:
@@ -173,7 +173,7 @@ def _no_function(item: Any) -> Any:
 
 
 def _limit_cpu_time(timeout_s: float | None) -> None:
-    """Have the system end a worker that is stuck in C code when its parent is no longer there."""
+    """Have the system end a worker that is stuck in C code after its parent has ended."""
     limit_s = 0.0 if timeout_s is None else 60.0 + 2.0 * timeout_s  # 0 is no limit
     signal.setitimer(signal.ITIMER_PROF, limit_s)
 

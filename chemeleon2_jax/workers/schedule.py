@@ -1,4 +1,4 @@
-"""The parent's side of one map over worker processes: who works on what, and since when."""
+"""The parent's side of a map over worker processes: assignment of items, time limits, results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 from chemeleon2_jax.workers.process import IN_WORKER, MainModule, error_text, timeout_text
 
 GRACE_S = 2.0
-"""Seconds from the alarm inside a worker to the moment when the worker is killed."""
+"""Seconds between the alarm inside a worker and its end by force."""
 
 _MAX_FAILED_STARTS = 3
 
@@ -39,15 +39,15 @@ _BOOTSTRAP = (
 
 
 class WorkerError(RuntimeError):
-    """The workers cannot run at all: they do not start, or cannot load the function."""
+    """Workers cannot run at all: they do not start, or cannot load the function."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one item.
+    """Result of one item.
 
     Attributes:
-        value: what the function returned; None where it failed.
+        value: return value of the function; None if it failed.
         error: None, "timeout after 3 s", "ValueError: ...", or "worker died (signal 11)".
     """
 
@@ -57,13 +57,13 @@ class Outcome:
 
 @dataclass(eq=False)
 class Worker:
-    """A worker process as its parent sees it."""
+    """The parent's view of a worker process."""
 
     process: subprocess.Popen[bytes]
     connection: Connection
     items: deque[int] = field(default_factory=deque)  # in flight; the first one is running
-    has_function: bool = False  # has been sent the function of the map that runs
-    is_ready: bool = False  # has loaded it, so that the clock runs
+    has_function: bool = False  # was sent the function of the running map
+    is_ready: bool = False  # has loaded it: the time limit counts from here
     item_start: float = 0.0
 
     def send(self, kind: str, content: Any) -> None:
@@ -71,13 +71,13 @@ class Worker:
         self.connection.send_bytes(pickle.dumps((kind, content)))
 
     def kill(self) -> int:
-        """Kill the process if it lives, and return its exit status (negative: a signal)."""
+        """Kill the process, if it is alive, and return its exit status (negative: a signal)."""
         self.connection.close()
         self.process.kill()
         return self.process.wait()
 
-    def last_words(self) -> str:
-        """Say how a worker ended that has closed its pipe."""
+    def wait_for_end(self) -> str:
+        """Return how a worker ended that has closed its pipe."""
         try:
             status = self.process.wait(timeout=1.0)
         except subprocess.TimeoutExpired:
@@ -117,7 +117,7 @@ def _main_module() -> MainModule:
 
 
 class Run:
-    """One map: what is still to do, who works on what since when, and what has come back."""
+    """One map: chunks to do, items of each worker, and outcomes."""
 
     def __init__(
         self,
@@ -142,10 +142,10 @@ class Run:
         self._is_cancelled = False
 
     def cancel(self) -> None:
-        """Have `collect`, in another thread, end with an error; what is being worked on is lost."""
+        """End `collect`, which runs in another thread, with an error; running items are lost."""
         self._is_cancelled = True
         for worker in list(self._workers):
-            worker.process.kill()  # its end wakes the other thread
+            worker.process.kill()  # its closed pipe wakes the other thread
 
     def collect(self, num_workers: int) -> list[Outcome]:
         """Work until every item has an outcome, with at most ``num_workers`` processes.
@@ -155,7 +155,7 @@ class Run:
         """
         for worker in list(self._workers):
             worker.has_function = worker.is_ready = False
-            if worker.process.poll() is not None:  # killed by something else since the last map
+            if worker.process.poll() is not None:  # ended from outside since the last map
                 worker.kill()
                 self._workers.remove(worker)
         while len(self._outcomes) < len(self._items):
@@ -163,7 +163,7 @@ class Run:
                 raise WorkerError(f"the calls of {self._function_name} were cancelled")
             self._assign(num_workers)
             busy = [worker for worker in self._workers if worker.items]
-            answering = wait([worker.connection for worker in busy], self._patience())
+            answering = wait([worker.connection for worker in busy], self._seconds_to_deadline())
             for worker in busy:
                 if worker.connection in answering:
                     self._receive(worker)
@@ -171,22 +171,22 @@ class Run:
         return [self._outcomes[index] for index in range(len(self._items))]
 
     def _assign(self, num_workers: int) -> None:
-        """Give a chunk to every worker that has none, starting workers where there are too few."""
+        """Give a chunk to every idle worker, and start workers while there are too few."""
         for worker in list(self._workers):
             if self._chunks and not worker.items:
-                self._give(worker)
+                self._send_chunk(worker)
         while self._chunks and len(self._workers) < num_workers:
             worker = _start_worker()
             self._workers.append(worker)
-            self._give(worker)
+            self._send_chunk(worker)
 
-    def _give(self, worker: Worker) -> None:
+    def _send_chunk(self, worker: Worker) -> None:
         chunk = self._chunks.popleft()
         payloads = []
         for index in list(chunk):
             try:
                 payloads.append((index, pickle.dumps(self._items[index])))
-            except Exception as error:  # whatever the item's own class raises
+            except Exception as error:  # anything that the item's own class raises
                 chunk.remove(index)
                 self._finish(index, None, f"item cannot be pickled: {error_text(error)}")
         worker.items = chunk
@@ -197,10 +197,10 @@ class Run:
             worker.item_start = time.monotonic()
             worker.send("items", payloads)
         except OSError:
-            self._bury(worker, is_at_work=False)
+            self._remove_dead(worker, is_at_work=False)
 
     def _receive(self, worker: Worker) -> None:
-        """Take in all that a worker has sent, so that its clock is right."""
+        """Read all messages of a worker, so that its time limit counts from the last one."""
         try:
             while worker.connection.poll():
                 kind, *content = pickle.loads(worker.connection.recv_bytes())
@@ -217,30 +217,30 @@ class Run:
                     worker.items.remove(index)
                     self._finish(index, payload, error)
         except (EOFError, OSError):
-            self._bury(worker, is_at_work=worker.is_ready)
+            self._remove_dead(worker, is_at_work=worker.is_ready)
 
     def _finish(self, index: int, payload: bytes | None, error: str | None) -> None:
         value = None
         if payload is not None:
             try:
                 value = pickle.loads(payload)
-            except Exception as failure:  # whatever the value's own class raises
+            except Exception as failure:  # anything that the value's own class raises
                 error = f"result cannot be unpickled: {error_text(failure)}"
         self._outcomes[index] = Outcome(value, error)
         if self._on_done is not None:
             self._on_done(1)
 
-    def _bury(self, worker: Worker, *, is_at_work: bool) -> None:
-        """Take a dead worker out; the item it was at is lost, the others go to the next one."""
+    def _remove_dead(self, worker: Worker, *, is_at_work: bool) -> None:
+        """Remove a dead worker; its running item fails, its other items go to the next worker."""
         self._workers.remove(worker)
-        words = worker.last_words()
+        status = worker.wait_for_end()
         if is_at_work and worker.items:
-            self._finish(worker.items.popleft(), None, f"worker died ({words})")
+            self._finish(worker.items.popleft(), None, f"worker died ({status})")
         elif not worker.is_ready:
             self._failed_starts += 1
             if self._failed_starts == _MAX_FAILED_STARTS:
                 raise WorkerError(
-                    f"worker processes end before they can run {self._function_name} ({words}); "
+                    f"worker processes end before they can run {self._function_name} ({status}); "
                     "their messages are on stderr"
                 )
         if worker.items:
@@ -251,7 +251,7 @@ class Run:
             return math.inf
         return worker.item_start + self._timeout_s + GRACE_S
 
-    def _patience(self) -> float | None:
+    def _seconds_to_deadline(self) -> float | None:
         """Seconds until the next deadline; None where there is none."""
         deadline = min(map(self._deadline, self._workers), default=math.inf)
         return None if deadline == math.inf else max(0.0, deadline - time.monotonic())

@@ -159,7 +159,7 @@ def test_sizes_survive_json():
         (("mlp.fc3",), "LoRA target 'mlp.fc3' names no linear layer; there are blocks.0.attention"),
         (("attention.out", "c1"), "LoRA target 'c1' names no linear layer"),
         (("blocks.0",), "LoRA target 'blocks.0' names no linear layer"),
-        ((), "wants a rank of at least 1 and targets"),
+        ((), "needs a rank of at least 1 and targets"),
     ],
 )
 def test_targets_that_are_none(targets, message):

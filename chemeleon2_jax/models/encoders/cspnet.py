@@ -21,7 +21,7 @@ def pair_graph(rows: Rows) -> jraph.GraphsTuple:
     """Return the graph of all ordered pairs within crystals: node r * T + t, edge features (E, 9 +
     3) of cell and offset.
 
-    Padded edges lead from node 0 to itself; `rows.edges["is_edge"]` tells them.
+    Padded edges lead from node 0 to itself; `rows.edges["is_edge"]` is False there.
 
     Raises:
         ValueError: the rows were built without edges.
@@ -32,7 +32,7 @@ def pair_graph(rows: Rows) -> jraph.GraphsTuple:
     slots = rows.is_crystal.shape[1]
     senders, receivers = rows.edges["senders"], rows.edges["receivers"]
     frac = rows.frac_coords.reshape(-1, 3)
-    # lattice @ lattice.T, invariant to rotations, of the crystal that an edge belongs to
+    # lattice @ lattice.T of an edge's crystal: invariant to rotations
     gram = jnp.einsum("rsij,rskj->rsik", rows.lattices, rows.lattices).reshape(-1, 9)
     crystal = (jnp.arange(num_rows)[:, None] * slots + rows.slot).reshape(-1)
     offset = (frac[receivers] - frac[senders]) % 1.0
@@ -76,7 +76,7 @@ class CSPLayer(nnx.Module):
         Args:
             h: (N, D).
             graph: with edge features (E, 9 + 6 F).
-            weights: (E, 1), 0 on padded edges, and (N, 1), one over the number of edges of a node.
+            weights: (E, 1), 0 on padded edges, and (N, 1), 1 / number of edges of a node.
 
         Returns:
             (N, D).
@@ -84,15 +84,15 @@ class CSPLayer(nnx.Module):
         edge_weight, node_weight = weights
         d = self.width
         x = h if self.norm is None else self.norm(h)
-        # The first edge layer is linear in (h_i, h_j, edge): its atom parts are computed once an
-        # atom, not once an edge.
+        # The first edge layer is linear in (h_i, h_j, edge): its terms of atoms are computed once
+        # per atom, not once per edge.
         kernel = self.edge1.kernel[...].astype(x.dtype)
-        as_sender, as_receiver = x @ kernel[:d], x @ kernel[d : 2 * d]
+        from_sender, from_receiver = x @ kernel[:d], x @ kernel[d : 2 * d]
         assert self.edge1.bias is not None
         # In float32: bfloat16 would round offsets, and metric tensors of hundreds of angstrom^2.
-        of_edge = graph.edges @ self.edge1.kernel[...][2 * d :] + self.edge1.bias[...]
-        edges = of_edge.astype(x.dtype)
-        edges = edges + as_sender[graph.senders] + as_receiver[graph.receivers]
+        from_edge = graph.edges @ self.edge1.kernel[...][2 * d :] + self.edge1.bias[...]
+        edges = from_edge.astype(x.dtype)
+        edges = edges + from_sender[graph.senders] + from_receiver[graph.receivers]
         edges = jax.nn.silu(self.edge2(jax.nn.silu(edges)))
         total = jraph.segment_sum(edges * edge_weight, graph.senders, h.shape[0])
         inputs = jnp.concatenate([x, total * node_weight], -1)

@@ -4,12 +4,12 @@ A new encoder is a file `<name>.py` in this folder and a class of sizes here, li
 The file has a class `Encoder`, an nnx.Module:
 
     Encoder(sizes, *, rngs, dtype)      float32 parameters, computed in `dtype`
-    encoder(rows) -> (R * T, d_model)   features of all tokens; padding may hold anything finite
-    encoder.atom_types                  (NUM_ATOM_CLASSES, width) embedding of the elements, which
-                                        rewards compare compositions by
+    encoder(rows) -> (R * T, d_model)   features of all tokens, finite on padding too
+    encoder.atom_types                  (NUM_ATOM_CLASSES, width), an embedding of the elements, by
+                                        which rewards compare compositions
 
-Names of options are shared: the block `vae_module.encoder` of a config, and of a checkpoint, holds
-those of all encoders, so that an option means the same and has the same default in all of them.
+The block `vae_module.encoder` of a config, and that of a checkpoint, holds the options of all
+encoders. An option that two of them share has one meaning and one default.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class EncoderSizes:
     """Options of an encoder: numbers, flags and texts; whole numbers are 1 or more.
 
     Attributes:
-        name: of the encoder, and of its file.
-        needs_edges: whether its rows need the pairs of atoms (`Rows.edges`).
+        name: of the encoder and of its file.
+        needs_edges: whether it needs the pairs of atoms, `Rows.edges`.
         d_model: width of the per-atom features that it returns.
-        num_layers: number of its layers.
+        num_layers: layers of the network.
     """
 
     name: ClassVar[str]
@@ -42,8 +42,8 @@ class EncoderSizes:
         return module.Encoder(self, rngs=rngs, dtype=dtype)
 
     def to_block(self) -> dict[str, Any]:
-        """Return name and options as a config and a checkpoint hold them; options of other encoders
-        have their defaults.
+        """Return the block of a config or checkpoint: the name, own options, and those of other
+        encoders with their defaults.
         """
         return {"name": self.name, **default_options(), **asdict(self)}
 
