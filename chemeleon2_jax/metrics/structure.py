@@ -47,46 +47,38 @@ class Check:
         return float(self.passed.mean()) if len(self.passed) else 0.0
 
 
-def validity_check(
-    structures: Iterable[Any],
-    *,
-    min_distance: float = MIN_DISTANCE,
-    min_volume_per_atom: float = MIN_VOLUME_PER_ATOM,
-) -> Check:
-    """Check that all distances and the volume per atom are above a minimum.
+def validity_check(structures: Iterable[Any]) -> Check:
+    """Check that atoms are more than 0.5 angstrom apart, with more than 0.1 cubic angstrom each.
 
     A weak test: many crystals with random coordinates pass; see :func:`covalent_check`.
 
     Args:
         structures: pymatgen structures, (atom_types, frac_coords, lattice) triples, or their
             :class:`Geometry`; None (not built) fails.
-        min_distance: angstrom.
-        min_volume_per_atom: cubic angstrom.
     """
 
     def judge(geometry: Geometry) -> str | None:
-        if geometry.volume_per_atom <= min_volume_per_atom:
+        if geometry.volume_per_atom <= MIN_VOLUME_PER_ATOM:
             return f"volume {geometry.volume_per_atom:.3g} cubic angstrom an atom"
-        if geometry.min_distance <= min_distance:
+        if geometry.min_distance <= MIN_DISTANCE:
             return f"atoms {geometry.min_distance:.3g} angstrom apart"
         return None
 
     return _check(structures, judge)
 
 
-def covalent_check(structures: Iterable[Any], *, factor: float = COVALENT_FACTOR) -> Check:
-    """Check that all pairs of atoms are farther apart than ``factor`` times the sum of their radii.
+def covalent_check(structures: Iterable[Any]) -> Check:
+    """Check that all pairs of atoms are farther apart than 0.7 times the sum of their radii.
 
     The radii are Cordero's covalent radii. Most real crystals pass, and few of the same cells with
     random coordinates.
 
     Args:
         structures: as for :func:`validity_check`.
-        factor: share of the sum of covalent radii.
     """
 
     def judge(geometry: Geometry) -> str | None:
-        if geometry.min_covalent_ratio > factor:
+        if geometry.min_covalent_ratio > COVALENT_FACTOR:
             return None
         return f"atoms {geometry.min_covalent_ratio:.3f} of the sum of covalent radii apart"
 
