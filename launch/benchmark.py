@@ -1,4 +1,4 @@
-r"""Measure training steps and sampling at the real model sizes, packed against padded in one run.
+r"""Measure training steps and sampling at the published sizes, packed and padded, in one run.
 
     python launch/benchmark.py
     python launch/benchmark.py --data_dir=<folder with train.csv and val.csv> --batch_size=256 \
@@ -6,9 +6,8 @@ r"""Measure training steps and sampling at the real model sizes, packed against 
     python launch/benchmark.py --parts=vae,ldm --precision=bf16
     python launch/benchmark.py --parts=rl --num_samples=16     # an update of a rollout
 
-Prints a table and, with --json, writes the numbers. Useful FLOP are those of the matmuls on atoms
-and crystals that are there; their share is taken of the rate of a large matmul measured in the same
-run, in the same precision.
+Prints a table and, with --json, writes the numbers. Useful FLOP are those of matmuls on atoms and
+crystals, without padding, as a share of the rate of a large matmul in the same run and precision.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import nnx
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.augment import Augmentation, augment
 from chemeleon2_jax.data.datasets import load_split
 from chemeleon2_jax.data.loader import Loader
@@ -45,6 +47,7 @@ from chemeleon2_jax.models.vae import VAE
 from chemeleon2_jax.pretrained.loading import LDMParts, VAEParts
 from chemeleon2_jax.rl.update import Chunk, Objective
 from chemeleon2_jax.rows.layout import Layout
+from chemeleon2_jax.rows.rows import Rows
 from chemeleon2_jax.runs import command_line as cli
 from chemeleon2_jax.stages.ldm import ldm_terms
 from chemeleon2_jax.stages.rl.programs import Settings, make_programs
@@ -53,6 +56,9 @@ from chemeleon2_jax.training.config import PRECISIONS, FitConfig
 from chemeleon2_jax.training.parallel import make_mesh, replicate, shard_batch
 from chemeleon2_jax.training.state import init_state
 from chemeleon2_jax.training.step import Updater, make_train_step
+
+CRYSTAL_LAYERS = frozenset(("modulation", "final_modulation", "t_embedder", "lattices"))
+"""Layers that work on each crystal, not on each atom."""
 
 PARTS, LAYOUTS = ("vae", "ldm", "sample", "rl"), ("packed", "padded")
 
@@ -63,23 +69,23 @@ flags.DEFINE_integer("batch_size", 256, "Crystals in a training step.", lower_bo
 flags.DEFINE_integer("num_samples", 64, "Crystals to sample.", lower_bound=1)
 flags.DEFINE_integer("steps", 50, "DDIM steps of sampling.", lower_bound=1)
 flags.DEFINE_integer("repeats", 3, "Timed steps, after one that compiles.", lower_bound=1)
-flags.DEFINE_list("parts", ["vae", "ldm", "sample"], f"What to measure of {', '.join(PARTS)}.")
-flags.DEFINE_list("layouts", list(LAYOUTS), "Row layouts to compare.")
+flags.DEFINE_list("parts", ["vae", "ldm", "sample"], f"Parts to measure: {', '.join(PARTS)}.")
+flags.DEFINE_list("layouts", list(LAYOUTS), "Result layouts to compare.")
 flags.DEFINE_enum("size", "B", list(NAMED_SIZES), "Size of the DiT.")
 flags.DEFINE_enum("precision", "f32", list(PRECISIONS), "Precision of the models.")
 flags.DEFINE_string("json", "", "File to write the numbers to.")
 for name, known in (("parts", PARTS), ("layouts", LAYOUTS)):
     flags.register_validator(
         name,
-        lambda given, known=known: bool(given) and set(given) <= set(known),
+        lambda names, known=known: bool(names) and set(names) <= set(known),
         message=f"give one or more of {','.join(known)}",
     )
 
-Row = dict[str, Any]
+Result = dict[str, Any]
 
 
 def matmul_rate(dtype: Any, size: int = 2048) -> float:
-    """FLOP/s of a square matmul, the best of several."""
+    """Return the FLOP/s of a square matmul, the best of several."""
     x = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a, b: a @ b)
     jax.block_until_ready(product(x, x))
@@ -92,37 +98,43 @@ def matmul_rate(dtype: Any, size: int = 2048) -> float:
 
 
 def kernel_parameters(params: Any, *, per_crystal: bool) -> int:
-    """Parameters of linear layers that work on each atom, or (adaLN, time) on each crystal."""
+    """Count the parameters of linear layers per atom, or per crystal (adaLN, time)."""
     total = 0
     for path, leaf in nnx.to_flat_state(params):
         names = [str(p) for p in path]
-        of_crystal = any(
-            n in ("modulation", "final_modulation", "t_embedder", "lattices") for n in names
-        )
+        of_crystal = not CRYSTAL_LAYERS.isdisjoint(names)
         if names[-1] == "kernel" and of_crystal == per_crystal:
             total += int(np.prod(leaf.shape))
     return total
 
 
 def linear_flop(params: Any, num_atoms: int, num_crystals: int) -> float:
-    """FLOP of one forward pass through the linear layers."""
+    """Return the FLOP of one forward pass through the linear layers."""
     atoms = kernel_parameters(params, per_crystal=False) * num_atoms
     return 2.0 * (atoms + kernel_parameters(params, per_crystal=True) * num_crystals)
 
 
 def attention_flop(sizes: np.ndarray, width: int, depth: int) -> float:
-    """FLOP of one forward pass of attention within crystals: scores and weighted sum."""
+    """Return the FLOP of attention within crystals in one forward pass: scores, weighted sum."""
     return 4.0 * width * depth * float((sizes.astype(np.int64) ** 2).sum())
 
 
-def time_training(
-    loss_fn: Callable[..., Any], params: Any, frozen: Any, batches: list[Any], mesh: Any
-) -> Row:
-    """Compile and time steps over the given batches (rows on the host), which share one shape."""
+@dataclass(frozen=True)
+class TrainingCase:
+    """A training step to time: loss function, its parameters and frozen ones, useful FLOP."""
+
+    loss_fn: Callable[..., Any]
+    params: Any
+    frozen: Any
+    flop: float
+
+
+def time_training(case: TrainingCase, batches: list[Rows], mesh: Mesh) -> Result:
+    """Compile and time steps over batches (rows on the host) of one shape."""
     updater = Updater.from_config(FitConfig(gradient_clip_val=1.0), total_steps=1000)
-    state = init_state(params, updater.tx, seed=0, ema=False, mesh=mesh)
-    frozen = replicate(frozen, mesh)
-    step = make_train_step(loss_fn, updater, mesh=mesh)
+    state = init_state(case.params, updater.tx, seed=0, ema=False, mesh=mesh)
+    frozen = replicate(case.frozen, mesh)
+    step = make_train_step(case.loss_fn, updater, mesh=mesh)
     on_device = [shard_batch(rows, mesh) for rows in batches]
     start = time.perf_counter()
     compiled = step.lower(state, frozen, on_device[0]).compile()
@@ -141,35 +153,35 @@ def time_training(
 
 
 def program_memory(compiled: Any) -> float:
-    """Peak memory of a compiled program on a device in GB: arguments, results that are not in their
-    place, temporaries.
+    """Return the peak memory of a compiled program on a device in GB: arguments, results that do
+    not alias them, and temporaries.
     """
     m = compiled.memory_analysis()
     extra = m.output_size_in_bytes - m.alias_size_in_bytes
     return (m.argument_size_in_bytes + extra + m.temp_size_in_bytes) / 1e9
 
 
-def main() -> int:
-    """Measure what the flags ask for."""
-    dtype, mesh = jnp.dtype(PRECISIONS[FLAGS.precision]), make_mesh()
-    crystals = load_split(FLAGS.data_name, "train", data_dir=FLAGS.data_dir).crystals
+def build_model(size_table: np.ndarray, dtype: Any) -> LDMParts:
+    """Return a latent diffusion model of the published sizes with new parameters."""
     vae_sizes = VAESizes()
     depth, hidden, heads = NAMED_SIZES[FLAGS.size]
     dit_sizes = DiTSizes(hidden_size=hidden, depth=depth, num_heads=heads)
     vae_graph, vae_params = nnx.split(VAE(vae_sizes, rngs=nnx.Rngs(0), dtype=dtype), nnx.Param)
     dit_graph, dit_params = nnx.split(DiT(dit_sizes, rngs=nnx.Rngs(0), dtype=dtype), nnx.Param)
-    vae = VAEParts(vae_sizes, vae_graph, vae_params)
-    ldm = LDMParts(
+    return LDMParts(
         dit_sizes,
         dit_graph,
         dit_params,
         diffusion=DiffusionConfig(),
-        vae=vae,
+        vae=VAEParts(vae_sizes, vae_graph, vae_params),
         latent_std=1.0,
-        size_table=np.bincount(crystals.num_atoms),
+        size_table=size_table,
     )
-    schedule = Schedule.of(ldm.diffusion)
-    weights = LossWeights()
+
+
+def training_cases(ldm: LDMParts, sizes: np.ndarray) -> dict[str, TrainingCase]:
+    """Return the training steps of VAE and denoiser for a batch of crystals of given sizes."""
+    schedule, weights, vae = Schedule.of(ldm.diffusion), LossWeights(), ldm.vae
 
     def vae_loss(params: Any, frozen: Any, key: jax.Array, rows: Any) -> Any:
         augment_key, sample_key = jax.random.split(key)
@@ -182,84 +194,101 @@ def main() -> int:
         total, count = terms["total_loss"]
         return total / count, {}
 
-    rate = matmul_rate(dtype)
-    rows_out: list[Row] = []
-    for layout_name in FLAGS.layouts:
-        padded = int(crystals.num_atoms.max()) if layout_name == "padded" else 0
-        layout = Layout.plan(
-            crystals.num_atoms,
-            FLAGS.batch_size,
-            num_devices=mesh.devices.size,
-            padded_tokens=padded,
-        )
-        loader = Loader(crystals, FLAGS.batch_size, layout)
-        batches = [loader.batch(i) for i in range(min(8, loader.steps_per_epoch))]
-        # Of one shape, so that one program is timed; the share of useful tokens is over all.
-        shape = batches[0].arrays.position.shape
-        same = [i for i, b in enumerate(batches) if b.arrays.position.shape == shape]
-        sizes = crystals.num_atoms[loader.indices(0)]
-        num_atoms, count = int(sizes.sum()), len(sizes)
-        useful = statistics.mean(b.useful_tokens for b in batches)
-        chosen = [batches[i].arrays for i in same]
-        encode = linear_flop(vae_params["encoder"], num_atoms, count)
-        decode = linear_flop(vae_params["decoder"], num_atoms, count)
-        attend_vae = attention_flop(sizes, 512, 8)
-        attend_dit = attention_flop(sizes, hidden, depth)
-        denoise = linear_flop(dit_params, num_atoms, count) + attend_dit
-        cases = {
-            "vae": (vae_loss, vae_params, {}, 3 * (encode + decode + 2 * attend_vae)),
-            "ldm": (ldm_loss, dit_params, vae_params, encode + attend_vae + 3 * denoise),
-        }
-        for part in ("vae", "ldm"):
-            if part not in FLAGS.parts:
-                continue
-            loss_fn, params, frozen, flop = cases[part]
-            row = time_training(loss_fn, params, frozen, chosen, mesh)
-            row |= {
+    num_atoms, count = int(sizes.sum()), len(sizes)
+    encoder, decoder = vae.sizes.encoder, vae.sizes.decoder
+    encode = linear_flop(vae.params["encoder"], num_atoms, count)
+    encode += attention_flop(sizes, encoder.d_model, encoder.num_layers)
+    decode = linear_flop(vae.params["decoder"], num_atoms, count)
+    decode += attention_flop(sizes, decoder.d_model, decoder.num_layers)
+    return {
+        "vae": TrainingCase(vae_loss, vae.params, {}, 3 * (encode + decode)),
+        "ldm": TrainingCase(
+            ldm_loss, ldm.params, vae.params, encode + 3 * denoise_flop(ldm, sizes)
+        ),
+    }
+
+
+def measure_training(
+    crystals: Crystals, ldm: LDMParts, mesh: Mesh, *, padded_tokens: int, rate: float
+) -> Iterator[Result]:
+    """Yield a row for each training step of --parts."""
+    layout = Layout.plan(
+        crystals.num_atoms,
+        FLAGS.batch_size,
+        num_devices=mesh.devices.size,
+        padded_tokens=padded_tokens,
+    )
+    loader = Loader(crystals, FLAGS.batch_size, layout)
+    batches = [loader.batch(i) for i in range(min(8, loader.steps_per_epoch))]
+    # One program is timed, on the batches of its shape; the share of useful tokens is over all.
+    shape = batches[0].arrays.position.shape
+    timed = [batch.arrays for batch in batches if batch.arrays.position.shape == shape]
+    sizes = crystals.num_atoms[loader.indices(0)]
+    for part, case in training_cases(ldm, sizes).items():
+        if part in FLAGS.parts:
+            row = time_training(case, timed, mesh)
+            yield {
+                **row,
                 "part": f"{part} train",
-                "layout": layout_name,
-                "crystals_per_s": count / row["seconds"],
-                "useful_tokens": useful,
-                "useful_flop_share": flop / row["seconds"] / rate,
+                "crystals_per_s": len(sizes) / row["seconds"],
+                "useful_tokens": statistics.mean(batch.useful_tokens for batch in batches),
+                "useful_flop_share": case.flop / row["seconds"] / rate,
             }
-            rows_out.append(row)
-            print(json.dumps(row), flush=True)
-        if "sample" in FLAGS.parts:
-            row = time_sampling(ldm, mesh, padded, rate)
-            rows_out.append({**row, "part": "sample", "layout": layout_name})
-            print(json.dumps(rows_out[-1]), flush=True)
-        if "rl" in FLAGS.parts:
-            row = time_update(ldm, mesh, padded, rate)
-            rows_out.append({**row, "part": "rl update", "layout": layout_name})
-            print(json.dumps(rows_out[-1]), flush=True)
+
+
+def measure(
+    crystals: Crystals, ldm: LDMParts, mesh: Mesh, *, padded_tokens: int, rate: float
+) -> Iterator[Result]:
+    """Yield a row for each of --parts in one layout; padded_tokens = 0 is the packed one."""
+    yield from measure_training(crystals, ldm, mesh, padded_tokens=padded_tokens, rate=rate)
+    if "sample" in FLAGS.parts:
+        row = time_sampling(ldm, mesh, padded_tokens=padded_tokens, rate=rate)
+        yield {**row, "part": "sample"}
+    if "rl" in FLAGS.parts:
+        row = time_update(ldm, mesh, padded_tokens=padded_tokens, rate=rate)
+        yield {**row, "part": "rl update"}
+
+
+def main() -> int:
+    """Measure the parts and layouts of the flags."""
+    dtype, mesh = jnp.dtype(PRECISIONS[FLAGS.precision]), make_mesh()
+    crystals = load_split(FLAGS.data_name, "train", data_dir=FLAGS.data_dir).crystals
+    ldm = build_model(np.bincount(crystals.num_atoms), dtype)
+    rate = matmul_rate(dtype)
+    rows: list[Result] = []
+    for layout in FLAGS.layouts:
+        padded_tokens = int(crystals.num_atoms.max()) if layout == "padded" else 0
+        for row in measure(crystals, ldm, mesh, padded_tokens=padded_tokens, rate=rate):
+            rows.append({**row, "layout": layout})
+            print(json.dumps(rows[-1]), flush=True)
     report(
         {
             "device": f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}",
             "precision": FLAGS.precision,
             "matmul_gflop_per_s": rate / 1e9,
-            "vae_parameters": count_parameters(vae_params),
-            "dit_parameters": count_parameters(dit_params),
+            "vae_parameters": count_parameters(ldm.vae.params),
+            "dit_parameters": count_parameters(ldm.params),
             "batch_size": FLAGS.batch_size,
-            "rows": rows_out,
+            "rows": rows,
         }
     )
     return 0
 
 
 def draw_sizes(ldm: LDMParts) -> np.ndarray:
-    """Sizes of --num_samples crystals as the model's training set has them."""
+    """Draw the sizes of --num_samples crystals from the model's size table."""
     table = ldm.size_table / ldm.size_table.sum()
     rng = np.random.default_rng(0)
     return rng.choice(len(table), FLAGS.num_samples, p=table).astype(np.int32)
 
 
 def denoise_flop(ldm: LDMParts, sizes: np.ndarray) -> float:
-    """FLOP of one call of the denoiser."""
+    """Return the FLOP of one call of the denoiser."""
     linear = linear_flop(ldm.params, int(sizes.sum()), len(sizes))
     return linear + attention_flop(sizes, ldm.sizes.hidden_size, ldm.sizes.depth)
 
 
-def time_sampling(ldm: LDMParts, mesh: Any, padded_tokens: int, rate: float) -> Row:
+def time_sampling(ldm: LDMParts, mesh: Mesh, *, padded_tokens: int, rate: float) -> Result:
     """Time the compiled chain and decoder for --num_samples crystals."""
     sizes = draw_sizes(ldm)
     generator = Generator(ldm, SamplerConfig("ddim", FLAGS.steps), mesh=mesh)
@@ -281,9 +310,10 @@ def time_sampling(ldm: LDMParts, mesh: Any, padded_tokens: int, rate: float) -> 
     }
 
 
-def time_update(ldm: LDMParts, mesh: Any, padded_tokens: int, rate: float) -> Row:
-    """Time one pass over the steps of --num_samples crystals' chains, in float32; and compare the
-    memory of its temporaries with that for four times the steps.
+def time_update(ldm: LDMParts, mesh: Mesh, *, padded_tokens: int, rate: float) -> Result:
+    """Time one pass over the chains of --num_samples crystals, in float32.
+
+    The memory of its temporaries is compared with that for four times the steps.
     """
     sizes = draw_sizes(ldm)
     updater = Updater.from_config(FitConfig(gradient_clip_val=1.0), total_steps=1000)
