@@ -186,7 +186,7 @@ def training_cases(ldm: LDMParts, sizes: np.ndarray) -> dict[str, TrainingCase]:
     def vae_loss(params: Any, frozen: Any, key: jax.Array, rows: Any) -> Any:
         augment_key, sample_key = jax.random.split(key)
         clean = augment(augment_key, rows, Augmentation())
-        terms = autoencoder_terms(vae.module(params), clean, clean, sample_key)
+        terms = autoencoder_terms(vae.module(params), clean, clean, key=sample_key)
         return total_loss(terms, weights)
 
     def ldm_loss(params: Any, frozen: Any, key: jax.Array, rows: Any) -> Any:

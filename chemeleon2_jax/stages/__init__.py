@@ -1,48 +1,45 @@
-"""From a config to a stage that `training.loop.fit` can run. The only library code that sees a
-ConfigDict.
+"""From a config to a stage that `training.loop.fit` can run. With the mains, the only library code
+that sees a ConfigDict.
 """
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import cast
 
 from ml_collections import ConfigDict
 
 from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.training.stage import Stage
+
+# Task name -> its builder, (config, *, resume_dir) -> Stage, imported when it is asked for.
+_BUILDERS = {
+    "train_vae": "vae:build_vae",
+    "train_ldm": "ldm:build_ldm",
+    "train_rl": "rl.stage:build_rl",
+    "train_predictor": "predictor:build_predictor",
+}
 
 
 def build(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
-    """Load the data and build model, loss and validation of `config.task_name`.
+    """Load the data and build the model, loss and validation of `config.task_name`.
 
     Args:
         config: of the run.
-        resume_dir: the run that is gone on with; what it is built on comes from its checkpoints.
+        resume_dir: run folder to resume from; the models that the stage starts from come from its
+            checkpoint.
 
     Raises:
-        ConfigError: a value that the stage cannot use.
+        ConfigError: an unknown task, or a value that the stage cannot use.
         DatasetError: no usable data.
         CheckpointError: a model that the stage starts from cannot be opened.
         RewardError: a reward that cannot be used.
     """
-    # Here, so that asking for one stage does not import the others.
-    if config.task_name == "train_vae":
-        from chemeleon2_jax.stages.vae import build_vae
-
-        return build_vae(config)
-    if config.task_name == "train_ldm":
-        from chemeleon2_jax.stages.ldm import build_ldm
-
-        return build_ldm(config, resume_dir=resume_dir)
-    if config.task_name == "train_predictor":
-        from chemeleon2_jax.stages.predictor import build_predictor
-
-        return build_predictor(config, resume_dir=resume_dir)
-    if config.task_name == "train_rl":
-        from chemeleon2_jax.stages.rl.stage import build_rl
-
-        return build_rl(config, resume_dir=resume_dir)
-    raise ConfigError(
-        f"task_name is {config.task_name!r}; it is train_vae, train_ldm, train_predictor or "
-        "train_rl"
-    )
+    task = config.task_name
+    if task not in _BUILDERS:
+        raise ConfigError(f"task_name is {task!r}: {suggest(task, _BUILDERS)}")
+    module, _, builder = _BUILDERS[task].partition(":")
+    build_stage = getattr(importlib.import_module(f"{__name__}.{module}"), builder)
+    return cast(Stage, build_stage(config, resume_dir=resume_dir))

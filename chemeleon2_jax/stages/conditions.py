@@ -15,7 +15,7 @@ from chemeleon2_jax.models.condition_kinds import KINDS, Condition, option_names
 from chemeleon2_jax.models.sizes import ConditionSizes, LoRASizes
 from chemeleon2_jax.rows.rows import Rows, crystal_keys
 from chemeleon2_jax.runs.config import split_names
-from chemeleon2_jax.stages.common import read_statistics
+from chemeleon2_jax.stages.statistics import read_statistics
 from chemeleon2_jax.torch_format.names import adapted_layer
 
 KEY = "ldm_module.condition_module"

@@ -38,11 +38,9 @@ from chemeleon2_jax.pretrained.loading import (
 )
 from chemeleon2_jax.rows.rows import Rows, atom_normal, crystal_keys
 from chemeleon2_jax.stages.common import (
-    StageData,
     augmentation,
     compute_dtype,
     evaluator,
-    load_data,
     resumed_from,
     sum_terms,
 )
@@ -54,6 +52,7 @@ from chemeleon2_jax.stages.conditions import (
     make_sizes,
     read_kinds,
 )
+from chemeleon2_jax.stages.data import StageData, load_data
 from chemeleon2_jax.torch_format.model import OpenModel
 from chemeleon2_jax.training.parallel import replicate
 from chemeleon2_jax.training.plain_trees import from_plain, to_plain

@@ -1,56 +1,58 @@
 """The predictor stage: properties of crystals from the latents of a frozen VAE.
 
-What the VAE knows of a crystal never changes in training. It is computed once, and a step is one of
-a small network over vectors.
+The features that the VAE gives for a crystal never change in training. They are computed once, and
+a step trains a small network on vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from chemeleon2_jax.common.errors import ConfigError
-from chemeleon2_jax.common.randomness import named_key
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.crystals.visualize import parity_plot
 from chemeleon2_jax.data.loader import Loader
-from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.meta import ModelMeta
 from chemeleon2_jax.models.predictor import Predictor, pool_features, standardise, to_units
-from chemeleon2_jax.models.sizes import PredictorSizes, Target
-from chemeleon2_jax.pretrained.loading import VAEParts, open_model, vae_of
+from chemeleon2_jax.models.sizes import PredictorSizes, Target, VAESizes
+from chemeleon2_jax.pretrained.loading import VAEParts, vae_of
 from chemeleon2_jax.rows.batch import Batch
+from chemeleon2_jax.rows.packing import Assignment
+from chemeleon2_jax.rows.rows import Rows
 from chemeleon2_jax.runs.config import split_names
 from chemeleon2_jax.stages.common import (
-    StageData,
     compute_dtype,
     evaluator,
-    load_data,
-    read_statistics,
+    items_with,
+    make_stage,
+    new_module,
+    open_start,
     resumed_from,
 )
-from chemeleon2_jax.torch_format.model import OpenModel
+from chemeleon2_jax.stages.data import StageData, load_data
+from chemeleon2_jax.stages.statistics import read_statistics
 from chemeleon2_jax.training.parallel import replicate
-from chemeleon2_jax.training.stage import Stage, Validation, params_and_ema
+from chemeleon2_jax.training.stage import LossFn, Stage, ValidateFn, Validation
 
 
 @dataclass(frozen=True)
 class PooledBatches:
-    """Training batches of vectors, in the order in which `loader` would take the crystals.
+    """Training batches of feature vectors, in the order of a loader's crystals.
 
     Attributes:
         loader: of the crystals.
-        features: (G, W) float32, what is known of them.
+        features: (G, W) float32, pooled features of the crystals.
         targets: (G, P) float32, standardised.
-        num_devices: that the first axis is sharded over.
+        num_devices: number of devices that the first axis is sharded over.
     """
 
     loader: Loader
@@ -64,163 +66,163 @@ class PooledBatches:
         return self.loader.steps_per_epoch
 
     def batch(self, step: int) -> Batch:
-        """The share of this process in the batch of a step."""
+        """Return the batch of a step (0-based), with the crystals of this process."""
         indices = self.loader.indices(step)
         return Batch(self._local(indices), len(indices))
 
     def _local(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Arrays of this process, filled up with weight 0 to what the devices divide."""
-        missing = -len(indices) % self.num_devices
-        filled = np.concatenate([indices, np.repeat(indices[:1], missing)])
-        weights = (np.arange(len(filled)) < len(indices)).astype(np.float32)
+        """Arrays of this process, padded with weight 0 to a multiple of the devices."""
+        padded = np.concatenate([indices, np.repeat(indices[:1], -len(indices) % self.num_devices)])
+        weights = (np.arange(len(padded)) < len(indices)).astype(np.float32)
         index, count = jax.process_index(), jax.process_count()
-        share = slice(len(filled) * index // count, len(filled) * (index + 1) // count)
-        chosen = filled[share]
+        share = slice(len(padded) * index // count, len(padded) * (index + 1) // count)
+        crystals = padded[share]
         return {
-            "features": self.features[chosen],
-            "targets": self.targets[chosen],
-            "crystal_id": chosen.astype(np.int32),
+            "features": self.features[crystals],
+            "targets": self.targets[crystals],
+            "crystal_id": crystals.astype(np.int32),
             "weights": weights[share],
         }
 
 
 def build_predictor(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     """Build the stage; see `stages.build`."""
-    module, dtype = config.predictor_module, compute_dtype(config)
-    names = split_names(config.data.target_condition)
-    if not names:
-        raise ConfigError(
-            "data.target_condition is empty: name the columns to predict, as in "
-            "--config.data.target_condition=formation_energy_per_atom"
-        )
-    resumed = resumed_from(resume_dir)
-    model_with_vae = _open_vae(module) if resumed is None else resumed
-    vae = vae_of(model_with_vae, dtype=dtype)
+    module, names = config.predictor_module, _target_names(config)
+    model = resumed_from(resume_dir) or open_start(
+        module.vae_ckpt_path, key="predictor_module.vae_ckpt_path", stage="train_vae"
+    )
+    vae = vae_of(model, dtype=compute_dtype(config))
     data = load_data(config, edges=vae.sizes.encoder.needs_edges)
-    key = "predictor_module.target_conditions"
-    moments = read_statistics(module.target_conditions, names, data.train, key=key)
-    try:
-        sizes = PredictorSizes(
-            latent_dim=vae.sizes.latent_dim,
-            encoder_dim=vae.sizes.encoder.d_model,
-            targets=tuple(Target(name, *moments[name]) for name in names),
-            reduce=module.reduce,
-            use_encoder_features=module.use_encoder_features,
-        )
-    except ValueError as error:
-        raise ConfigError(f"predictor_module: {error}") from error
-    model = Predictor(sizes, rngs=nnx.Rngs(named_key(config.seed, "init")), dtype=dtype)
-    graphdef, params = nnx.split(model, nnx.Param)
-    logging.info("Predictor with %.3g thousand parameters", count_parameters(params) / 1e3)
+    sizes = _predictor_sizes(module, names, vae=vae.sizes, train=data.train)
+    graphdef, params = new_module(Predictor, sizes, config)
     vae = replace(vae, params=replicate(vae.params, data.mesh))
-
-    def loss_fn(params: Any, frozen: Any, key: jax.Array, batch: Any) -> Any:
-        del frozen
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["crystal_id"])
-        found = nnx.merge(graphdef, params).head(batch["features"], dropout_keys=keys)
-        errors = (found - batch["targets"]) ** 2 * batch["weights"][:, None]
-        means = errors.sum(0) / batch["weights"].sum()
-        terms = {f"loss_{t.name}": means[i] for i, t in enumerate(sizes.targets)}
-        return means.mean(), terms
-
     meta = ModelMeta(
         stage="train_predictor",
         vae=vae.sizes,
         predictor=sizes,
         size_table=data.size_table,
         config=config.to_dict(),
-        vae_config=model_with_vae.meta.config_of_vae,
+        vae_config=model.meta.config_of_vae,
     )
-    predict = _make_predict(graphdef, pool(data, vae, sizes, data.val_batches()), data)
-    known = _in_units(data.val, names)
-
-    def validate(params: Any, _: Mapping[str, Any]) -> Validation:
-        predicted = predict(params)
-        return Validation(
-            _scores(predicted, known, sizes),
-            _parity_plots(to_units(predicted, sizes), known, sizes),
-        )
-
-    return Stage(
-        name="train_predictor",
-        init_params=jax.device_get(params),
-        loss_fn=loss_fn,
-        batches=PooledBatches(
-            data.loader(config.seed),
-            pool(data, vae, sizes, data.train_batches()),
-            standardise(_in_units(data.train, names), sizes).astype(np.float32),
-            data.mesh.devices.size,
-        ),
-        meta=meta.to_json(),
-        validate=validate,
-        monitor=config.callbacks.model_checkpoint.monitor,
-        mode=config.callbacks.model_checkpoint.mode,
-        value_names=value_names(names),
-        items=lambda params, ema: {**params_and_ema(params, ema), "vae": vae.params},
+    batches = PooledBatches(
+        data.loader(config.seed),
+        features=pool(data.train_batches(), vae, sizes, mesh=data.mesh),
+        targets=standardise(_in_units(data.train, sizes), sizes).astype(np.float32),
+        num_devices=data.mesh.devices.size,
+    )
+    return make_stage(
+        config,
+        meta,
+        params=params,
+        loss_fn=_make_loss(graphdef, sizes),
+        batches=batches,
+        validate=_make_validate(data, vae, sizes, graphdef=graphdef),
+        value_names=value_names(sizes),
+        items=items_with(vae=vae.params),
         shown={
             "grad_norm": "gradient",
-            **{f"val/mae_{name}": f"MAE {name}" for name in names},
+            **{f"val/mae_{target.name}": f"MAE {target.name}" for target in sizes.targets},
         },
-        precision=config.trainer.precision,
     )
 
 
-def _open_vae(module: ConfigDict) -> OpenModel:
-    if not module.vae_ckpt_path:
+def _target_names(config: ConfigDict) -> tuple[str, ...]:
+    names = split_names(config.data.target_condition)
+    if not names:
         raise ConfigError(
-            "predictor_module.vae_ckpt_path is empty: give the run folder of a trained VAE, "
-            "--config.predictor_module.vae_ckpt_path=logs/train_vae/runs/<run>"
+            "data.target_condition is empty: name the columns to predict, as in "
+            "--config.data.target_condition=formation_energy_per_atom"
         )
-    return open_model(module.vae_ckpt_path)
+    return names
 
 
-def value_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the values of a validation."""
-    of_targets = (f"val/{kind}_{name}" for name in names for kind in ("mae", "r2"))
-    return ("val/total_loss", *of_targets)
+def _predictor_sizes(
+    module: ConfigDict, names: tuple[str, ...], *, vae: VAESizes, train: Crystals
+) -> PredictorSizes:
+    """Read the sizes off `predictor_module`; statistics that it does not state are the training
+    set's.
+    """
+    key = "predictor_module.target_conditions"
+    moments = read_statistics(module.target_conditions, names, train, key=key)
+    try:
+        return PredictorSizes(
+            latent_dim=vae.latent_dim,
+            encoder_dim=vae.encoder.d_model,
+            targets=tuple(Target(name, *moments[name]) for name in names),
+            reduce=module.reduce,
+            use_encoder_features=module.use_encoder_features,
+        )
+    except ValueError as error:
+        raise ConfigError(f"predictor_module: {error}") from error
+
+
+def _make_loss(graphdef: Any, sizes: PredictorSizes) -> LossFn:
+    def loss_fn(params: Any, frozen: Any, key: jax.Array, batch: Any) -> Any:
+        del frozen
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["crystal_id"])
+        predicted = nnx.merge(graphdef, params).head(batch["features"], dropout_keys=keys)
+        errors = (predicted - batch["targets"]) ** 2 * batch["weights"][:, None]
+        means = errors.sum(0) / batch["weights"].sum()
+        terms = {f"loss_{t.name}": means[i] for i, t in enumerate(sizes.targets)}
+        return means.mean(), terms
+
+    return loss_fn
 
 
 def pool(
-    data: StageData, vae: VAEParts, sizes: PredictorSizes, batches: Iterable[Any]
+    batches: Iterable[tuple[Rows, Assignment, Any]],
+    vae: VAEParts,
+    sizes: PredictorSizes,
+    *,
+    mesh: Mesh,
 ) -> np.ndarray:
-    """What the VAE knows of each crystal of some batches, in order: (G, W) float32."""
+    """Return the pooled features of each crystal of some batches, in order: (G, W) float32."""
     jitted = evaluator(
-        lambda params, rows: pool_features(vae.module(params).encode(rows), rows, sizes), data.mesh
+        lambda params, rows: pool_features(vae.module(params).encode(rows), rows, sizes), mesh
     )
-    parts = []
-    for rows, where, _ in batches:
-        parts.append(where.take_slots(jax.device_get(jitted(vae.params, rows))))
-    return np.concatenate(parts)
+    return np.concatenate(
+        [
+            assignment.take_slots(jax.device_get(jitted(vae.params, rows)))
+            for rows, assignment, _ in batches
+        ]
+    )
 
 
-def _make_predict(graphdef: Any, features: np.ndarray, data: StageData) -> Callable[[Any], Any]:
-    """(params) -> standardised predictions (G, P) for all of `features`."""
-    on_devices = replicate(features, data.mesh)
-    jitted = evaluator(lambda params, x: nnx.merge(graphdef, params).head(x), data.mesh)
-    return lambda params: np.asarray(jitted(params, on_devices), np.float64)
+def _in_units(crystals: Crystals, sizes: PredictorSizes) -> np.ndarray:
+    """Targets of all crystals, (G, P) float64."""
+    return np.stack([crystals.targets[t.name].astype(np.float64) for t in sizes.targets], -1)
 
 
-def _in_units(crystals: Crystals, names: tuple[str, ...]) -> np.ndarray:
-    return np.stack([crystals.targets[name].astype(np.float64) for name in names], -1)
+def _make_validate(
+    data: StageData, vae: VAEParts, sizes: PredictorSizes, *, graphdef: Any
+) -> ValidateFn:
+    """Loss as in training, and the error of each target in its unit, with a parity plot."""
+    features = replicate(pool(data.val_batches(), vae, sizes, mesh=data.mesh), data.mesh)
+    known = _in_units(data.val, sizes)
+    predict = evaluator(lambda params, x: nnx.merge(graphdef, params).head(x), data.mesh)
+
+    def validate(params: Any, _: Mapping[str, Any]) -> Validation:
+        standardised = np.asarray(predict(params, features), np.float64)
+        loss = float(np.mean((standardised - standardise(known, sizes)) ** 2))
+        predicted = to_units(standardised, sizes)
+        values, pictures = {"val/total_loss": loss}, {}
+        for i, name in enumerate(target.name for target in sizes.targets):
+            values[f"val/mae_{name}"] = float(np.abs(predicted[:, i] - known[:, i]).mean())
+            values[f"val/r2_{name}"] = _r2(predicted[:, i], known[:, i])
+            pictures[f"val/parity_{name}"] = parity_plot(known[:, i], predicted[:, i], name=name)
+        return Validation(values, pictures)
+
+    return validate
 
 
-def _scores(found: np.ndarray, known: np.ndarray, sizes: PredictorSizes) -> dict[str, float]:
-    """Loss as in training, and mean absolute error and R2 of each target in its unit."""
-    errors = to_units(found, sizes) - known
-    values = {"val/total_loss": float(np.mean((found - standardise(known, sizes)) ** 2))}
-    for index, target in enumerate(sizes.targets):
-        spread = float(np.var(known[:, index]))
-        values[f"val/mae_{target.name}"] = float(np.abs(errors[:, index]).mean())
-        # Of a validation set without spread there is nothing to explain.
-        squared = float(np.mean(errors[:, index] ** 2))
-        values[f"val/r2_{target.name}"] = 1.0 - squared / spread if spread > 0 else 0.0
-    return values
+def value_names(sizes: PredictorSizes) -> tuple[str, ...]:
+    """Return the names of the validation values of `_make_validate`."""
+    of_targets = (f"val/{kind}_{t.name}" for t in sizes.targets for kind in ("mae", "r2"))
+    return ("val/total_loss", *of_targets)
 
 
-def _parity_plots(
-    found: np.ndarray, known: np.ndarray, sizes: PredictorSizes
-) -> dict[str, np.ndarray]:
-    return {
-        f"val/parity_{target.name}": parity_plot(known[:, i], found[:, i], name=target.name)
-        for i, target in enumerate(sizes.targets)
-    }
+def _r2(predicted: np.ndarray, known: np.ndarray) -> float:
+    """Coefficient of determination; 0 where all known values are the same."""
+    spread = float(np.var(known))
+    squared = float(np.mean((predicted - known) ** 2))
+    return 1.0 - squared / spread if spread > 0 else 0.0

@@ -11,7 +11,6 @@ from zipfile import BadZipFile
 
 import jax
 import numpy as np
-from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -20,7 +19,7 @@ from chemeleon2_jax.common.randomness import named_key
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.augment import Noise, augment, corrupt
 from chemeleon2_jax.metrics.matching import Tolerances
-from chemeleon2_jax.metrics.reconstruction import match_rates
+from chemeleon2_jax.metrics.reconstruction import STRICT_AND_LOOSE, match_rates
 from chemeleon2_jax.models.encoders.registry import read_encoder
 from chemeleon2_jax.models.losses import (
     LossWeights,
@@ -34,25 +33,26 @@ from chemeleon2_jax.models.sizes import DecoderSizes, VAESizes
 from chemeleon2_jax.models.vae import (
     FOUNDATION_WIDTH,
     VAE,
+    Reconstruction,
     reconstruct,
     sample_posterior,
     split_crystals,
 )
 from chemeleon2_jax.rows.rows import Rows, atom_normal
 from chemeleon2_jax.stages.common import (
-    StageData,
+    VALIDATION_SEED,
     augmentation,
-    compute_dtype,
+    broadcast_from_first,
     evaluator,
-    from_first_process,
-    load_data,
     make_pool,
+    make_stage,
+    new_module,
     sum_terms,
 )
+from chemeleon2_jax.stages.data import StageData, load_data
 from chemeleon2_jax.training.stage import Stage, ValidateFn, Validation
 
 FOUNDATION = "foundation"
-_VALIDATION_SEED = 0
 
 
 def vae_sizes(module: ConfigDict) -> VAESizes:
@@ -74,20 +74,14 @@ def vae_sizes(module: ConfigDict) -> VAESizes:
     )
 
 
-def build_vae(config: ConfigDict) -> Stage:
-    """Build the stage; see `stages.build`."""
-    module = config.vae_module
-    sizes, dtype = vae_sizes(module), compute_dtype(config)
+def build_vae(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
+    """Build the stage; see `stages.build`. It starts from no model, also when resumed."""
+    del resume_dir
+    module, sizes = config.vae_module, vae_sizes(config.vae_module)
     data = load_data(config, edges=sizes.encoder.needs_edges)
     if sizes.foundation_alignment:
         data = _with_foundation_features(data, module.foundation_features)
-    try:
-        model = VAE(sizes, rngs=nnx.Rngs(named_key(config.seed, "init")), dtype=dtype)
-    except ValueError as error:
-        raise ConfigError(f"vae_module: {error}") from error
-    graphdef, params = nnx.split(model, nnx.Param)
-    num_parameters = sum(p.size for p in jax.tree.leaves(params))
-    logging.info("VAE with %.1f million parameters", num_parameters / 1e6)
+    graphdef, params = new_module(VAE, sizes, config)
     weights = LossWeights(**module.loss_weights.to_dict())
     noise = Noise(module.noise.ratio, module.noise.corruption_scale)
     options = augmentation(module.augmentation)
@@ -95,50 +89,33 @@ def build_vae(config: ConfigDict) -> Stage:
     def loss_fn(params: Any, frozen: Any, key: jax.Array, rows: Rows) -> Any:
         augment_key, corrupt_key, sample_key = jax.random.split(key, 3)
         clean = augment(augment_key, rows, options)
-        vae = nnx.merge(graphdef, params)
-        terms = autoencoder_terms(vae, clean, corrupt(corrupt_key, clean, noise), sample_key)
+        noisy = corrupt(corrupt_key, clean, noise)
+        terms = autoencoder_terms(nnx.merge(graphdef, params), clean, noisy, key=sample_key)
         return total_loss(terms, weights)
 
     meta = ModelMeta(
         stage="train_vae", vae=sizes, size_table=data.size_table, config=config.to_dict()
     )
-    return Stage(
-        name="train_vae",
-        init_params=jax.device_get(params),  # on the host: the training state holds its own
+    return make_stage(
+        config,
+        meta,
+        params=params,
         loss_fn=loss_fn,
         batches=data.loader(config.seed),
-        meta=meta.to_json(),
-        validate=_make_validate(config, data, graphdef, weights),
-        monitor=config.callbacks.model_checkpoint.monitor,
-        mode=config.callbacks.model_checkpoint.mode,
+        validate=_make_validate(config, data, graphdef=graphdef, weights=weights),
         value_names=value_names(module),
-        # The losses of the terms are shown nowhere: they are before their weights.
+        # The losses of the terms are not shown: they are before their weights.
         shown={
             "atom_type_accuracy": "type accuracy",
             "val/match_rate": "match",
             "val/atom_type_accuracy": "type accuracy",
         },
-        precision=config.trainer.precision,
     )
 
 
-def value_names(module: ConfigDict) -> tuple[str, ...]:
-    """Names of the values of a validation, for a check before training."""
-    names = ["total_loss", *(f"loss_{n}" for n in ("lengths", "angles", "frac_coords", "kl"))]
-    if module.atom_type_predict:
-        names += ["loss_atom_types", "atom_type_accuracy"]
-    if module.loss_weights.fa > 0:
-        names.append("loss_fa")
-    if module.match_rate.num_samples:
-        rates = ("match_rate", "match_rate_loose")
-        names += [f"{rate}{suffix}" for rate in rates for suffix in ("", "_rms")]
-        names.append("match_timeouts")
-    return tuple(f"val/{name}" for name in names)
-
-
-def autoencoder_terms(vae: VAE, clean: Rows, seen: Rows, key: jax.Array) -> Terms:
-    """Loss terms where the encoder sees `seen` and the target is `clean`."""
-    posterior = vae.encode(seen)
+def autoencoder_terms(vae: VAE, clean: Rows, noisy: Rows, *, key: jax.Array) -> Terms:
+    """Return the loss terms of a reconstruction: `noisy` is encoded, `clean` is the target."""
+    posterior = vae.encode(noisy)
     z = sample_posterior(posterior, atom_normal(key, clean, posterior.mean.shape[-1]))
     terms = dict(vae_terms(vae.decode(z, clean), posterior, clean))
     if vae.projection is not None:
@@ -147,56 +124,66 @@ def autoencoder_terms(vae: VAE, clean: Rows, seen: Rows, key: jax.Array) -> Term
     return terms
 
 
+def value_names(module: ConfigDict) -> tuple[str, ...]:
+    """Return the names of the validation values of `_make_validate`."""
+    names = ["total_loss", *(f"loss_{n}" for n in ("lengths", "angles", "frac_coords", "kl"))]
+    if module.atom_type_predict:
+        names += ["loss_atom_types", "atom_type_accuracy"]
+    if module.loss_weights.fa > 0:
+        names.append("loss_fa")
+    if module.match_rate.num_samples:
+        names += [f"{rate}{suffix}" for rate in STRICT_AND_LOOSE for suffix in ("", "_rms")]
+        names.append("match_timeouts")
+    return tuple(f"val/{name}" for name in names)
+
+
 def _make_validate(
-    config: ConfigDict, data: StageData, graphdef: Any, weights: LossWeights
+    config: ConfigDict, data: StageData, *, graphdef: Any, weights: LossWeights
 ) -> ValidateFn:
-    """Losses on the whole validation set as it is, and the match rate of a sample of it."""
-    module = config.vae_module
-    matching = module.structure_matcher
+    """Losses on the whole validation set, without noise and augmentation, and the match rates of
+    a sample of it.
+    """
+    options = config.vae_module.match_rate
+    count = min(options.num_samples, len(data.val))
+    matched = set(np.linspace(0, len(data.val) - 1, count).astype(int).tolist()) if count else set()
+    loose = config.vae_module.structure_matcher
     tolerances = {
-        "match_rate": Tolerances(),
-        "match_rate_loose": Tolerances(matching.ltol, matching.stol, matching.angle_tol),
+        **STRICT_AND_LOOSE,
+        "match_rate_loose": Tolerances(loose.ltol, loose.stol, loose.angle_tol),
     }
     pool = make_pool(config)
-    key = named_key(_VALIDATION_SEED, "validation")
+    key = named_key(VALIDATION_SEED, "validation")
 
-    def evaluate(params: Any, rows: Rows) -> tuple[Terms, Any]:
+    def evaluate(params: Any, rows: Rows) -> tuple[Terms, Reconstruction]:
         vae = nnx.merge(graphdef, params)
-        return autoencoder_terms(vae, rows, rows, key), reconstruct(
-            vae.decode(vae.encode(rows).mean, rows), rows
-        )
+        terms = autoencoder_terms(vae, rows, rows, key=key)
+        return terms, reconstruct(vae.decode(vae.encode(rows).mean, rows), rows)
 
     jitted = evaluator(evaluate, data.mesh)
-    count = min(module.match_rate.num_samples, len(data.val))
-    chosen = set(np.linspace(0, len(data.val) - 1, count).astype(int).tolist()) if count else set()
 
     def validate(params: Any, _: Mapping[str, Any]) -> Validation:
-        parts, pairs = [], []
-        for rows, where, indices in data.val_batches():
-            terms, crystals = jitted(params, rows)
-            parts.append(terms)
-            wanted = [i for i, index in enumerate(indices) if int(index) in chosen]
-            if wanted:
-                built = split_crystals(crystals, where)
-                pairs += [(built[i], data.val.crystal(int(indices[i]))) for i in wanted]
-        total, means = total_loss(sum_terms(parts), weights)
-        values = {"val/total_loss": float(total)}
-        values |= {f"val/{name}": float(mean) for name, mean in means.items()}
+        terms, pairs = [], []
+        for rows, assignment, indices in data.val_batches():
+            batch_terms, crystals = jitted(params, rows)
+            terms.append(batch_terms)
+            chosen = [place for place, index in enumerate(indices.tolist()) if index in matched]
+            if chosen:
+                built = split_crystals(crystals, assignment)
+                pairs += [(built[i], data.val.crystal(int(indices[i]))) for i in chosen]
+        total, means = total_loss(sum_terms(terms), weights)
+        values = {"total_loss": float(total), **{n: float(mean) for n, mean in means.items()}}
         if pairs:
-            results = match_rates(
-                pairs, pool, tolerances=tolerances, timeout_s=module.match_rate.timeout_s
-            )
+            results = match_rates(pairs, pool, tolerances=tolerances, timeout_s=options.timeout_s)
             for name, result in results.items():
-                values[f"val/{name}"] = result.rate
-                values[f"val/{name}_rms"] = result.rate_by_rms
-            values["val/match_timeouts"] = float(results["match_rate"].num_timeouts)
-        return Validation(from_first_process(values))
+                values |= {name: result.rate, f"{name}_rms": result.rate_by_rms}
+            values["match_timeouts"] = float(results["match_rate"].num_timeouts)
+        return Validation(broadcast_from_first({f"val/{name}": v for name, v in values.items()}))
 
     return validate
 
 
 def _with_foundation_features(data: StageData, path: str) -> StageData:
-    """Add the features of a .npz file with one (n, 256) array a material id."""
+    """Add the features of a .npz file with an array (atoms, 256) for each material id."""
     if not path:
         raise ConfigError(
             "vae_module.loss_weights.fa > 0 needs vae_module.foundation_features, a .npz file with "
@@ -219,8 +206,8 @@ def _with_foundation_features(data: StageData, path: str) -> StageData:
 
 
 def _features(crystals: Crystals, features: Any, path: str) -> np.ndarray:
-    """Features of all atoms, (A, 256)."""
-    parts = []
+    """Features of all atoms, (A, FOUNDATION_WIDTH) float32."""
+    arrays = []
     for material_id, num_atoms in zip(crystals.material_ids, crystals.num_atoms, strict=True):
         name = material_id.decode()
         if name not in features:
@@ -231,5 +218,5 @@ def _features(crystals: Crystals, features: Any, path: str) -> np.ndarray:
                 f"{path}: the features of {name!r} have the shape {array.shape}, not "
                 f"({num_atoms}, {FOUNDATION_WIDTH}); they must follow the atoms of the reduced cell"
             )
-        parts.append(array)
-    return np.concatenate(parts).astype(np.float32)
+        arrays.append(array)
+    return np.concatenate(arrays).astype(np.float32)

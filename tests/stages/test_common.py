@@ -13,9 +13,9 @@ from chemeleon2_jax.stages.common import (
     augmentation,
     compute_dtype,
     evaluator,
-    load_data,
     sum_terms,
 )
+from chemeleon2_jax.stages.data import load_data
 from chemeleon2_jax.training.parallel import make_mesh
 from tests.tiny import ldm_config, make_crystals, vae_config
 

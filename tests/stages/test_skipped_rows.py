@@ -4,7 +4,7 @@ import logging
 
 from chemeleon2_jax.data.datasets import NUM_LISTED, load_split
 from chemeleon2_jax.runs import command_line as cli
-from chemeleon2_jax.stages.common import load_data
+from chemeleon2_jax.stages.data import load_data
 from tests.tiny import BROKEN_ID, make_crystals, vae_config, write_split
 
 

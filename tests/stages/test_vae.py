@@ -89,7 +89,9 @@ def test_given_atom_types_are_not_predicted(tiny_data, base):
 
 def clean_and_seen(monkeypatch, config: ConfigDict):
     """The rows of the first batch, and what becomes of them: the target, and what is encoded."""
-    monkeypatch.setattr(vae_stage, "autoencoder_terms", lambda vae, clean, seen, key: (clean, seen))
+    monkeypatch.setattr(
+        vae_stage, "autoencoder_terms", lambda vae, clean, noisy, *, key: (clean, noisy)
+    )
     monkeypatch.setattr(vae_stage, "total_loss", lambda terms, weights: terms)
     stage = build(config)
     rows = stage.batches.batch(0).arrays

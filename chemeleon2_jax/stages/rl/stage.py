@@ -29,12 +29,9 @@ from chemeleon2_jax.rl.rollout import noisy_steps
 from chemeleon2_jax.rl.update import Objective
 from chemeleon2_jax.rows.layout import Layout
 from chemeleon2_jax.runs.config import split_names
-from chemeleon2_jax.stages.common import (
-    load_splits,
-    make_pool,
-    resumed_from,
-)
+from chemeleon2_jax.stages.common import make_pool, resumed_from
 from chemeleon2_jax.stages.conditions import inputs_of
+from chemeleon2_jax.stages.data import load_splits
 from chemeleon2_jax.stages.rl.programs import Settings, make_programs
 from chemeleon2_jax.stages.rl.requests import (
     FromCrystals,

@@ -26,7 +26,7 @@ from chemeleon2_jax.rl.grpo import advantages
 from chemeleon2_jax.rl.update import Chunk
 from chemeleon2_jax.rows.packing import Assignment
 from chemeleon2_jax.rows.rows import Rows
-from chemeleon2_jax.stages.common import from_first_process
+from chemeleon2_jax.stages.common import broadcast_from_first
 from chemeleon2_jax.stages.rl.programs import Programs, Settings
 from chemeleon2_jax.stages.rl.requests import PromptBatches, to_slots
 from chemeleon2_jax.training.parallel import DATA_AXIS, shard_batch
@@ -146,7 +146,7 @@ class RolloutStep:
             rng = np.random.default_rng((self.settings.seed, number))
             values = rng.permutation(values)
         # Time limits strike where they like: what the first process found counts.
-        agreed = from_first_process({str(i): float(v) for i, v in enumerate(values)})
+        agreed = broadcast_from_first({str(i): float(v) for i, v in enumerate(values)})
         found = advantages(
             jnp.asarray(list(agreed.values()), jnp.float32),
             group_size=self.settings.group_size,
@@ -214,7 +214,7 @@ class RolloutStep:
     def _check_problem(self, step: int, rewards: Rewards) -> None:
         """End the run where several rollouts in a row told nothing: one may be bad luck."""
         # What the first process found counts: time limits strike where they like.
-        found = from_first_process({"problem": float(rewards.problem is not None)})
+        found = broadcast_from_first({"problem": float(rewards.problem is not None)})
         self._num_useless = self._num_useless + 1 if found["problem"] else 0
         if not self._num_useless:
             return

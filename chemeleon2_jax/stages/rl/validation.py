@@ -16,7 +16,7 @@ from chemeleon2_jax.metrics.matching import reduce_cells
 from chemeleon2_jax.metrics.uniqueness import find_unique
 from chemeleon2_jax.rewards.combine import Rewards
 from chemeleon2_jax.rewards.evaluation import RewardFunction
-from chemeleon2_jax.stages.common import from_all_processes, from_first_process
+from chemeleon2_jax.stages.common import broadcast_from_first, max_over_processes
 from chemeleon2_jax.training.stage import ValidateFn, Validation
 
 SEED = 0
@@ -67,7 +67,7 @@ def make_validate(generator: Generator, prompts: Prompts, reward: RewardFunction
             values[name] = float(judged.filled.mean())
             values[f"{name}_failures"] = float(sum(judged.failures.values()))
         named = {f"val/{name}": value for name, value in values.items()}
-        return Validation(from_first_process(named), state={"floors": floors})
+        return Validation(broadcast_from_first(named), state={"floors": floors})
 
     return validate
 
@@ -81,7 +81,7 @@ def _judge_together(
         rewards = reward(crystals, floors)
     except RewardError as found:
         error = found
-    failed = from_all_processes({"failed": float(error is not None)})["failed"]
+    failed = max_over_processes({"failed": float(error is not None)})["failed"]
     if rewards is None or failed:
         raise error or RewardError("the rewards failed in another process; its messages say why")
     return rewards
