@@ -20,7 +20,7 @@ def test_every_skipped_row_is_in_the_log_and_few_on_the_console(
     # Through setLevel, as the command line does: loggers remember what was enabled.
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(root, "handlers", [])
-    cli._log_to_console()
+    cli.log_to_console()
     with cli.log_file(tmp_path / "train.log"):
         load_data(config, edges=False)
     written, printed = (tmp_path / "train.log").read_text(), capsys.readouterr().err
