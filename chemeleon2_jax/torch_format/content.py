@@ -1,4 +1,4 @@
-"""The parts of a Lightning checkpoint that a model is read from."""
+"""Parts of a Lightning checkpoint: tensors, options, moving averages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chemeleon2_jax.torch_format.names import LATENT_STD
 from chemeleon2_jax.torch_format.tensors import Tensor
 
 OWN_KEY = "chemeleon2_jax"
-"""Entry of a file that this package wrote with what the original does not need."""
+"""Entry of this package's files with values that the original does not need."""
 
 _NAMED = 5  # names listed in a message
 
@@ -23,30 +23,29 @@ def state_dict_of(content: Any) -> dict[str, Tensor]:
     Raises:
         CheckpointError: there is none.
     """
-    found = content.get("state_dict") if isinstance(content, Mapping) else None
-    if found is None:
-        found = content
-    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+    state = content.get("state_dict") if isinstance(content, Mapping) else None
+    state = content if state is None else state
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         raise CheckpointError("it holds no state_dict: it is no checkpoint of a model")
-    tensors = {_unwrapped(n): value for n, value in found.items() if isinstance(value, Tensor)}
-    if len(tensors) < len(found) or not tensors:
+    tensors = {_unwrapped(n): value for n, value in state.items() if isinstance(value, Tensor)}
+    if len(tensors) < len(state) or not tensors:
         raise CheckpointError(
             "its state_dict holds something else than tensors: "
-            + listed([name for name in found if name not in tensors] or ["it is empty"])
+            + listed([name for name in state if name not in tensors] or ["it is empty"])
         )
     return tensors
 
 
 def _unwrapped(name: str) -> str:
-    """A name without what torch.compile and parallel training put into it."""
+    """A name without the prefixes of torch.compile and of parallel training."""
     return name.removeprefix("module.").replace("_orig_mod.", "")
 
 
 def kind_of(tensors: Mapping[str, Tensor]) -> str:
-    """Return what the tensors are of: VAE, LDM or predictor.
+    """Return the kind of model that has such tensors: VAE, LDM or predictor.
 
     Raises:
-        CheckpointError: none of them.
+        CheckpointError: none has.
     """
     starts = {name.partition(".")[0] for name in tensors}
     if "denoiser" in starts:
@@ -65,25 +64,24 @@ def kind_of(tensors: Mapping[str, Tensor]) -> str:
 def hyper_parameters_of(content: Any) -> dict[str, Any]:
     """Return the options of a checkpoint, {} where it has none; values may be pickled objects."""
     values = content.get("hyper_parameters") if isinstance(content, Mapping) else None
-    found = values if isinstance(values, Mapping) else plain(values)
-    return {str(k): v for k, v in found.items()} if isinstance(found, Mapping) else {}
+    options = values if isinstance(values, Mapping) else plain(values)
+    return {str(k): v for k, v in options.items()} if isinstance(options, Mapping) else {}
 
 
 def own_entry(content: Any) -> Mapping[str, Any]:
-    """Return what this package wrote into a file for itself; empty in one of the original."""
+    """Return this package's own entry of a file; empty in one of the original."""
     own = content.get(OWN_KEY) if isinstance(content, Mapping) else None
     return own if isinstance(own, Mapping) else {}
 
 
 def averages_of(content: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state with moving averages: `ema_state` lists them in the order of the parameters.
+    """Return the tensors with moving averages: `ema_state` lists them in the order of parameters.
 
     Raises:
         CheckpointError: there are none, or they do not fit.
     """
-    ema = content.get("ema_state") if isinstance(content, Mapping) else None
-    values = plain(ema)
-    shadow = values.get("shadow_params") if isinstance(values, Mapping) else None
+    ema = plain(content.get("ema_state")) if isinstance(content, Mapping) else None
+    shadow = ema.get("shadow_params") if isinstance(ema, Mapping) else None
     if not isinstance(shadow, list | tuple):
         raise CheckpointError("it holds no moving averages (ema_state); leave --ema away")
     names = [name for name in tensors if name != LATENT_STD]
@@ -100,7 +98,7 @@ def averages_of(content: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def listed(names: list[str]) -> str:
-    """Return the first of some names, for a message."""
+    """Return the first names and the number of the others, for a message."""
     names = [printable(name) for name in names]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

@@ -1,4 +1,4 @@
-"""Sizes and options of a denoiser in a PyTorch checkpoint: network, adapters, conditions, chain."""
+"""Sizes of a denoiser in a PyTorch checkpoint: network, adapters, conditions, diffusion."""
 
 from __future__ import annotations
 
@@ -27,21 +27,27 @@ from chemeleon2_jax.torch_format.hyperparameters import (
     statistics,
     stubs_within,
 )
-from chemeleon2_jax.torch_format.names import ADAPTER, DENOISER, PEFT, adapted_layer
+from chemeleon2_jax.torch_format.names import (
+    ADAPTER,
+    CONDITIONS,
+    DENOISER,
+    PEFT,
+    adapted_layer,
+)
 from chemeleon2_jax.torch_format.sizes import State, check_width
 
-_SCHEDULES = ("linear", "squaredcos_cap_v2")  # that the original has
+_SCHEDULES = ("linear", "squaredcos_cap_v2")  # of the original
 
 
 def ldm_sizes(state: State, options: Mapping[str, Any]) -> DiTSizes:
-    """Read the sizes of a denoiser with its conditions and adapters.
+    """Return the sizes of a denoiser with its conditions and adapters.
 
     Args:
         state: all tensors of the file.
         options: its hyper_parameters.
 
     Raises:
-        CheckpointError: something is missing, or not known here.
+        CheckpointError: a tensor or an option is missing, or has no counterpart here.
     """
     lora = lora_sizes(state, options)
     denoiser = state.below(DENOISER if lora is None else DENOISER + PEFT)
@@ -57,8 +63,8 @@ def ldm_sizes(state: State, options: Mapping[str, Any]) -> DiTSizes:
     out = shape("final_layer.linear")[0]
     if out not in (latent_dim, 2 * latent_dim):
         raise CheckpointError(
-            f"its denoiser has {out} outputs for latents of width {latent_dim}; it must be as many "
-            "or twice as many"
+            f"its denoiser has {out} outputs for latents of width {latent_dim}; it must have as "
+            "many or twice as many"
         )
     return DiTSizes(
         latent_dim=latent_dim,
@@ -67,7 +73,7 @@ def ldm_sizes(state: State, options: Mapping[str, Any]) -> DiTSizes:
         num_heads=_denoiser_heads(options, hidden, depth),
         mlp_ratio=shape("blocks.0.mlp.fc1")[0] / hidden,
         learn_sigma=out == 2 * latent_dim,
-        # How the published weights read an output with a variance.
+        # The layout with which the published weights were trained.
         variance_layout="interleaved" if out == 2 * latent_dim else "per_token",
         conditions=condition_sizes(state, options),
         lora=lora,
@@ -91,10 +97,10 @@ _LORA = re.compile(r"(.+)\.lora_A\.(.+)\.weight")
 
 
 def lora_sizes(state: State, options: Mapping[str, Any]) -> LoRASizes | None:
-    """Read the sizes of a denoiser's adapters; None without any.
+    """Return the sizes of a denoiser's adapters; None without any.
 
     Raises:
-        CheckpointError: adapters of several names, ranks or scales, or of a kind not known.
+        CheckpointError: adapters of several names, ranks or scales, or of an unknown kind.
     """
     prefix = state.prefix + DENOISER + PEFT
     if not any(name.startswith(prefix) for name in state.tensors):
@@ -110,22 +116,22 @@ def lora_sizes(state: State, options: Mapping[str, Any]) -> LoRASizes | None:
         layer = adapted_layer(match[1])
         if layer is None or match[2] != ADAPTER:
             raise CheckpointError(
-                f"its adapter {printable(name)} is not known: adapters named {ADAPTER!r} on Linear "
-                "layers of the denoiser are"
+                f"its adapter {printable(name)} is not known; only adapters named {ADAPTER!r} on "
+                "Linear layers of the denoiser are"
             )
         ranks[layer] = state.shape(name.removeprefix(state.prefix))[0]
     if not ranks:
         raise CheckpointError("its denoiser is wrapped for adapters, but has none")
     if len(set(ranks.values())) != 1:
         raise CheckpointError(
-            f"its adapters have the ranks {sorted(set(ranks.values()))}; one rank for all is known"
+            f"its adapters have the ranks {sorted(set(ranks.values()))}; all must have one rank"
         )
     rank = next(iter(ranks.values()))
     return LoRASizes(rank, _alpha(options, rank), _targets(list(ranks), state.below(prefix)))
 
 
 def _alpha(options: Mapping[str, Any], rank: int) -> float:
-    """alpha of y = W x + (alpha / rank) B A x, from the layers themselves or from the options."""
+    """alpha of y = W x + (alpha / rank) B A x, from the pickled layers or from the options."""
     scales = set()
     for stub in stubs_within(options.get("denoiser")):
         scaling = stub.get("scaling") if stub.name.startswith("peft.") else None
@@ -136,7 +142,7 @@ def _alpha(options: Mapping[str, Any], rank: int) -> float:
     configs = plain(options.get("lora_configs"))
     if not scales and isinstance(configs, Mapping | Stub):
         if configs.get("alpha_pattern") or configs.get("rank_pattern"):
-            raise CheckpointError("its adapters have scales of their own (alpha_pattern)")
+            raise CheckpointError("its adapters have several scales or ranks (alpha_pattern)")
         alpha = configs.get("lora_alpha")
         if alpha is not None and configs.get("r") == rank:
             return finite(alpha, "lora_alpha") * (rank**0.5 if configs.get("use_rslora") else 1.0)
@@ -146,7 +152,7 @@ def _alpha(options: Mapping[str, Any], rank: int) -> float:
 
 
 def _targets(layers: list[str], denoiser: State) -> tuple[str, ...]:
-    """The shortest description of which layers have adapters: kinds where all of a kind have."""
+    """Layers with adapters; for a kind of layer that has one in every block, the kind alone."""
     depth = denoiser.count(r"blocks\.(\d+)\.")
     by_kind: dict[str, list[str]] = {}
     for layer in layers:
@@ -159,15 +165,14 @@ def _targets(layers: list[str], denoiser: State) -> tuple[str, ...]:
 
 
 def condition_sizes(state: State, options: Mapping[str, Any]) -> ConditionSizes | None:
-    """Read the conditions of an LDM; None for an unconditional one.
+    """Return the sizes of an LDM's conditions; None for an unconditional one.
 
     Raises:
-        CheckpointError: tensors of conditions without their options, or a kind that is not known.
+        CheckpointError: tensors of conditions without their options, or an unknown kind.
     """
-    values = plain(options.get("condition_module"))
-    there = any(name.startswith(state.prefix + "condition_module.") for name in state.tensors)
-    if not there:
+    if not any(name.startswith(state.prefix + CONDITIONS) for name in state.tensors):
         return None
+    values = plain(options.get("condition_module"))
     kinds = values.get("condition_type") if isinstance(values, Mapping) else None
     if not isinstance(values, Mapping) or not isinstance(kinds, Mapping):
         raise CheckpointError(
@@ -182,7 +187,7 @@ def condition_sizes(state: State, options: Mapping[str, Any]) -> ConditionSizes 
         )
         return ConditionSizes(
             conditions,
-            hidden_dim=state.shape("condition_module.proj.2.weight")[0],
+            hidden_dim=state.shape(f"{CONDITIONS}proj.2.weight")[0],
             drop_prob=finite(values.get("drop_prob", 0.0), "drop_prob"),
         )
     except CheckpointError:
@@ -195,20 +200,20 @@ def _condition(state: State, name: str, kind: Any, stats: Any) -> Condition:
     mean, std = statistics(stats)
     options: dict[str, Any] = {"mean": mean, "std": std}
     if kind == CategoricalCondition.kind:
-        options["num_classes"] = state.shape(f"condition_module.encoders.{name}.null_embed")[1]
+        options["num_classes"] = state.shape(f"{CONDITIONS}encoders.{name}.null_embed")[1]
     return read_condition({"name": name, "kind": kind, **options})
 
 
 def diffusion_config(options: Mapping[str, Any]) -> DiffusionConfig:
-    """Read the diffusion chain of an LDM; what is not told is as published.
+    """Return the diffusion of an LDM; options that are missing are those of the published models.
 
     Raises:
-        CheckpointError: a chain that is not known here.
+        CheckpointError: the diffusion has no counterpart here.
     """
     values = plain(options.get("diffusion_configs"))
     values = values if isinstance(values, Mapping) else {}
     if values.get("sigma_small"):
-        raise CheckpointError("its chain has sigma_small, the small fixed variance; not known here")
+        raise CheckpointError("its diffusion has sigma_small, the small fixed variance: not known")
     try:
         config = DiffusionConfig(
             num_steps=values.get("diffusion_steps", 1000),

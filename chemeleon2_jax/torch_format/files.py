@@ -17,14 +17,14 @@ from chemeleon2_jax.training.checkpoint_writer import write_checkpoint
 from chemeleon2_jax.training.plain_trees import flat_names
 
 _KEPT = ("params", "ema", "vae")
-"""Items that a model is; the rest of a run's checkpoint is for going on with it."""
+"""Items of a model; a run's checkpoint has more, to resume from."""
 
 
 def write_orbax(model: OpenModel, folder: Path, *, merge_lora: bool = False) -> Report:
-    """Write a checkpoint folder, without what only training needs; what is there is replaced.
+    """Write or replace a checkpoint folder of a model, without the state of its training.
 
     Raises:
-        CheckpointError: it cannot be written, or something is there that is no checkpoint.
+        CheckpointError: it cannot be written, or would replace something other than a checkpoint.
     """
     source = _merged(model) if merge_lora else model
     if folder.is_file() or (
@@ -33,7 +33,7 @@ def write_orbax(model: OpenModel, folder: Path, *, merge_lora: bool = False) -> 
         raise CheckpointError(f"{folder} is no checkpoint folder: it is not replaced")
     trees = {name: source.restore(name) for name in source.items if name in _KEPT}
     folder = folder.absolute()
-    # All that is written lies in here until it is whole, and what it replaces is moved in here.
+    # Holds the new checkpoint until it is whole, then the old one.
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -54,7 +54,7 @@ def write_orbax(model: OpenModel, folder: Path, *, merge_lora: bool = False) -> 
 
 
 def write_torch(model: OpenModel, path: Path, *, merge_lora: bool = False) -> Report:
-    """Write a checkpoint for the PyTorch original; see `to_torch`.
+    """Write a checkpoint of the PyTorch original; see `to_torch`.
 
     Raises:
         CheckpointError: it cannot be written, or the original has no such model.
@@ -69,7 +69,7 @@ def write_torch(model: OpenModel, path: Path, *, merge_lora: bool = False) -> Re
 
 
 def _merged(model: OpenModel) -> Converted:
-    """The model with its adapters added to the weights."""
+    """The model with its adapters merged into the weights."""
     ldm = model.meta.ldm
     if ldm is None or ldm.dit.lora is None:
         raise CheckpointError(

@@ -1,6 +1,6 @@
-"""From a checkpoint of the PyTorch original to parameter trees and a meta as checkpoints here have.
+"""From a checkpoint of the PyTorch original to parameter trees and a meta, as checkpoints here.
 
-Nothing of the file is run, and only the tensors that are kept are read.
+Nothing of the file is run. Of its tensors, only those of the model are read.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from chemeleon2_jax.torch_format.sizes import HeadsUnknownError, State, predicto
 from chemeleon2_jax.torch_format.torch_file import TorchFile, open_torch_file
 from chemeleon2_jax.torch_format.vae_of_ldm import published_heads, vae_of_ldm, with_heads
 
-# What values of a file that means harm, or is none of ours, may raise further down.
+# Exceptions of code that meets an unforeseen value of a foreign or hostile file.
 _UNFORESEEN = (
     ArithmeticError,
     AttributeError,
@@ -60,8 +60,8 @@ def convert_file(path: str | Path, options: Options | None = None) -> Converted:
     """Read a model of the PyTorch original: VAE, LDM (RL checkpoints are LDMs) or predictor.
 
     Raises:
-        CheckpointError: it is no such file, it is broken, or a tensor is missing, unexpected or
-            has another shape.
+        CheckpointError: the file is of another kind or broken, or a tensor of it is missing,
+            unexpected or of another shape.
     """
     options = options or Options()
     with open_torch_file(path) as file:
@@ -92,13 +92,13 @@ class _Converter:
         elif isinstance(file.content, Mapping) and file.content.get("ema_state"):
             self.report.ignored.append(("ema_state", "moving averages; --ema takes them instead"))
         if isinstance(file.content, Mapping) and file.content.get("optimizer_states"):
-            self.report.ignored.append(("optimizer_states", "for going on with the training there"))
+            self.report.ignored.append(("optimizer_states", "for resuming the training in PyTorch"))
         self.state = State(tensors)
         self.reader = TreeReader(self.state, self.report)
         self.trees: dict[str, dict[str, Any]] = {}
 
     def convert(self) -> Converted:
-        """Convert whatever the file holds."""
+        """Convert the model of the file."""
         read = {"VAE": self._vae, "LDM": self._ldm, "predictor": self._predictor}
         meta = read[self.report.kind]()
         if self.reader.left:
@@ -146,7 +146,7 @@ class _Converter:
     def _predictor(self) -> ModelMeta:
         sizes = self._vae_sizes(self.state.below("vae."), self.hyper.get("vae"))
         predictor = predictor_sizes(self.state, self.hyper, sizes)
-        entries = predictor_entries(predictor)
+        entries = predictor_entries()
         self.trees["params"] = self.reader.read(entries, Predictor, predictor)
         self.trees["vae"] = self.reader.read(vae_entries(sizes, "vae."), VAE, sizes)
         return self._meta("train_predictor", sizes, predictor=predictor)
@@ -168,7 +168,7 @@ class _Converter:
             return with_heads(sizes, published_heads(sizes, self.report, advice=advice))
 
     def _size_table(self) -> tuple[int, ...]:
-        """Not in the file, unless this package wrote it."""
+        """Size table of the options, of a file of this package, or of MP-20."""
         if self.options.size_table:
             return self.options.size_table
         own = own_entry(self.file.content).get("size_table")
@@ -183,8 +183,9 @@ class _Converter:
         if LATENT_STD not in self.state:
             self.report.assumptions.append("it holds no latent_std: 1 is used")
             return 1.0
-        if self.state.tensors[LATENT_STD].shape not in ((), (1,)):
-            raise CheckpointError("its latent_std has another shape than one number's")
+        shape = self.state.tensors[LATENT_STD].shape
+        if shape not in ((), (1,)):
+            raise CheckpointError(f"its latent_std has the shape {shape}; it must be one number")
         value = float(self.reader.take(Entry(LATENT_STD, LATENT_STD)).reshape(()))
         if not np.isfinite(value) or value <= 0:
             raise CheckpointError(f"its latent_std is {value}; it must be more than 0")

@@ -1,7 +1,6 @@
-"""Options that only a checkpoint's `hyper_parameters` tell: plain values, and what pickled modules
-say of themselves.
+"""Options of a model in a checkpoint's `hyper_parameters`: plain values and pickled modules.
 
-Nothing here trusts the file: what is pickled may be of any type, refer to itself, or be missing.
+The file is not trusted: a value may be of any type, hold itself, or be missing.
 """
 
 from __future__ import annotations
@@ -21,7 +20,9 @@ _MAX_NODES = 1_000_000
 
 
 def plain(value: Any) -> Any:
-    """Return a value without omegaconf's and Lightning's containers; what is no plain value stays.
+    """Return a value with omegaconf's and Lightning's containers as dicts and lists.
+
+    Other objects stay.
 
     Raises:
         CheckpointError: containers nested too deeply or within themselves, or too many values.
@@ -30,7 +31,7 @@ def plain(value: Any) -> Any:
 
 
 def _plain(value: Any, *, depth: int, budget: list[int]) -> Any:
-    # Shared containers are visited again: a few of them, nested, would stand for endless values.
+    # Shared containers are copied at each place: a few of them, nested, stand for endless values.
     budget[0] -= 1
     if depth > _MAX_DEPTH or budget[0] < 0:
         raise CheckpointError("its hyper_parameters are too many to be the options of a model")
@@ -50,12 +51,12 @@ def _plain(value: Any, *, depth: int, budget: list[int]) -> Any:
 
 
 def part_of(module: Any, name: str) -> Any:
-    """Return a submodule of a pickled module, or a block of plain options; None for others."""
+    """Return a part of a pickled module or of plain options; None if there is none."""
     return module.get(name) if isinstance(module, Stub | Mapping) else None
 
 
 def whole_number(value: Any, what: str, *, most: int) -> int:
-    """Return a number from 1 to `most`, also one of numpy's.
+    """Return a number of Python's, numpy's or a tensor's, from 1 to `most`.
 
     Raises:
         CheckpointError: it is none.
@@ -67,7 +68,7 @@ def whole_number(value: Any, what: str, *, most: int) -> int:
 
 
 def finite(value: Any, what: str) -> float:
-    """Return a finite number, also one that is a tensor or a number of numpy's.
+    """Return a finite number of Python's, numpy's or a tensor's.
 
     Raises:
         CheckpointError: it is none.
@@ -79,16 +80,14 @@ def finite(value: Any, what: str) -> float:
 
 
 def _number(value: Any) -> Any:
-    """The number that a tensor of one element or a pickled scalar of numpy's stands for; anything
-    else stays.
-    """
+    """The number in a tensor of one element or in a scalar of numpy's; anything else stays."""
     if isinstance(value, Tensor) and value.size == 1:
         return value.read().reshape(()).item()
     return numpy_number(value)
 
 
 def stubs_within(root: Any) -> Iterator[Stub]:
-    """Yield every pickled object within a value, the nearest first; each once."""
+    """Yield every pickled object within a value once, the nearest first."""
     queue, seen = deque([root]), {id(root)}
     while queue:
         node = queue.popleft()
@@ -110,29 +109,28 @@ def stubs_within(root: Any) -> Iterator[Stub]:
 
 
 def number_of_heads(module: Any) -> int | None:
-    """Return the number of attention heads of a pickled module, or of its plain options; None where
-    they are not told.
+    """Return the attention heads of a pickled module, or of its plain options; None if unknown.
 
     Raises:
-        CheckpointError: its layers do not agree.
+        CheckpointError: its layers have different numbers.
     """
     options = plain(module)
     if isinstance(options, Mapping):
-        found = [options.get("nhead"), options.get("num_heads")]
+        numbers = [options.get("nhead"), options.get("num_heads")]
     else:
         attentions = (s for s in stubs_within(module) if s.name.endswith("MultiheadAttention"))
-        found = [stub.get("num_heads") for stub in attentions]
-    heads = {whole_number(n, "number of heads", most=_MAX_HEADS) for n in found if n is not None}
+        numbers = [stub.get("num_heads") for stub in attentions]
+    heads = {whole_number(n, "number of heads", most=_MAX_HEADS) for n in numbers if n is not None}
     if len(heads) > 1:
         raise CheckpointError(f"its attention layers have different numbers of heads: {heads}")
     return next(iter(heads), None)
 
 
 def check_transformer(module: Any, what: str) -> None:
-    """Check that a pickled transformer computes what `models.layers.Transformer` does.
+    """Check that a pickled transformer is the function of `models.layers.Transformer`.
 
     Raises:
-        CheckpointError: another activation, order of normalisation or index embedding.
+        CheckpointError: it has another activation, order of normalisation or index embedding.
     """
     options = plain(module)
     if isinstance(options, Mapping):
@@ -168,7 +166,7 @@ def _check_activation(activation: Any, what: str) -> None:
 
 
 def statistics(stats: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """Return mean and standard deviation; neither counts without the other."""
+    """Return mean and standard deviation; None for both if one is missing."""
     mean, std = stats.get("mean"), stats.get("std")
     if mean is None or std is None:
         return None, None

@@ -1,4 +1,4 @@
-"""Models that are open, and how to read one from a PyTorch file."""
+"""Open models, and options for reading one from a PyTorch file."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from chemeleon2_jax.training.plain_trees import from_plain
 
 @dataclass(frozen=True)
 class Options:
-    """How to read a file.
+    """Options for reading a PyTorch file.
 
     Attributes:
-        vae: the VAE, opened, for an LDM that does not hold it or does not tell its
-            heads; None looks beside the file.
+        vae: open VAE of an LDM whose file lacks it or its number of heads; None looks beside the
+            file.
         ema: take the moving averages instead of the raw weights.
-        size_table: numbers of training crystals by number of atoms; () takes those that a file of
-            this package tells, else those of MP-20.
-        vae_heads: attention heads of the VAE where they are known from elsewhere.
+        size_table: numbers of training crystals by number of atoms; () takes those of the file if
+            this package wrote it, else those of MP-20.
+        vae_heads: attention heads of the VAE, if known from elsewhere.
         look_beside: look for the VAE of an LDM beside the file.
-        only_vae: refuse a file that is no VAE, before its weights are read.
+        only_vae: refuse a file of another model before its weights are read.
     """
 
     vae: OpenModel | None = None
@@ -38,7 +38,9 @@ class Options:
 
 @dataclass
 class Report:
-    """What became of the tensors of a file; `assumptions` are what it does not tell."""
+    """Counts of the tensors of a file, parts of it that were ignored, notes, and assumptions about
+    values that are missing.
+    """
 
     kind: str
     num_tensors: int = 0
@@ -60,14 +62,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Converted:
-    """A model in memory, to be used as a `Checkpoint[ModelMeta]` is.
+    """A model in memory with the interface of a `Checkpoint[ModelMeta]`.
 
     Attributes:
-        path: of the file that it comes from.
-        meta: how to build the model.
+        path: of its file.
+        meta: of the model.
         trees: nested dicts of arrays by item.
-        report: which tensors of a PyTorch file were used.
-        step: steps trained.
+        report: of the tensors in a PyTorch file.
+        step: number of training steps.
     """
 
     path: Path

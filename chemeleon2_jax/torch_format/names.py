@@ -1,8 +1,7 @@
-"""Which tensor of a PyTorch checkpoint is which parameter here, both ways.
+"""Tensors of a PyTorch checkpoint and the parameters here, one table for reading and writing.
 
-One table for each model, made from its sizes: reading and writing use the same one. `theirs` are
-names in a `state_dict`; `ours` are paths in a parameter tree, as checkpoints name them. A Linear's
-weight is (out, in) there and a kernel (in, out) here.
+Functions map a `module` of the original, dotted, to the `path` of a layer in a parameter tree. A
+Linear's weight is (out, in) in PyTorch, a kernel (in, out) here.
 """
 
 from __future__ import annotations
@@ -13,28 +12,28 @@ from typing import Any
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.models.encoders.registry import CSPNetSizes, EncoderSizes, TransformerSizes
-from chemeleon2_jax.models.sizes import DiTSizes, LoRASizes, PredictorSizes, VAESizes
+from chemeleon2_jax.models.sizes import DiTSizes, LoRASizes, VAESizes
 
 DENOISER, CONDITIONS, LATENT_STD = "denoiser.", "condition_module.", "latent_std"
 PEFT = "base_model.model."
-"""What the library of adapters puts before the names of a model that it wraps."""
+"""Prefix of names in a model that peft wraps for adapters."""
 ADAPTER = "default"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor there and the parameter here; `transposed` for the kernels of Linear layers."""
+    """A tensor of a `state_dict` and the path of its parameter; kernels are transposed."""
 
-    theirs: str
-    ours: str
+    tensor: str
+    parameter: str
     transposed: bool = False
 
 
 def vae_entries(sizes: VAESizes, prefix: str = "") -> list[Entry]:
-    """Tensors of a VAE in the order of the original's modules.
+    """Return the tensors of a VAE in the order of the original's modules.
 
     Raises:
-        CheckpointError: an encoder that the original does not have.
+        CheckpointError: the original does not have the encoder.
     """
     encoder_entries = _ENCODERS.get(type(sizes.encoder))
     if encoder_entries is None:
@@ -44,7 +43,7 @@ def vae_entries(sizes: VAESizes, prefix: str = "") -> list[Entry]:
     entries += _linear("post_quant_conv", "decoder/post_quant", bias=False)
     if sizes.foundation_alignment:
         entries += _linear("proj", "projection")
-    return [replace(entry, theirs=prefix + entry.theirs) for entry in entries]
+    return [replace(entry, tensor=prefix + entry.tensor) for entry in entries]
 
 
 def _transformer_encoder(sizes: TransformerSizes) -> Iterator[Entry]:
@@ -58,12 +57,12 @@ def _transformer_encoder(sizes: TransformerSizes) -> Iterator[Entry]:
 def _cspnet_encoder(sizes: CSPNetSizes) -> Iterator[Entry]:
     yield Entry("encoder.node_embedding.weight", "encoder/atom_types")
     for i in range(sizes.num_layers):
-        theirs, ours = f"encoder.csp_layer_{i}", f"encoder/layers/{i}"
+        module, path = f"encoder.csp_layer_{i}", f"encoder/layers/{i}"
         for part in ("edge", "node"):
-            yield from _linear(f"{theirs}.{part}_mlp.0", f"{ours}/{part}1")
-            yield from _linear(f"{theirs}.{part}_mlp.2", f"{ours}/{part}2")
+            yield from _linear(f"{module}.{part}_mlp.0", f"{path}/{part}1")
+            yield from _linear(f"{module}.{part}_mlp.2", f"{path}/{part}2")
         if sizes.layer_norm:
-            yield from _norm(f"{theirs}.layer_norm", f"{ours}/norm")
+            yield from _norm(f"{module}.layer_norm", f"{path}/norm")
     if sizes.layer_norm:
         yield from _norm("encoder.final_layer_norm", "encoder/norm")
     yield from _linear("encoder.fc_out", "encoder/out")
@@ -85,89 +84,88 @@ def _decoder(sizes: VAESizes) -> Iterator[Entry]:
 
 def _transformer(part: str, num_layers: int) -> Iterator[Entry]:
     for i in range(num_layers):
-        theirs, ours = f"{part}.transformer.layers.{i}", f"{part}/transformer/layers/{i}"
-        yield from _attention(f"{theirs}.self_attn", f"{ours}/attention")
-        yield from _linear(f"{theirs}.linear1", f"{ours}/mlp/fc1")
-        yield from _linear(f"{theirs}.linear2", f"{ours}/mlp/fc2")
-        yield from _norm(f"{theirs}.norm1", f"{ours}/norm1")
-        yield from _norm(f"{theirs}.norm2", f"{ours}/norm2")
+        module, path = f"{part}.transformer.layers.{i}", f"{part}/transformer/layers/{i}"
+        yield from _attention(f"{module}.self_attn", f"{path}/attention")
+        yield from _linear(f"{module}.linear1", f"{path}/mlp/fc1")
+        yield from _linear(f"{module}.linear2", f"{path}/mlp/fc2")
+        yield from _norm(f"{module}.norm1", f"{path}/norm1")
+        yield from _norm(f"{module}.norm2", f"{path}/norm2")
     yield from _norm(f"{part}.transformer.norm", f"{part}/transformer/norm")
 
 
 def dit_entries(sizes: DiTSizes) -> list[Entry]:
-    """Tensors of a denoiser, with its adapters, and of its conditions."""
+    """Return the tensors of a denoiser with its adapters."""
     entries = [*_linear("x_embedder", "x_embedder")]
     entries += _linear("t_embedder.mlp.0", "t_embedder/fc1")
     entries += _linear("t_embedder.mlp.2", "t_embedder/fc2")
     for i in range(sizes.depth):
-        theirs, ours = f"blocks.{i}", f"blocks/{i}"
-        entries += _attention(f"{theirs}.attn", f"{ours}/attention")
-        entries += _linear(f"{theirs}.mlp.fc1", f"{ours}/mlp/fc1")
-        entries += _linear(f"{theirs}.mlp.fc2", f"{ours}/mlp/fc2")
-        entries += _linear(f"{theirs}.adaLN_modulation.1", f"{ours}/modulation")
+        module, path = f"blocks.{i}", f"blocks/{i}"
+        entries += _attention(f"{module}.attn", f"{path}/attention")
+        entries += _linear(f"{module}.mlp.fc1", f"{path}/mlp/fc1")
+        entries += _linear(f"{module}.mlp.fc2", f"{path}/mlp/fc2")
+        entries += _linear(f"{module}.adaLN_modulation.1", f"{path}/modulation")
     entries += _linear("final_layer.linear", "final")
     entries += _linear("final_layer.adaLN_modulation.1", "final_modulation")
     prefix = DENOISER
     if sizes.lora is not None:
         entries, prefix = _with_adapters(entries, sizes.lora), DENOISER + PEFT
-    return [replace(entry, theirs=prefix + entry.theirs) for entry in entries]
+    return [replace(entry, tensor=prefix + entry.tensor) for entry in entries]
 
 
 def condition_entries(sizes: DiTSizes) -> list[Entry]:
-    """Tensors of a denoiser's conditions; none for an unconditional one."""
+    """Return the tensors of a denoiser's conditions; none for an unconditional one."""
     if sizes.conditions is None:
         return []
     entries: list[Entry] = []
     for condition in sizes.conditions.conditions:
-        theirs = f"{CONDITIONS}encoders.{condition.name}"
-        ours = f"conditions/encoders/{condition.name}"
-        entries.append(Entry(f"{theirs}.null_embed", f"{ours}/null_embed"))
-        entries += _linear(f"{theirs}.embedding.0", f"{ours}/fc1")
-        entries += _linear(f"{theirs}.embedding.2", f"{ours}/fc2")
+        module = f"{CONDITIONS}encoders.{condition.name}"
+        path = f"conditions/encoders/{condition.name}"
+        entries.append(Entry(f"{module}.null_embed", f"{path}/null_embed"))
+        entries += _linear(f"{module}.embedding.0", f"{path}/fc1")
+        entries += _linear(f"{module}.embedding.2", f"{path}/fc2")
     entries += _linear(f"{CONDITIONS}proj.0", "conditions/fc1")
     entries += _linear(f"{CONDITIONS}proj.2", "conditions/fc2")
     return entries
 
 
-def predictor_entries(sizes: PredictorSizes) -> list[Entry]:
-    """Tensors of a predictor's head; its sizes do not change their names."""
-    del sizes
+def predictor_entries() -> list[Entry]:
+    """Return the tensors of a predictor's head."""
     entries = [*_linear("proj.0", "fc1"), *_norm("proj.1", "norm1")]
     entries += [*_linear("proj.4", "fc2"), *_norm("proj.5", "norm2")]
     return [*entries, *_linear("proj.8", "fc3")]
 
 
-def _linear(theirs: str, ours: str, *, bias: bool = True) -> Iterator[Entry]:
-    yield Entry(f"{theirs}.weight", f"{ours}/kernel", transposed=True)
+def _linear(module: str, path: str, *, bias: bool = True) -> Iterator[Entry]:
+    yield Entry(f"{module}.weight", f"{path}/kernel", transposed=True)
     if bias:
-        yield Entry(f"{theirs}.bias", f"{ours}/bias")
+        yield Entry(f"{module}.bias", f"{path}/bias")
 
 
-def _norm(theirs: str, ours: str) -> Iterator[Entry]:
-    yield Entry(f"{theirs}.weight", f"{ours}/scale")
-    yield Entry(f"{theirs}.bias", f"{ours}/bias")
+def _norm(module: str, path: str) -> Iterator[Entry]:
+    yield Entry(f"{module}.weight", f"{path}/scale")
+    yield Entry(f"{module}.bias", f"{path}/bias")
 
 
-def _attention(theirs: str, ours: str) -> Iterator[Entry]:
-    yield Entry(f"{theirs}.in_proj_weight", f"{ours}/qkv/kernel", transposed=True)
-    yield Entry(f"{theirs}.in_proj_bias", f"{ours}/qkv/bias")
-    yield from _linear(f"{theirs}.out_proj", f"{ours}/out")
+def _attention(module: str, path: str) -> Iterator[Entry]:
+    yield Entry(f"{module}.in_proj_weight", f"{path}/qkv/kernel", transposed=True)
+    yield Entry(f"{module}.in_proj_bias", f"{path}/qkv/bias")
+    yield from _linear(f"{module}.out_proj", f"{path}/out")
 
 
 def _with_adapters(entries: list[Entry], lora: LoRASizes) -> list[Entry]:
-    """The same layers with an adapter where there is one: its base moves, A and B follow it."""
+    """The same layers, those with adapters with their names in peft, followed by A and B."""
     out = []
     for entry in entries:
-        layer, _, leaf = entry.ours.rpartition("/")
+        layer, _, leaf = entry.parameter.rpartition("/")
         if not lora.applies_to(layer.replace("/", ".")):
             out.append(entry)
             continue
-        theirs, _, kind = entry.theirs.rpartition(".")
-        out.append(replace(entry, theirs=f"{theirs}.base_layer.{kind}"))
+        module, _, kind = entry.tensor.rpartition(".")
+        out.append(replace(entry, tensor=f"{module}.base_layer.{kind}"))
         if leaf == "bias":  # the last of a layer's own
-            for name, ours in (("lora_A", "lora_a"), ("lora_B", "lora_b")):
-                weight = f"{theirs}.{name}.{ADAPTER}.weight"
-                out.append(Entry(weight, f"{layer}/{ours}", transposed=True))
+            for name in "AB":
+                weight = f"{module}.lora_{name}.{ADAPTER}.weight"
+                out.append(Entry(weight, f"{layer}/lora_{name.lower()}", transposed=True))
     return out
 
 
@@ -186,20 +184,18 @@ _ADAPTED = {
 }
 
 
-def adapted_layer(theirs: str) -> str | None:
-    """Return our path ('blocks.0.mlp.fc1') of a Linear layer there, without prefix; None for what
-    is none.
-    """
+def adapted_layer(module: str) -> str | None:
+    """Return the dotted path here of a Linear layer of the original's denoiser; None for others."""
     # Longest first: adaLN_modulation.1 ends two of them.
     for name in sorted(_ADAPTED, key=len, reverse=True):
-        if theirs == name or theirs.endswith(f".{name}"):
-            return theirs.removesuffix(name) + _ADAPTED[name]
+        if module == name or module.endswith(f".{name}"):
+            return module.removesuffix(name) + _ADAPTED[name]
     return None
 
 
-def their_layer(ours: str) -> str | None:
+def torch_layer(path: str) -> str | None:
     """Undo `adapted_layer`."""
-    for name, mine in sorted(_ADAPTED.items(), key=lambda pair: -len(pair[1])):
-        if ours == mine or ours.endswith(f".{mine}"):
-            return ours.removesuffix(mine) + name
+    for name, ending in sorted(_ADAPTED.items(), key=lambda pair: -len(pair[1])):
+        if path == ending or path.endswith(f".{ending}"):
+            return path.removesuffix(ending) + name
     return None

@@ -1,4 +1,4 @@
-"""What a file is that is no checkpoint of PyTorch, told from its first bytes."""
+"""Kinds of files that are no checkpoints of PyTorch, told by their first bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FIRST_BYTES = (
 
 
 def describe_other(head: bytes) -> str:
-    """Return what a file is that begins so, and what to do."""
+    """Return the kind of a file that begins with `head`, and what to do."""
     if not head:
         return "the file is empty; get it again"
     for first, what in _FIRST_BYTES:

@@ -1,4 +1,4 @@
-"""Tensors of a PyTorch file into the parameter trees of models, each used once."""
+"""From tensors of a PyTorch file to parameter trees of models."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from chemeleon2_jax.torch_format.tensors import DTYPES
 from chemeleon2_jax.training.plain_trees import flat_names, to_plain
 
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
-_VIEWED_TWICE = 64 << 20  # bytes that tensors may have beyond what is stored of them
+_VIEWED_TWICE = 64 << 20  # bytes of tensors beyond those of their storages
 
 
 class TreeReader:
-    """Reads the tensors of a state, and ticks them off.
+    """Reads the tensors of a state, and keeps account of those that are left.
 
     Attributes:
         state: the tensors.
-        left: names that nobody asked for yet.
-        dtypes: of the tensors that are no float32.
-        report: what was read.
+        left: names of the tensors that were not read.
+        dtypes: types by name of tensors that were read and are not float32.
+        report: counts and notes of the tensors that were read.
     """
 
     def __init__(self, state: State, report: Report) -> None:
@@ -42,10 +42,10 @@ class TreeReader:
         """Return the parameters of `module(sizes)` in nested dicts.
 
         Raises:
-            CheckpointError: tensors are missing, have another shape, are no weights, or are more
-                than the file holds.
+            CheckpointError: tensors are missing, of another shape, not weights, or more than the
+                file holds.
         """
-        missing = [entry.theirs for entry in entries if entry.theirs not in self.state]
+        missing = [entry.tensor for entry in entries if entry.tensor not in self.state]
         if missing:
             raise CheckpointError(f"tensors are missing: {listed(missing)}")
         self._check_shapes(entries, module, sizes)
@@ -53,27 +53,27 @@ class TreeReader:
         tree: dict[str, Any] = {}
         for entry in entries:
             node = tree
-            *parents, leaf = entry.ours.split("/")
+            *parents, leaf = entry.parameter.split("/")
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[leaf] = self.take(entry)
         return tree
 
     def take(self, entry: Entry) -> np.ndarray:
-        """Return one tensor in our layout, float32."""
-        tensor = self.state.tensors[entry.theirs]
+        """Return one tensor in the layout of the parameter, float32."""
+        tensor = self.state.tensors[entry.tensor]
         if tensor.dtype not in _FLOATS:
             raise CheckpointError(
-                f"its tensor {listed([entry.theirs])} holds {tensor.dtype}, not weights"
+                f"its tensor {listed([entry.tensor])} holds {tensor.dtype}, not weights"
             )
         if tensor.dtype != "float32":
-            self.dtypes[entry.theirs] = tensor.dtype
+            self.dtypes[entry.tensor] = tensor.dtype
             if tensor.dtype == "float64":
-                self.report.notes.append(f"{entry.theirs} is rounded from float64 to float32")
+                self.report.notes.append(f"{entry.tensor} is rounded from float64 to float32")
         array = tensor.read().astype(np.float32, copy=False)
         if entry.transposed:
             array = np.ascontiguousarray(array.T)
-        self.left.pop(entry.theirs, None)
+        self.left.pop(entry.tensor, None)
         self.report.num_tensors += 1
         self.report.num_parameters += array.size
         return array
@@ -85,18 +85,17 @@ class TreeReader:
             raise CheckpointError(f"its sizes fit no model: {error}") from error
         problems = []
         for entry in entries:
-            wanted = expected[entry.ours]
-            wanted = wanted[::-1] if entry.transposed else wanted
-            shape = tuple(self.state.tensors[entry.theirs].shape)
-            if shape != wanted:
-                problems.append(f"{entry.theirs} has the shape {shape} instead of {wanted}")
+            shape = expected[entry.parameter][:: -1 if entry.transposed else 1]
+            actual = tuple(self.state.tensors[entry.tensor].shape)
+            if actual != shape:
+                problems.append(f"{entry.tensor} has the shape {actual} instead of {shape}")
         if problems:
             raise CheckpointError(f"tensors do not fit: {listed(problems)}")
 
     def _check_memory(self, entries: Sequence[Entry]) -> None:
-        """Refuse a small file whose tensors all view the same few numbers."""
+        """Raise CheckpointError for a small file whose tensors are views of the same numbers."""
         for entry in entries:
-            tensor = self.state.tensors[entry.theirs]
+            tensor = self.state.tensors[entry.tensor]
             storage = tensor.storage
             self._viewed += tensor.nbytes
             self._stored[storage.key] = storage.numel * DTYPES[storage.dtype].itemsize

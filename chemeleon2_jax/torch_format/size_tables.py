@@ -1,4 +1,4 @@
-"""Sizes of the training crystals of published models, which their `.ckpt` files do not tell."""
+"""Sizes of the training crystals of published models, which `.ckpt` files do not hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def published_size_table(name: str) -> tuple[int, ...]:
     """Return the crystals by number of atoms of a published training set, largest + 1 counts.
 
     Raises:
-        CheckpointError: none is known for that name.
+        CheckpointError: there is no such set.
     """
     text = resources.files(__package__).joinpath("size_tables.json").read_text("utf-8")
     tables: dict[str, list[int]] = json.loads(text)["tables"]

@@ -1,6 +1,4 @@
-"""Sizes and options of the models in a PyTorch checkpoint: shapes of its tensors, and what its
-`hyper_parameters` tell.
-"""
+"""Sizes of VAE and predictor in a PyTorch checkpoint, from shapes of tensors and from options."""
 
 from __future__ import annotations
 
@@ -32,23 +30,23 @@ Heads = tuple[int, int]
 
 @dataclass(frozen=True)
 class State:
-    """Tensors of a `state_dict` below a prefix, and names for messages."""
+    """Tensors of a `state_dict` below a prefix."""
 
     tensors: Mapping[str, Tensor]
     prefix: str = ""
 
     def below(self, prefix: str) -> State:
-        """The part below a further prefix."""
+        """Return the tensors below a further prefix."""
         return State(self.tensors, self.prefix + prefix)
 
     def __contains__(self, name: str) -> bool:
         return self.prefix + name in self.tensors
 
     def shape(self, name: str, ndim: int = 2) -> tuple[int, ...]:
-        """Shape of a tensor.
+        """Return the shape of a tensor.
 
         Raises:
-            CheckpointError: it is missing, or has another number of axes.
+            CheckpointError: the tensor is missing, empty, or has another number of axes.
         """
         if name not in self:
             raise CheckpointError(f"its tensor {printable(self.prefix + name)} is missing")
@@ -60,29 +58,34 @@ class State:
         return shape
 
     def count(self, pattern: str) -> int:
-        """Number of layers: one more than the largest index in names that match."""
+        """Return the number of layers: one more than the largest index in names that match.
+
+        Raises:
+            CheckpointError: the largest index is absurd.
+        """
         regex = re.compile(re.escape(self.prefix) + pattern)
         matches = (regex.match(name) for name in self.tensors)
-        found = {int(match[1]) for match in matches if match and len(match[1]) < 6}
-        # A layer that is left out is reported by the names of its tensors; not so an absurd index.
-        count = max(found, default=-1) + 1
-        if count > min(2 * len(found) + 2, MAX_LAYERS):
-            raise CheckpointError(f"it has a layer {count - 1}, but {len(found)} layers")
+        indices = {int(match[1]) for match in matches if match and len(match[1]) < 6}
+        # Whoever reads the tensors names those of a layer that is missing.
+        count = max(indices, default=-1) + 1
+        if count > min(2 * len(indices) + 2, MAX_LAYERS):
+            raise CheckpointError(f"it has a layer {count - 1}, but {len(indices)} layers")
         return count
 
 
 def vae_sizes(
     state: State, encoder: Any = None, decoder: Any = None, *, heads: Heads | None = None
 ) -> VAESizes:
-    """Read the sizes of a VAE.
+    """Return the sizes of a VAE.
 
     Args:
         state: its tensors.
-        encoder, decoder: pickled modules, or plain options; None where they are not known.
-        heads: of encoder and decoder, where the modules do not tell.
+        encoder, decoder: pickled modules, or plain options; None if unknown.
+        heads: of encoder and decoder, where the modules do not tell them.
 
     Raises:
-        CheckpointError: a tensor that sizes are read from is missing, or the numbers of heads are.
+        HeadsUnknownError: nothing tells a number of heads.
+        CheckpointError: a tensor is missing, or a module has no counterpart here.
     """
     check_transformer(encoder, "encoder")
     check_transformer(decoder, "decoder")
@@ -98,7 +101,7 @@ def vae_sizes(
 
 
 class HeadsUnknownError(CheckpointError):
-    """A file does not tell the number of attention heads of its VAE."""
+    """Nothing in a file tells the number of attention heads of its VAE."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -119,7 +122,7 @@ def _encoder_sizes(state: State, module: Any, heads: Heads | None) -> EncoderSiz
         return _cspnet_sizes(state, module)
     if "encoder.atom_type_embedder.weight" not in state:
         raise CheckpointError(
-            f"its encoder is not known: there is neither {state.prefix}encoder.atom_type_embedder "
+            f"its encoder is not known: it has neither {state.prefix}encoder.atom_type_embedder "
             f"(transformer) nor {state.prefix}encoder.node_embedding (CSPNet)"
         )
     width, feedforward, layers = _transformer_sizes(state, "encoder")
@@ -168,10 +171,10 @@ def _cspnet_sizes(state: State, module: Any) -> CSPNetSizes:
 
 
 def predictor_sizes(state: State, options: Mapping[str, Any], vae: VAESizes) -> PredictorSizes:
-    """Read the sizes of a predictor over a VAE.
+    """Return the sizes of a predictor on a VAE.
 
     Raises:
-        CheckpointError: its targets are not told, or do not fit its tensors.
+        CheckpointError: its targets are missing, or do not fit its tensors.
     """
     targets = plain(options.get("target_conditions"))
     if not isinstance(targets, Mapping) or not targets:
@@ -179,7 +182,7 @@ def predictor_sizes(state: State, options: Mapping[str, Any], vae: VAESizes) -> 
     width, encoder_dim = state.shape("proj.0.weight")[1], vae.encoder.d_model
     if width not in (vae.latent_dim, vae.latent_dim + encoder_dim):
         raise CheckpointError(
-            f"its head takes {width} features; its VAE gives {vae.latent_dim} or, with those of "
+            f"its head has {width} input features; its VAE has {vae.latent_dim} or, with those of "
             f"the encoder, {vae.latent_dim + encoder_dim}"
         )
     reduce = options.get("reduce", "mean")

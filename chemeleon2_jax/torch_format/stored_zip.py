@@ -1,8 +1,8 @@
-"""Zip archives of uncompressed entries, as PyTorch writes them, read piece by piece.
+"""Zip archives of uncompressed entries, as PyTorch writes them.
 
-`zipfile` reads the directory; entries are read here, into the caller's memory, from any thread.
-Compressed and encrypted entries are refused: PyTorch writes neither, and a small compressed file
-can claim to hold any amount of memory. So can entries that overlap.
+`zipfile` reads the directory; entries are read here, in parts, into the caller's memory, from any
+thread. Compressed and overlapping entries are refused: PyTorch writes none, and with them a small
+file would hold any number of bytes.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class StoredZip:
         path: the file.
         size: its length in bytes.
         entries: by name, in the order of the directory.
-        has_checksums: whether those in the directory are to be believed.
+        has_checksums: whether the directory's checksums are those of the entries.
     """
 
     def __init__(self, path: Path, stream: io.BufferedReader) -> None:
-        """Read the directory of an archive; it owns the stream from then on.
+        """Read the directory of an archive, and take over the stream.
 
         Raises:
-            CheckpointError: not a whole archive, or one that PyTorch would not write.
+            CheckpointError: the archive is not whole, or unlike any of PyTorch.
         """
         self.path = path
         self.has_checksums = False
@@ -55,7 +55,7 @@ class StoredZip:
         self.entries = archive.NameToInfo
 
     def close(self) -> None:
-        """Close the file; nothing can be read afterwards."""
+        """Close the file."""
         self._stream.close()
 
     def read(self, name: str) -> bytes:
@@ -94,7 +94,7 @@ class StoredZip:
             with self._lock:
                 self._stream.seek(start)
                 while done < len(buffer):
-                    # Files are read in pieces: one read returns at most 2 GiB.
+                    # In parts: one read returns at most 2 GiB.
                     count = self._stream.readinto(buffer[done : done + (1 << 30)])
                     if not count:
                         raise self._damaged(f"it ends at byte {start + done}")
@@ -107,7 +107,7 @@ class StoredZip:
             raise CheckpointError(f"{self.path}: it was closed; open it again") from error
 
     def _check(self, archive: zipfile.ZipFile) -> dict[str, int]:
-        """Where each entry must end: none is there twice, and no two share bytes."""
+        """Return where each entry ends at the latest; names and bytes must be distinct."""
         entries = sorted(archive.filelist, key=lambda entry: entry.header_offset)
         stops = [entry.header_offset for entry in entries[1:]] + [archive.start_dir]
         ends: dict[str, int] = {}
@@ -127,8 +127,8 @@ class StoredZip:
             if name in ends:
                 raise CheckpointError(f"{self.path}: two entries have the name {name!a}")
             ends[name] = stop
-        # `zipfile` goes by the directory's length alone.
+        # `zipfile` reads as many entries as the directory is long.
         end = self._bytes(self.size - _END_BYTES - len(archive.comment), _COUNTS.size)
         if {*_COUNTS.unpack(end)} != {min(len(entries), 0xFFFF)}:
-            raise self._damaged(f"its directory lists {len(entries)} entries and claims others")
+            raise self._damaged(f"its directory lists {len(entries)} entries, not those it counts")
         return ends

@@ -1,4 +1,4 @@
-"""Tensors of a PyTorch file: what they are is known at once, their values are read when wanted."""
+"""Tensors of a PyTorch file: shapes and types at once, values on demand."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ STORAGES = {
     "torch.storage.UntypedStorage": "uint8",
     "torch.UntypedStorage": "uint8",
 }
-"""Classes of storages and what they hold; an untyped one holds bytes."""
+"""Classes of storages and their element types; an untyped one holds bytes."""
 
 _MAX_DIMENSIONS = 64
 _INT64 = 1 << 63
 
-# A tensor may be a view that repeats what is stored; one that is larger than the file and than this
+# A tensor may be a view that repeats its elements. One that is larger than the file and than this
 # is there to fill the memory.
 _REPEATED_BYTES = 64 << 20
 
@@ -80,7 +80,7 @@ class Storage:
         return f"Storage({self.key!a}, {self.dtype}, {self.numel})"
 
     def __setstate__(self, state: Any) -> None:
-        """Drop what a pickle would set: all that is here was checked."""
+        """Drop attributes that a pickle sets: these were checked."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,9 +88,9 @@ class Tensor:
     """A view of a storage. Nothing is read before `read`.
 
     Attributes:
-        storage: what it views; tensors with the same `storage.key` share memory.
+        storage: its elements; tensors with the same `storage.key` share memory.
         dtype: PyTorch's name of the element type, such as "bfloat16".
-        shape: lengths.
+        shape: lengths of the axes.
         strides: steps between neighbours along each axis, in elements.
         offset: of the first element in the storage, in elements.
     """
@@ -105,7 +105,7 @@ class Tensor:
         return f"Tensor({self.dtype}, {self.shape})"
 
     def __setstate__(self, state: Any) -> None:
-        """Drop what a pickle would set: all that is here was checked."""
+        """Drop attributes that a pickle sets: these were checked."""
 
     @property
     def size(self) -> int:
@@ -119,22 +119,22 @@ class Tensor:
 
     @property
     def span(self) -> int:
-        """Number of elements of the storage from the first that it views to the last."""
+        """Number of elements of the storage from the first in the view to the last."""
         if not self.size:
             return 0
         return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
 
     def read(self) -> np.ndarray:
-        """Return the values: an array of its own, in C order.
+        """Return the values as a new array in C order.
 
         Raises:
-            CheckpointError: the file is damaged there, or was closed; there is no memory for it.
+            CheckpointError: the file is damaged there or closed, or the memory does not suffice.
         """
         archive = self.storage.archive
         if self.nbytes > max(archive.size, _REPEATED_BYTES):
             raise CheckpointError(
                 f"{archive.path}: a tensor of shape {self.shape} repeats the few values of storage "
-                f"{short(self.storage.key)}; its {self.nbytes} bytes are more than the file's"
+                f"{short(self.storage.key)}: {self.nbytes} bytes are more than the whole file has"
             )
         try:
             return self._read(DTYPES[self.dtype])
@@ -165,10 +165,10 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def make_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *, dtype: str = "") -> Tensor:
-    """Return a view of a storage, once it is known to lie within it.
+    """Return a view of a storage.
 
     Raises:
-        CheckpointError: it does not, or is no view at all.
+        CheckpointError: the view does not lie within the storage, or an argument is no part of one.
     """
     if not isinstance(storage, Storage):
         raise CheckpointError(f"a tensor's storage is {short(storage)}")
@@ -200,28 +200,27 @@ def _integers(values: Any, what: str) -> tuple[int, ...]:
     return values
 
 
-# --- PyTorch's own functions that a pickle calls for a tensor; NotImplemented makes a stub --------
+# --- PyTorch's functions that a pickle calls for a tensor; NotImplemented makes a stub ------------
 
 
 def _tensor(args: tuple[Any, ...]) -> Any:
-    """Arguments: storage, offset, shape, strides, and what only training needs."""
-    if len(args) < 4:
-        return NotImplemented
-    # Conjugate and negated views are told apart by a dict at the end.
-    if len(args) > 6 and args[6]:
+    """Arguments: storage, offset, shape, strides, requires_grad, hooks, and a dict that marks
+    conjugate and negated views.
+    """
+    if len(args) < 4 or (len(args) > 6 and args[6]):
         return NotImplemented
     return make_tensor(*args[:4])
 
 
 def _tensor_of_dtype(args: tuple[Any, ...]) -> Any:
-    """As above for types without a storage class: requires_grad, hooks, then the type."""
+    """As above, for types without a storage class: the type comes after the hooks."""
     if len(args) < 7 or not isinstance(args[6], Name) or (len(args) > 7 and args[7]):
         return NotImplemented
     return make_tensor(*args[:4], dtype=dtype_of(args[6]))
 
 
 def dtype_of(name: Name) -> str:
-    """Return the element type that a name such as `torch.float32` stands for."""
+    """Return the element type of a name such as `torch.float32`."""
     dtype = name.name.removeprefix("torch.")
     if dtype not in DTYPES:
         raise CheckpointError(f"tensors of type {short(name.name)} cannot be read")
@@ -243,7 +242,8 @@ def _subclass(args: tuple[Any, ...]) -> Any:
 def _size(args: tuple[Any, ...]) -> Any:
     if not args:
         return ()
-    return tuple(args[0]) if isinstance(args[0], tuple | list) else NotImplemented
+    # Nothing else: a file could have one long list copied again and again.
+    return args[0] if isinstance(args[0], tuple) else NotImplemented
 
 
 _PLAIN = {
@@ -260,4 +260,4 @@ REBUILD = {
     "torch._tensor._rebuild_from_type_v2": _subclass,
     "torch.Size": _size,
 }
-"""The only functions of PyTorch that a file can have rebuilt, by name."""
+"""The functions of PyTorch whose results are rebuilt, by name; all others stay stubs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import sys
 import zlib
@@ -39,10 +40,10 @@ class TorchFile(AbstractContextManager["TorchFile"]):
     content: Any
 
     def __init__(self, archive: StoredZip) -> None:
-        """Read what an archive holds, but for the values of its tensors.
+        """Read the pickle of an archive.
 
         Raises:
-            CheckpointError: no file of `torch.save`, or a damaged one.
+            CheckpointError: the archive is not of `torch.save`, damaged, or built to do harm.
         """
         self.path = archive.path
         self._archive = archive
@@ -74,18 +75,18 @@ class TorchFile(AbstractContextManager["TorchFile"]):
         return f"TorchFile({str(self.path)!r})"
 
     def close(self) -> None:
-        """Close the file; tensors that were not read cannot be read any more."""
+        """Close the file: its tensors cannot be read any more."""
         self._archive.close()
 
     def _small(self, name: str) -> bytes | None:
-        """One of the short entries beside the pickle."""
+        """A short entry beside the pickle; None if it is missing or long."""
         entry = self._archive.entries.get(f"{self._root}{name}")
         if entry is None or entry.file_size > _HEAD:
             return None
         return self._archive.read(entry.filename)
 
     def _has_checksums(self) -> bool:
-        # PyTorch can be told not to compute them; it then writes some other number.
+        # PyTorch can be told not to compute them; it then writes arbitrary numbers.
         for name in ("version", "byteorder"):
             data = self._small(name)
             if data is not None:
@@ -99,20 +100,19 @@ class TorchFile(AbstractContextManager["TorchFile"]):
         return order != sys.byteorder
 
     def _storage(self, reference: Any) -> Storage:
-        """What stands for the bytes that a pickle refers to."""
+        """The storage that a reference of the pickle stands for."""
         if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
-            raise CheckpointError("the pickle refers to something that is no storage")
+            raise CheckpointError("the pickle has a reference to something that is no storage")
         _, kind, key, _, numel = reference
         if not isinstance(kind, Name) or not isinstance(key, str) or type(numel) is not int:
-            raise CheckpointError("the pickle is damaged: what it says of a storage")
+            raise CheckpointError("the pickle is damaged: a reference to a storage has wrong types")
         if len(key) > _MAX_KEY_LENGTH:
             raise CheckpointError(f"the pickle is damaged: a storage's key of {len(key)} letters")
         dtype = STORAGES.get(kind.name)
         if dtype is None:
             raise CheckpointError(f"storages of class {short(kind.name)} cannot be read")
-        name = f"{self._root}data/{key}"
-        entry = self._archive.entries.get(name)
-        stored = entry.file_size if entry is not None else 0
+        entry = self._archive.entries.get(f"{self._root}data/{key}")
+        name, stored = (entry.filename, entry.file_size) if entry else ("", 0)
         if numel * DTYPES[dtype].itemsize != stored:
             raise CheckpointError(
                 f"storage {short(key)} should have {short(numel)} elements of {dtype}, "
@@ -122,12 +122,12 @@ class TorchFile(AbstractContextManager["TorchFile"]):
 
 
 def open_torch_file(path: str | Path) -> TorchFile:
-    """Open a file that `torch.save` wrote (PyTorch 1.6 or later).
+    """Open a file of `torch.save` (PyTorch 1.6 or later).
 
-    Nothing in it is run, and only its pickle is read: values of tensors are read when asked for.
+    Nothing in it is run. Only its pickle is read; `Tensor.read` reads values.
 
     Raises:
-        CheckpointError: there is none, it is something else, damaged, or built to do harm.
+        CheckpointError: the file is missing, of another kind, damaged, or built to do harm.
     """
     path = Path(path)
     stream = _open(path)
@@ -153,24 +153,22 @@ def _open(path: Path) -> io.BufferedReader:
         raise CheckpointError(f"{path}: it cannot be opened: {error}") from error
     if stat.S_ISDIR(mode):
         raise CheckpointError(f"{path} is a folder; name the .ckpt file in it")
-    raise CheckpointError(f"{path} is no file")
+    raise CheckpointError(f"{path} is not a regular file")
 
 
 def _find_pickle(path: Path, names: list[str]) -> str:
     """Name of the pickle among the entries of an archive."""
-    found = [n for n in names if n == "data.pkl" or (n.endswith("/data.pkl") and n.count("/") == 1)]
-    folder = found[0].removesuffix("data.pkl") if found else ""
+    pickles = [n for n in names if re.fullmatch(r"([^/]*/)?data\.pkl", n)]
+    folder = pickles[0].removesuffix("data.pkl") if pickles else ""
     if f"{folder}constants.pkl" in names or any(n.startswith(f"{folder}code/") for n in names):
         raise CheckpointError(
             f"{path}: a TorchScript program, not a checkpoint; save its state_dict with torch.save"
         )
-    if len(found) > 1:
-        raise CheckpointError(
-            f"{path}: {len(found)} pickles in one archive: {short(found[1])}, ..."
-        )
-    if not found:
+    if len(pickles) > 1:
+        raise CheckpointError(f"{path}: {len(pickles)} pickles in one archive, not one")
+    if not pickles:
         what = "numpy arrays (.npz)" if names and names[0].endswith(".npy") else "something else"
         raise CheckpointError(
             f"{path}: a zip archive of {what}, not of torch.save: it has no data.pkl"
         )
-    return found[0]
+    return pickles[0]

@@ -1,8 +1,7 @@
-"""Files as `torch.save` writes them, without PyTorch.
+"""Files of `torch.save`, written without PyTorch.
 
-They hold dicts, lists, tuples, plain values and tensors, so that `torch.load(path,
-weights_only=True)` reads them. Arrays are written one after the other: none is copied but those
-that are not contiguous.
+They hold dicts, lists, tuples, plain values and tensors: `torch.load(path, weights_only=True)`
+reads them. Arrays are written one by one; only those that are not contiguous are copied.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import struct
 import sys
 import zipfile
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +26,7 @@ _ALIGNMENT = 64
 _MAX_DEPTH = 100
 
 # Of a zip's local header: its fixed part, the field of 64-bit sizes, the head of a field, and the
-# kind of field that PyTorch pads with.
+# kind of PyTorch's padding field.
 _HEADER_BYTES = 30
 _WIDE_BYTES = 20
 _FIELD_BYTES = 4
@@ -38,18 +38,16 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_torch_file(path: str | Path, content: Any) -> None:
-    """Write a file that `torch.load(path, weights_only=True)` reads.
-
-    The file is there once it is whole; one that was there before stays until then.
+    """Write a file that `torch.load(path, weights_only=True)` reads; replace it once it is whole.
 
     Args:
         path: the file.
         content: nested dicts (an OrderedDict stays one), lists and tuples of text, numbers, None
-            and arrays (numpy's or JAX's); arrays become tensors, each with a storage of its own,
-            numpy's scalars plain numbers.
+            and arrays (numpy's or JAX's). Arrays become tensors, each with its own storage;
+            numpy's scalars become plain numbers.
 
     Raises:
-        CheckpointError: the content cannot be expressed, or the file cannot be written.
+        CheckpointError: a value has another type, or the file cannot be written.
     """
     path = Path(path)
     pickler = _Pickler()
@@ -60,7 +58,7 @@ def write_torch_file(path: str | Path, content: Any) -> None:
     try:
         with replacing(path) as temporary, temporary.open("wb") as stream:
             with zipfile.ZipFile(stream, "w") as archive:
-                write = _Entries(archive, stream).write
+                write = partial(_write_entry, archive, stream)
                 write("data.pkl", data)
                 write(".format_version", b"1")
                 write(".storage_alignment", str(_ALIGNMENT).encode())
@@ -75,33 +73,29 @@ def write_torch_file(path: str | Path, content: Any) -> None:
 
 
 def _bytes_of(array: Any) -> memoryview:
-    """The values of an array in C order, a copy only where they are not."""
+    """The values of an array in C order, copied only if they are in another order."""
     values = np.ascontiguousarray(np.asarray(array))
     if not values.dtype.isnative:
         values = values.astype(values.dtype.newbyteorder("="))
     return values.reshape(-1).view(np.uint8).data
 
 
-class _Entries:
-    """Adds entries to an archive; the data of each begins at a multiple of 64 bytes."""
-
-    def __init__(self, archive: zipfile.ZipFile, stream: BinaryIO) -> None:
-        self._archive = archive
-        self._stream = stream
-
-    def write(self, name: str, data: bytes | memoryview) -> None:
-        # Always the same date: the same content gives the same file.
-        info = zipfile.ZipInfo(f"{_ROOT}/{name}", date_time=(1980, 1, 1, 0, 0, 0))
-        wide = len(data) >= _WIDE_FROM
-        fixed = _HEADER_BYTES + len(info.filename) + _WIDE_BYTES * wide + _FIELD_BYTES
-        padding = -(self._stream.tell() + fixed) % _ALIGNMENT
-        info.extra = struct.pack("<2H", _PADDING_ID, padding) + b"Z" * padding
-        with self._archive.open(info, "w", force_zip64=wide) as entry:
-            entry.write(data)
+def _write_entry(
+    archive: zipfile.ZipFile, stream: BinaryIO, name: str, data: bytes | memoryview
+) -> None:
+    """Add an entry whose data begin at a multiple of 64 bytes."""
+    # Always the same date: the same content gives the same file.
+    info = zipfile.ZipInfo(f"{_ROOT}/{name}", date_time=(1980, 1, 1, 0, 0, 0))
+    wide = len(data) >= _WIDE_FROM
+    fixed = _HEADER_BYTES + len(info.filename) + _WIDE_BYTES * wide + _FIELD_BYTES
+    padding = -(stream.tell() + fixed) % _ALIGNMENT
+    info.extra = struct.pack("<2H", _PADDING_ID, padding) + b"Z" * padding
+    with archive.open(info, "w", force_zip64=wide) as entry:
+        entry.write(data)
 
 
 class _Pickler:
-    """Writes protocol 2, and nothing that the reader of weights alone refuses."""
+    """Writes protocol 2 with the operations and names that `weights_only=True` permits."""
 
     def __init__(self) -> None:
         self.arrays: list[Any] = []
@@ -118,7 +112,7 @@ class _Pickler:
 
     def _value(self, value: Any, path: tuple[str, ...]) -> None:
         if len(path) > _MAX_DEPTH:
-            raise CheckpointError(f"it is nested more than {_MAX_DEPTH} deep, or holds itself")
+            raise CheckpointError(f"it is nested deeper than {_MAX_DEPTH}, or holds itself")
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, dict):
@@ -177,10 +171,10 @@ class _Pickler:
             self._add(b"\x8a", bytes([length]), value.to_bytes(length, "little", signed=True))
 
     def _array(self, array: Any, path: tuple[str, ...]) -> None:
-        """A call that makes a tensor: storage, offset, shape, strides, no gradient, no hooks."""
+        """Call of a tensor's function: storage, offset, shape, strides, no gradient, no hooks."""
         dtype = _DTYPE_NAMES.get(np.dtype(array.dtype).newbyteorder("="))
         if dtype is None:
-            raise CheckpointError(f"{_at(path)} has the type {array.dtype}, which PyTorch has not")
+            raise CheckpointError(f"{_at(path)} is of type {array.dtype}, which PyTorch has not")
         storage = _STORAGE_OF.get(dtype)
         shape = tuple(int(n) for n in array.shape)
         numel = int(np.prod(shape, dtype=np.int64))

@@ -1,6 +1,6 @@
-"""The VAE of an LDM's file: its weights are mostly there, its number of attention heads is not.
+"""The VAE of an LDM: most files hold its weights, none its number of attention heads.
 
-To guess the heads would be silent: with the wrong number a VAE still half reconstructs crystals.
+A wrong number would go unnoticed: such a VAE still half reconstructs crystals.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from chemeleon2_jax.common.errors import CheckpointError
@@ -29,6 +28,7 @@ from chemeleon2_jax.torch_format.sizes import (
     HeadsUnknownError,
     vae_sizes,
 )
+from chemeleon2_jax.torch_format.tensors import DTYPES
 from chemeleon2_jax.torch_format.torch_file import TorchFile
 from chemeleon2_jax.training.plain_trees import flat_names
 
@@ -36,7 +36,7 @@ _ADVICE = (
     "give the checkpoint of the VAE that it was trained with (--vae, or load_model(..., vae=...))"
 )
 
-_MOST_BESIDE = 32  # files that are looked into
+_MOST_BESIDE = 32  # files that are opened
 
 ConvertFn = Callable[[Path, Options], Converted]
 
@@ -55,77 +55,69 @@ def vae_of_ldm(
         file: open.
         reader: of its tensors.
         hyper: its hyper_parameters.
-        options: how to read it; a VAE that is given there counts more than one beside the file.
-        convert: opens another file.
+        options: how to read it; `options.vae` precedes a VAE beside the file.
+        convert: reads another file.
 
     Raises:
-        CheckpointError: there is no VAE, it is broken, or nothing tells its heads.
+        CheckpointError: there is no VAE, it is broken, or its number of heads is unknown.
     """
-    given = options.vae
+    given, report = options.vae, reader.report
     if not any(name.startswith("vae.") for name in reader.state.tensors):
+        vae = given or next(_beside(file, report, hyper, options=options, convert=convert), None)
+        if vae is None:
+            raise CheckpointError(f"it does not hold its VAE; {_ADVICE}")
         if given is None:
-            given = next(_beside(file, reader, hyper, options=options, convert=convert), None)
-            if given is None:
-                raise CheckpointError(f"it does not hold its VAE; {_ADVICE}")
-            reader.report.assumptions.append(
-                f"it does not hold its VAE: that of {given.path.name}, which it names, is taken"
+            report.assumptions.append(
+                f"it does not hold its VAE: that of {vae.path.name}, which it names, is taken"
             )
-        return given.meta.vae, given.restore(given.meta.vae_item)
+        return vae.meta.vae, vae.restore(vae.meta.vae_item)
     state = reader.state.below("vae.")
     module = own_entry(file.content).get("vae", hyper.get("vae"))
-    modules = (part_of(module, "encoder"), part_of(module, "decoder"))
+    heads_are_known = True
     try:
-        sizes = vae_sizes(state, *modules, heads=options.vae_heads)
-        tree = reader.read(vae_entries(sizes, "vae."), VAE, sizes)
+        sizes = vae_sizes(
+            state, part_of(module, "encoder"), part_of(module, "decoder"), heads=options.vae_heads
+        )
     except HeadsUnknownError:
-        sizes = vae_sizes(state, heads=(1, 1))
-        tree = reader.read(vae_entries(sizes, "vae."), VAE, sizes)
-        _check_given(tree, given, reader)
-        if given is not None:
-            others: Iterable[OpenModel] = [given]
-        else:
-            # One as wide as the published ones is not looked for far and wide.
-            anywhere = sizes.decoder.d_model != PUBLISHED_WIDTH
-            others = _beside(
-                file, reader, hyper, options=options, convert=convert, anywhere=anywhere
-            )
-        return with_heads(sizes, _heads_for(sizes, tree, others, reader)), tree
-    _check_given(tree, given, reader)
-    return sizes, tree
-
-
-def _check_given(tree: Mapping[str, Any], given: OpenModel | None, reader: TreeReader) -> None:
-    """Raise CheckpointError where a VAE that is given is another than the one in the file."""
-    if given is None:
-        return
-    differing = _first_difference(tree, given, reader)
-    if differing:
+        sizes, heads_are_known = vae_sizes(state, heads=(1, 1)), False
+    tree = reader.read(vae_entries(sizes, "vae."), VAE, sizes)
+    difference = _first_difference(tree, given, reader) if given else ""
+    if given and difference:
         raise CheckpointError(
             f"{given.path} is not the VAE that it was trained with: the weights differ, first in "
-            f"{differing}"
+            f"{difference}"
         )
+    if heads_are_known:
+        return sizes, tree
+    # A VAE as wide as the published ones is not looked for under other names.
+    anywhere = sizes.decoder.d_model != PUBLISHED_WIDTH
+    others: Iterable[OpenModel] = (
+        [given]
+        if given
+        else _beside(file, report, hyper, options=options, convert=convert, anywhere=anywhere)
+    )
+    return with_heads(sizes, _heads_for(sizes, tree, others, reader)), tree
 
 
 def _heads_for(
     sizes: VAESizes, tree: Mapping[str, Any], others: Iterable[OpenModel], reader: TreeReader
 ) -> Heads:
-    """Heads of the very same VAE in another file, or else of the published ones."""
+    """Heads of the same VAE in another file, or else of the published ones."""
     for other in others:
         if not _first_difference(tree, other, reader):
-            found = other.meta.vae
+            vae = other.meta.vae
             reader.report.notes.append(
-                f"{other.path.name} tells the heads of its VAE: {found.decoder.nhead}"
+                f"{other.path.name} tells the heads of its VAE: {vae.decoder.nhead}"
             )
-            heads = found.decoder.nhead
-            return getattr(found.encoder, "nhead", heads), heads
+            return getattr(vae.encoder, "nhead", vae.decoder.nhead), vae.decoder.nhead
     return published_heads(sizes, reader.report, advice=_ADVICE)
 
 
 def published_heads(sizes: VAESizes, report: Report, *, advice: str) -> Heads:
-    """Return the heads of the published VAEs for one as wide as they are.
+    """Return the heads of the published VAEs, for a VAE of their width.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: it has another width.
     """
     if sizes.decoder.d_model != PUBLISHED_WIDTH:
         raise CheckpointError(f"{HeadsUnknownError()}; {advice}")
@@ -146,20 +138,20 @@ def with_heads(sizes: VAESizes, heads: Heads) -> VAESizes:
 
 def _beside(
     file: TorchFile,
-    reader: TreeReader,
+    report: Report,
     hyper: Mapping[str, Any],
     *,
     options: Options,
     convert: ConvertFn,
     anywhere: bool = False,
 ) -> Iterator[Converted]:
-    """Yield the VAE that the file names, where it lies beside the file; with `anywhere` also those
-    under other names.
+    """Yield the VAE that the file names, where it lies beside the file; with `anywhere`, then every
+    other VAE there.
     """
-    name = hyper.get("vae_ckpt_path")
-    named = PureWindowsPath(name).name if isinstance(name, str) else ""  # of either system
     if not options.look_beside:
         return
+    vae_path = hyper.get("vae_ckpt_path")
+    named = PureWindowsPath(vae_path).name if isinstance(vae_path, str) else ""  # of either system
     folder = file.path.parent
     paths = [folder / named] if named else []
     if anywhere:
@@ -170,22 +162,22 @@ def _beside(
                 yield convert(path, Options(look_beside=False, only_vae=True))
         except (OSError, ValueError) as error:  # a CheckpointError, or a name that none can have
             if path.name == named:
-                reader.report.notes.append(f"{named:.80} cannot be used: {error!s:.300}")
+                report.notes.append(f"{named:.80} cannot be used: {error!s:.300}")
 
 
 def _first_difference(tree: Mapping[str, Any], other: OpenModel, reader: TreeReader) -> str:
-    """Name of the first array of a VAE that another checkpoint does not have; '' if it has all.
+    """Name of the first array of a VAE that differs in another checkpoint; '' if none does.
 
-    Where the file holds a rounded copy, rounded like it.
+    An LDM's file may hold a rounded copy: then the other's arrays are rounded alike.
     """
-    ours, theirs = flat_names(dict(tree)), flat_names(dict(other.restore(other.meta.vae_item)))
-    kinds = {kind for name, kind in reader.dtypes.items() if name.startswith("vae.")}
-    kind = kinds.pop() if len(kinds) == 1 else "float32"
-    rounded = np.dtype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
-    for name in sorted(ours.keys() | theirs.keys()):
-        if name not in ours or name not in theirs:
+    arrays = flat_names(dict(tree))
+    expected = flat_names(dict(other.restore(other.meta.vae_item)))
+    dtypes = {dtype for name, dtype in reader.dtypes.items() if name.startswith("vae.")}
+    rounded = DTYPES[dtypes.pop() if len(dtypes) == 1 else "float32"]
+    for name in sorted(arrays.keys() | expected.keys()):
+        if name not in arrays or name not in expected:
             return name
-        copies = (theirs[name], theirs[name].astype(rounded).astype(np.float32))
-        if not any(np.array_equal(ours[name], copy) for copy in copies):
+        copies = (expected[name], expected[name].astype(rounded).astype(np.float32))
+        if not any(np.array_equal(arrays[name], copy) for copy in copies):
             return name
     return ""

@@ -175,8 +175,8 @@ def test_too_many_entries(tmp_path) -> None:
         (tensor(Stored("torch.FloatStorage", "1", 12), (1,), (1,)), "has 0 bytes"),
         (tensor(Stored("torch.FloatStorage", "../0", 12), (1,), (1,)), "has 0 bytes"),
         (tensor(Stored("torch.FloatStorage", "0" * 400, 12), (1,), (1,)), "key of 400"),
-        (tensor(Stored("torch.FloatStorage", 0, 12), (1,), (1,)), "what it says of a storage"),
-        (tensor(Stored("torch.FloatStorage", "0", None), (1,), (1,)), "what it says of a storage"),
+        (tensor(Stored("torch.FloatStorage", 0, 12), (1,), (1,)), "a storage has wrong types"),
+        (tensor(Stored("torch.FloatStorage", "0", None), (1,), (1,)), "a storage has wrong types"),
         (tensor(Stored("torch.QInt8Storage", "0", 48), (1,), (1,)), "QInt8Storage"),
         (tensor(Stored("os.system", "0", 48), (1,), (1,)), "os.system"),
         (

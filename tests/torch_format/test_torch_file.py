@@ -94,6 +94,7 @@ def test_what_is_no_plain_tensor_is_a_stub(tmp_path) -> None:
             (Global("torch._tensor._rebuild_from_type_v2"), Global("a.Mine"), (1, 2, 3), {}),
         ),
         "size": Call("torch.Size", (3,)),
+        "size of a list": Call("torch.Size", ([3, 4],)),
         "device": Call("torch.device", ("cpu",)),
     }
     with open_torch_file(pack(tmp_path / "a.ckpt", content, STORAGES)) as file:
@@ -232,7 +233,7 @@ def test_no_file(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="null"):
         open_torch_file("a\0b")
     os.mkfifo(tmp_path / "pipe")
-    refuse(tmp_path / "pipe", "no file")
+    refuse(tmp_path / "pipe", "not a regular file")
 
 
 def test_renamed_file_opens(tmp_path) -> None:
