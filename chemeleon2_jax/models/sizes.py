@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
+from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.models.condition_kinds import Condition, read_condition
 from chemeleon2_jax.models.encoders.registry import EncoderSizes, TransformerSizes, read_encoder
 
@@ -113,6 +116,14 @@ class ConditionSizes:
     def names(self) -> tuple[str, ...]:
         """Names of the conditions."""
         return tuple(condition.name for condition in self.conditions)
+
+    def encode_crystals(self, crystals: Crystals) -> dict[str, np.ndarray]:
+        """Return the inputs of training crystals: name -> (G, width) float32.
+
+        Raises:
+            ValueError: a value that a condition cannot have.
+        """
+        return {c.name: c.encode_crystals(crystals) for c in self.conditions}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, for JSON."""

@@ -1,12 +1,11 @@
-"""What a conditional model is trained to be asked for: read from the config and the crystals."""
+"""Conditions and adapters of a diffusion model that is trained, from the config and the data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from chemeleon2_jax.common.errors import ConfigError
@@ -27,7 +26,7 @@ def read_kinds(module: ConfigDict) -> dict[str, str]:
     """Return name -> kind of the conditions of `ldm_module`; {} for an unconditional model.
 
     Raises:
-        ConfigError: not 'name:kind', comma-separated, or a kind that is none.
+        ConfigError: not 'name:kind', comma-separated, or an unknown kind.
     """
     kinds = {}
     for part in split_names(module.condition_module.condition_type):
@@ -46,7 +45,7 @@ def read_kinds(module: ConfigDict) -> dict[str, str]:
 
 
 def columns(kinds: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the properties that the data must have."""
+    """Return the conditions whose values are columns of the data."""
     return tuple(name for name, kind in kinds.items() if KINDS[kind].source == "column")
 
 
@@ -58,18 +57,18 @@ def make_sizes(
     splits: Sequence[Crystals],
     known: ConditionSizes | None = None,
 ) -> ConditionSizes | None:
-    """Return the conditions of a model to be trained.
+    """Return the conditions of a model to train; None for an unconditional one.
 
     Args:
-        module: the config of the stage.
+        module: `ldm_module`.
         kinds: name -> kind.
-        hidden_dim: of the denoiser.
-        splits: training crystals and others; all must have possible values.
-        known: conditions of the model that is gone on with: its statistics count where none are
-            given, else those of the training set.
+        hidden_dim: width of the denoiser.
+        splits: training crystals, then others; values of all are checked.
+        known: conditions of the model to continue from. Its statistics precede those of the
+            training set, but not those of the config.
 
     Raises:
-        ConfigError: statistics or classes that are missing or wrong.
+        ConfigError: missing or wrong options, or a value in the data that no condition can have.
     """
     if not kinds:
         return None
@@ -108,7 +107,7 @@ def _check_columns(condition: Condition, splits: Sequence[Crystals]) -> None:
 def lora_sizes(module: ConfigDict) -> LoRASizes | None:
     """Return the adapters of `ldm_module.lora_configs`; None where r is 0.
 
-    Layers go by the original's names or by ours.
+    Layers have the original's names or ours.
 
     Raises:
         ConfigError: no layers, nothing to adapt, or a weight decay, which would move the frozen
@@ -127,22 +126,13 @@ def lora_sizes(module: ConfigDict) -> LoRASizes | None:
     if module.optimizer.weight_decay:
         raise ConfigError(
             "ldm_module.optimizer.weight_decay is not 0, but with lora_configs all weights except "
-            "the adapters and the conditions stay as they are: set it to 0"
+            "those of the adapters and the conditions are frozen: set it to 0"
         )
     targets = tuple(adapted_layer(layer) or layer for layer in layers)
     return LoRASizes(options.r, options.lora_alpha, targets)
 
 
-def inputs_of(sizes: ConditionSizes) -> Callable[[Crystals], dict[str, np.ndarray]]:
-    """Return the function from crystals to the conditions' inputs: name -> (G, width)."""
-
-    def encode(crystals: Crystals) -> dict[str, np.ndarray]:
-        return {c.name: c.encode_crystals(crystals) for c in sizes.conditions}
-
-    return encode
-
-
 def drop_some(key: jax.Array, rows: Rows, share: float) -> dict[str, jax.Array]:
-    """Return the conditions of the rows, all of a crystal's null (NaN) with probability `share`."""
+    """Return the rows' conditions, all of a crystal's null (NaN) with probability `share`."""
     drop = jax.vmap(jax.vmap(lambda k: jax.random.bernoulli(k, share)))(crystal_keys(key, rows))
     return {n: jnp.where(drop[..., None], jnp.nan, v) for n, v in rows.conditions.items()}

@@ -47,7 +47,6 @@ from chemeleon2_jax.stages.common import (
 from chemeleon2_jax.stages.conditions import (
     columns,
     drop_some,
-    inputs_of,
     lora_sizes,
     make_sizes,
     read_kinds,
@@ -133,7 +132,7 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     )
     if conditions is not None:
         sizes = replace(sizes, conditions=conditions)
-        data = replace(data, condition_fn=inputs_of(conditions))
+        data = replace(data, condition_fn=conditions.encode_crystals)
     vae = replace(vae, params=replicate(vae.params, data.mesh))
     graphdef, params = _new_denoiser(sizes, seed=config.seed, dtype=dtype)
     if start is not None:

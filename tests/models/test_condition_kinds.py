@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Composition, Element
 
+from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.crystals.formulas import read_composition
 from chemeleon2_jax.models.condition_kinds import (
     KINDS,
@@ -164,6 +165,27 @@ def test_text_stands_for_a_value(condition, text, value):
 def test_text_that_stands_for_none(condition, text, wanted):
     with pytest.raises(ValueError, match=f"takes {wanted}, not {text!r}"):
         condition.read(text)
+
+
+def test_crystals_are_encoded_like_values():
+    """Training and requests describe the same crystal by the same input."""
+    triples = [([11, 17, 17], np.eye(3) * 0.4, np.eye(3) * 5), ([55], np.zeros(3), np.eye(3) * 4)]
+    targets = {"gap": np.array([1.5, 0.5]), "raw": np.array([7.0, 8.0]), "group": [3.0, 0.0]}
+    crystals = Crystals.from_list(triples, targets=targets)
+    values = {
+        "gap": [1.5, 0.5],
+        "raw": [7, 8],
+        "formula": ["NaCl2", "Cs"],
+        "system": ["Na-Cl", "Cs"],
+        "group": [3, 0],
+    }
+    conditions = tuple(condition for condition in ALL if condition.source != "none")
+    inputs = ConditionSizes(conditions, 6).encode_crystals(crystals)
+    assert inputs.keys() == values.keys()
+    for condition in conditions:
+        expected = condition.encode(values[condition.name])
+        assert inputs[condition.name].dtype == np.float32
+        np.testing.assert_allclose(inputs[condition.name], expected, rtol=1e-6)
 
 
 # --- sizes ----------------------------------------------------------------------------------------

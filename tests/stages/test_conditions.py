@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
-from pymatgen.core import Structure
 
 from chemeleon2_jax.common.errors import CheckpointError, ConfigError
-from chemeleon2_jax.crystals.structures import structures_to_crystals
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.inference.api import load_model
-from chemeleon2_jax.models.condition_kinds import (
-    CategoricalCondition,
-    ChemicalSystemCondition,
-    CompositionCondition,
-    FloatCondition,
-)
-from chemeleon2_jax.models.sizes import ConditionSizes
 from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build
-from chemeleon2_jax.stages.conditions import drop_some, inputs_of
+from chemeleon2_jax.stages.conditions import drop_some
 from chemeleon2_jax.training.loop import fit
 from tests.tiny import by_name, first_step, ldm_config, make_crystals, meta_of, noisy
 
@@ -50,34 +40,6 @@ def test_step_reaches_the_conditions(stage):
     for name in names:
         assert np.isfinite(gradients[name]).all(), name
         assert np.abs(gradients[name]).max() > 0, name
-
-
-def test_crystals_are_described_as_they_are_asked_for():
-    """Training encodes crystals as `Condition.encode` encodes what describes them."""
-    structures = [
-        Structure(np.eye(3) * 5, ["Na", "Cl", "Cl"], np.eye(3) * 0.4),
-        Structure(np.eye(3) * 4, ["Cs"], [[0, 0, 0]]),
-    ]
-    crystals = replace(
-        structures_to_crystals(structures),
-        targets={"gap": np.array([1.5, 0.5], np.float32), "group": np.array([3.0, 0.0])},
-    )
-    words = {
-        "composition": ["NaCl2", "Cs"],
-        "system": ["Na-Cl", "Cs"],
-        "gap": [1.5, 0.5],
-        "group": [3, 0],
-    }
-    conditions = (
-        CompositionCondition("composition"),
-        ChemicalSystemCondition("system"),
-        FloatCondition("gap", 1.0, 0.5),
-        CategoricalCondition("group", num_classes=4),
-    )
-    found = inputs_of(ConditionSizes(conditions, 8))(crystals)
-    for condition in conditions:
-        expected = condition.encode(words[condition.name])
-        np.testing.assert_allclose(found[condition.name], expected, rtol=1e-6)
 
 
 def test_some_crystals_lose_all_conditions(stage):

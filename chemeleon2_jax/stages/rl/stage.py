@@ -30,7 +30,6 @@ from chemeleon2_jax.rl.update import Objective
 from chemeleon2_jax.rows.layout import Layout
 from chemeleon2_jax.runs.config import split_names
 from chemeleon2_jax.stages.common import make_pool, resumed_from
-from chemeleon2_jax.stages.conditions import inputs_of
 from chemeleon2_jax.stages.data import load_splits
 from chemeleon2_jax.stages.rl.programs import Settings, make_programs
 from chemeleon2_jax.stages.rl.requests import (
@@ -209,7 +208,7 @@ def _prompts(
         except ValueError as error:
             raise ConfigError(f"rl_module.conditions: {error}") from error
     train, val = crystals
-    describe = inputs_of(parts.sizes.conditions) if parts.sizes.conditions else None
+    describe = parts.sizes.conditions.encode_crystals if parts.sizes.conditions else None
     # It only chooses crystals: a rollout has rows of its own.
     loader = Loader(train, config.data.batch_size, Layout(()), config.seed)
     source = FromCrystals(loader, describe, gives_types)
