@@ -1,7 +1,7 @@
-"""Trained models by name: what to build, and its parameters.
+"""Open trained models by name, and build their modules with the saved parameters.
 
 A name is a run folder (its best checkpoint), a checkpoint folder, a PyTorch `.ckpt` file of the
-original, or the key of a published checkpoint. Everything else, and everything broken, is a
+original, or the key of a published checkpoint. Any other name, and any broken file, is a
 CheckpointError.
 """
 
@@ -49,7 +49,7 @@ class VAEParts:
     params: Any
 
     def module(self, params: Any) -> VAE:
-        """The module with the given parameters."""
+        """Return the module with these parameters."""
         return nnx.merge(self.graphdef, params)
 
 
@@ -58,10 +58,11 @@ class LDMParts:
     """A latent diffusion model with its VAE.
 
     Attributes:
-        sizes, graphdef, params: of the denoiser; `params` are the weights that it samples with.
-        diffusion: the chain.
-        vae: decoder and encoder of its latents.
-        latent_std: what latents are divided by.
+        sizes, graphdef, params: of the denoiser; `params` are the weights to sample with, None in
+            training.
+        diffusion: the chain it was trained on.
+        vae: encoder and decoder of its latents.
+        latent_std: divisor of the latents.
         size_table: (N + 1,) training crystals by number of atoms.
     """
 
@@ -74,13 +75,13 @@ class LDMParts:
     size_table: np.ndarray
 
     def module(self, params: Any) -> DiT:
-        """The denoiser with the given parameters."""
+        """Return the denoiser with these parameters."""
         return nnx.merge(self.graphdef, params)
 
 
 @dataclass(frozen=True)
 class PredictorParts:
-    """A property predictor with the VAE whose latents it reads."""
+    """A property predictor, with the VAE whose latents are its input."""
 
     sizes: PredictorSizes
     graphdef: Any
@@ -88,7 +89,7 @@ class PredictorParts:
     vae: VAEParts
 
     def module(self, params: Any) -> Predictor:
-        """The predictor's head with the given parameters."""
+        """Return the predictor with these parameters."""
         return nnx.merge(self.graphdef, params)
 
 
@@ -98,13 +99,13 @@ def open_model(
     """Open a run folder, a checkpoint folder, a PyTorch file or a published checkpoint.
 
     Args:
-        name: what to open; `${hub:<key>}` is the key.
-        vae: of an LDM's PyTorch file that does not hold its VAE, or does not tell its heads.
+        name: of the model; `${hub:<key>}` is always a key.
+        vae: VAE for the PyTorch file of an LDM that does not hold it, or does not state its heads.
         ema: take the moving averages of a PyTorch file instead of the raw weights.
-        size_table: name of the table of sizes that a PyTorch file samples with.
+        size_table: name of the size table that a PyTorch file samples with.
 
     Raises:
-        CheckpointError: it is none of these, or broken.
+        CheckpointError: no model has that name, or it is broken.
     """
     if not str(name):
         raise CheckpointError("no model is named: its name is empty")
@@ -113,28 +114,15 @@ def open_model(
         ema=ema,
         size_table=published_size_table(size_table) if size_table else (),
     )
-    pasted, key = str(name).startswith("${"), hub.hub_key(str(name))
-    path = _expanded(name)
-    if not pasted and path.is_file():
-        return _warned(convert_file(path, options))
-    is_here = path.exists() or path.is_symlink() or path.name in (LAST, BEST)
-    if not pasted and is_here:
-        if options != Options():
-            raise CheckpointError(
-                f"{name} is no PyTorch file: the options vae, ema and size_table are for those"
-            )
-        return _read_meta(open_checkpoint(path))
+    path = _expand(name)
+    if not str(name).startswith("${"):
+        if path.is_file():
+            return _report(convert_file(path, options))
+        if path.exists() or path.is_symlink() or path.name in (LAST, BEST):
+            return _open_folder(path, options)
+    key = hub.hub_key(str(name))
     if key is not None:
-        if options == Options():
-            folder = hub.converted(key, lambda file, to: _convert(key, file, to))
-            try:
-                return _read_meta(open_checkpoint(folder))
-            except CheckpointError as error:
-                raise CheckpointError(
-                    f"{error}. It is the converted form of {key}: remove {folder}, and it is made "
-                    "again"
-                ) from error
-        return _warned(convert_file(hub.fetch(key).path, _published_options(key, options)))
+        return _open_published(key, options)
     hint = did_you_mean(str(name), hub.REGISTRY, cutoff=0.7)
     raise CheckpointError(
         f"there is no {name}.{hint} Give a run folder, a checkpoint folder, a PyTorch .ckpt file, "
@@ -142,11 +130,11 @@ def open_model(
     )
 
 
-def _expanded(name: str | Path) -> Path:
-    """The name as a path.
+def _expand(name: str | Path) -> Path:
+    """Return the name as a path.
 
     Raises:
-        CheckpointError: it cannot be one: too long, a null byte, no such user's home.
+        CheckpointError: no path: too long, a null byte, an unknown user's home.
     """
     try:
         path = Path(name).expanduser()
@@ -156,8 +144,29 @@ def _expanded(name: str | Path) -> Path:
     return path
 
 
-def _warned(model: Converted) -> Converted:
-    """Say what is not as it may be expected."""
+def _open_folder(path: Path, options: Options) -> Checkpoint[ModelMeta]:
+    if options != Options():
+        raise CheckpointError(
+            f"{path} is no PyTorch file: the options vae, ema and size_table are for those"
+        )
+    return _read_meta(open_checkpoint(path))
+
+
+def _open_published(key: str, options: Options) -> OpenModel:
+    """Open the converted form of a published file, or the file itself with other options."""
+    if options != Options():
+        return _report(convert_file(hub.fetch(key).path, _published_options(key, options)))
+    folder = hub.converted(key, lambda file, to: _convert(key, file, to))
+    try:
+        return _read_meta(open_checkpoint(folder))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. It is the converted form of {key}: remove {folder}, and it is made again"
+        ) from error
+
+
+def _report(model: Converted) -> Converted:
+    """Log the notes and assumptions of a conversion."""
     for note in model.report.notes:
         logging.info("%s: %s", model.path, note)
     for assumption in model.report.assumptions:
@@ -166,7 +175,7 @@ def _warned(model: Converted) -> Converted:
 
 
 def _convert(key: str, file: Path, folder: Path) -> None:
-    """Convert a published file into a folder."""
+    """Convert a published file into a checkpoint folder."""
     model = convert_file(file, _published_options(key, Options()))
     stage = f"train_{hub.lookup(key).stage}"
     if model.meta.stage != stage:
@@ -177,14 +186,14 @@ def _convert(key: str, file: Path, folder: Path) -> None:
 
 
 def _published_options(key: str, options: Options) -> Options:
-    """Add what the registry knows of a file."""
+    """Add the options that the registry states for a published file."""
     entry = hub.lookup(key)
     table = options.size_table or published_size_table(entry.size_table)
     return replace(options, size_table=table, vae_heads=(entry.vae_heads, entry.vae_heads))
 
 
 def _read_meta(checkpoint: Checkpoint[dict[str, Any]]) -> Checkpoint[ModelMeta]:
-    """The only place where the meta of a checkpoint on disk is read."""
+    """Read the meta of a checkpoint on disk; nothing else does."""
     try:
         meta = ModelMeta.from_json(checkpoint.meta)
     except ValueError as error:
@@ -215,7 +224,7 @@ def ldm_of(model: OpenModel, *, dtype: Any = jnp.float32, item: str = "") -> LDM
     Args:
         model: opened.
         dtype: to compute in.
-        item: the denoiser's weights; by default those that it samples with.
+        item: of the checkpoint, with the denoiser's weights; by default those to sample with.
 
     Raises:
         CheckpointError: another kind of model, or its arrays are broken or do not fit its sizes.
