@@ -20,9 +20,7 @@ class BrokenTransferError(TransferError):
     """A transfer failed for a reason that a retry may mend."""
 
 
-def download(
-    url: str, partial: Path, *, name: str, max_bytes: int | None = None, progress: bool = True
-) -> None:
+def download(url: str, partial: Path, *, name: str, max_bytes: int | None = None) -> None:
     """Download to `partial`, continuing after the bytes that it holds.
 
     Args:
@@ -30,7 +28,6 @@ def download(
         partial: file that collects the bytes.
         name: for the progress bar.
         max_bytes: largest size of the file; None for no limit.
-        progress: show a progress bar on a terminal.
 
     Raises:
         TransferError: the server or the file does not exist, or the file is too large.
@@ -46,7 +43,7 @@ def download(
         request = urllib.request.Request(url, headers=headers)
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             start = start if response.status == http.HTTPStatus.PARTIAL_CONTENT else 0
-            _copy(response, partial, start=start, name=name, limit=max_bytes, progress=progress)
+            _copy(response, partial, start=start, name=name, limit=max_bytes)
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return  # all the bytes are there; the checksum tells whether they are right
@@ -65,7 +62,6 @@ def _copy(
     start: int,
     name: str,
     limit: int | None,
-    progress: bool,
 ) -> None:
     length = response.headers.get("Content-Length")
     total = start + int(length) if length else None
@@ -75,7 +71,7 @@ def _copy(
         desc=name,
         unit="B",
         unit_scale=True,
-        disable=None if progress else True,
+        disable=None,  # a bar on a terminal only
     )
     received = start
     with bar, partial.open("ab" if start else "wb") as stream:

@@ -65,7 +65,6 @@ def fetch(
     otherwise: str = "",
     check: Callable[[Path], str] | None = None,
     max_bytes: int | None = None,
-    progress: bool = True,
 ) -> None:
     """Make sure that `target` is the file `source`; download it if it is absent or corrupt.
 
@@ -76,7 +75,6 @@ def fetch(
         otherwise: end of the error's text: another way out.
         check: path -> fault of the content of a file without checksum, '' for none.
         max_bytes: largest size of the file; None for no limit.
-        progress: show a progress bar on a terminal.
 
     Raises:
         UserError: of the type `error`; says what to do by hand.
@@ -92,7 +90,7 @@ def fetch(
 
     def fetch_once(_attempt: int) -> tuple[None, str]:
         try:
-            download(source.url, partial, name=target.name, max_bytes=max_bytes, progress=progress)
+            download(source.url, partial, name=target.name, max_bytes=max_bytes)
         except BrokenTransferError as broken:
             return None, str(broken)
         except ValueError as no_url:

@@ -61,7 +61,7 @@ class Split:
     skipped: tuple[SkippedRow, ...]
     source: str
 
-    def report(self, num_listed: int = NUM_LISTED) -> str:
+    def report(self) -> str:
         """Return a few lines: number of crystals, and the reasons for the skipped rows."""
         total = len(self.crystals) + len(self.skipped)
         head = f"{self.source}: {len(self.crystals)} of {total} crystals"
@@ -70,9 +70,9 @@ class Split:
         kinds = Counter(row.reason.partition(":")[0] for row in self.skipped)
         counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
         lines = [f"{head}; skipped {len(self.skipped)} ({counts})"]
-        lines += [f"  {row.describe()}" for row in self.skipped[:num_listed]]
-        if len(self.skipped) > num_listed:
-            lines.append(f"  and {len(self.skipped) - num_listed} more")
+        lines += [f"  {row.describe()}" for row in self.skipped[:NUM_LISTED]]
+        if len(self.skipped) > NUM_LISTED:
+            lines.append(f"  and {len(self.skipped) - NUM_LISTED} more")
         return "\n".join(lines)
 
 
@@ -105,7 +105,6 @@ def load_split(
     rename: Mapping[str, str] | None = None,
     max_atoms: int = 0,
     num_workers: int | None = None,
-    progress: bool = True,
 ) -> Split:
     """Return the crystals of one split with targets.
 
@@ -119,7 +118,6 @@ def load_split(
         rename: the file's name of a column -> its name in this package.
         max_atoms: largest number of atoms in the reduced cell; 0 for no limit.
         num_workers: processes that parse CIFs; None for one per CPU, up to 16; 0 and 1 for none.
-        progress: show progress bars on a terminal.
 
     Raises:
         DatasetError: the name or split is unknown, a column or file is missing, a file or download
@@ -131,14 +129,13 @@ def load_split(
             canonical_name(name), split, targets=targets, rename=rename, max_atoms=max_atoms
         )
     else:
-        path = _split_file(name, split, data_dir, progress=progress)
+        path = _split_file(name, split, data_dir)
         loaded = _load_csv(
             path,
             targets,
             rename,
             max_atoms=max_atoms,
             num_workers=num_workers,
-            progress=progress,
         )
     if not len(loaded.crystals):
         raise DatasetError(f"no good row. {loaded.report()}")
@@ -147,10 +144,10 @@ def load_split(
     return loaded
 
 
-def _split_file(name: str, split: str, data_dir: str | Path, *, progress: bool) -> Path:
+def _split_file(name: str, split: str, data_dir: str | Path) -> Path:
     if data_dir:
         return csv_files.find_split_file(Path(data_dir).expanduser(), split)
-    return fetch_split(NAMED_SETS[canonical_name(name)], split, progress=progress)
+    return fetch_split(NAMED_SETS[canonical_name(name)], split)
 
 
 def _load_csv(
@@ -160,7 +157,6 @@ def _load_csv(
     *,
     max_atoms: int,
     num_workers: int | None,
-    progress: bool,
 ) -> Split:
     # The columns are checked first: a misspelt one shall not cost minutes of parsing.
     cif_column = csv_files.find_column(path, "cif", rename)
@@ -173,7 +169,6 @@ def _load_csv(
         cif_column=cif_column,
         id_column=id_column,
         num_workers=num_workers,
-        progress=progress,
     )
     if not parsed.num_rows:
         raise DatasetError(f"{path} has a header but no row")

@@ -19,13 +19,12 @@ _LFS_POINTER = b"version https://git-lfs"
 _OTHERWISE = ", or set data.data_dir to a folder that has train.csv, val.csv and test.csv"
 
 
-def fetch_split(named_set: NamedSet, split: str, *, progress: bool = True) -> Path:
+def fetch_split(named_set: NamedSet, split: str) -> Path:
     """Return the verified CSV file of one split, downloaded if it is not in the cache.
 
     Args:
         named_set: one of `NAMED_SETS`.
         split: `train`, `val` or `test`.
-        progress: show a progress bar on a terminal.
 
     Raises:
         DatasetError: the set has no such split; or the file cannot be fetched, verified or
@@ -41,13 +40,13 @@ def fetch_split(named_set: NamedSet, split: str, *, progress: bool = True) -> Pa
     target = folder / f"{split}.csv"
     with cache_folder(folder, named_set.name, error=DatasetError, otherwise=_OTHERWISE):
         if named_set.archive is None:
-            _fetch(named_set.files[split], target, progress=progress)
+            _fetch(named_set.files[split], target)
         else:
-            _fetch_member(named_set.archive, target, progress=progress)
+            _fetch_member(named_set.archive, target)
     return target
 
 
-def _fetch_member(source: RemoteFile, target: Path, *, progress: bool) -> None:
+def _fetch_member(source: RemoteFile, target: Path) -> None:
     """Make sure that `target` is the archive's member of that name, as first unpacked."""
     record = sha256_record(target)
     if target.exists() and record.exists():
@@ -55,7 +54,7 @@ def _fetch_member(source: RemoteFile, target: Path, *, progress: bool) -> None:
             return
         logging.warning("%s has changed since it was unpacked; unpacking it again.", target)
     archive = target.with_name(Path(source.path).name)
-    _fetch(source, archive, progress=progress)
+    _fetch(source, archive)
     with zipfile.ZipFile(archive) as members:
         names = [name for name in members.namelist() if Path(name).name == target.name]
         if len(names) != 1:

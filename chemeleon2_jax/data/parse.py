@@ -84,7 +84,6 @@ def parse_rows(
     id_column: str | None,
     *,
     num_workers: int | None = None,
-    progress: bool = True,
 ) -> ParsedFile:
     """Parse the rows of a CSV file; see :func:`~chemeleon2_jax.data.preprocess.parse_file`.
 
@@ -97,7 +96,7 @@ def parse_rows(
     num_rows = sum(1 for _ in csv_files.read_rows(path))
     batches = [_collect([], [], 1)]
     first_row = 1
-    bar = tqdm(total=num_rows, desc=path.name, unit="row", disable=None if progress else True)
+    bar = tqdm(total=num_rows, desc=path.name, unit="row", disable=None)
     with bar, WorkerPool(_count_workers(num_workers, num_rows)) as pool:
         for batch in _batches(csv_files.read_rows(path), ROWS_AT_ONCE):
             cifs = [_cif_of(fields, cif_index, len(header)) for fields in batch]

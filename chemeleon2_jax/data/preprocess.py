@@ -36,7 +36,6 @@ def parse_file(
     cif_column: str,
     id_column: str | None,
     num_workers: int | None = None,
-    progress: bool = True,
 ) -> ParsedFile:
     """Return the reduced crystals of a CSV file, from the cache if it has them.
 
@@ -46,7 +45,6 @@ def parse_file(
         id_column: the same for the ids; None numbers the rows.
         num_workers: processes; None for one per CPU, up to 16 (fewer for short files); 0 and 1
             parse in this process.
-        progress: show a progress bar on a terminal.
 
     Raises:
         DatasetError: the file is corrupt.
@@ -58,7 +56,7 @@ def parse_file(
             return _unpack(arrays)
         except (KeyError, ValueError) as error:
             logging.warning("Cache file %s is incomplete (%s); building it again.", cache, error)
-    parsed = parse_rows(path, cif_column, id_column, num_workers=num_workers, progress=progress)
+    parsed = parse_rows(path, cif_column, id_column, num_workers=num_workers)
     if parsed.num_given_up:
         logging.warning(
             "%s: %d rows were given up after a timeout or the death of their process. They are "

@@ -22,7 +22,7 @@ def target(tmp_path):
 
 
 def get(target, source=CHECKED, **options):
-    fetch(source, target, error=DatasetError, progress=False, **options)
+    fetch(source, target, error=DatasetError, **options)
     return target.read_bytes()
 
 

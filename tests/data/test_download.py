@@ -52,7 +52,7 @@ def folder(tmp_path):
 
 
 def fetch(named_set, split="train"):
-    return fetch_split(named_set, split, progress=False)
+    return fetch_split(named_set, split)
 
 
 def test_downloaded_once(file_server, folder) -> None:
@@ -152,5 +152,5 @@ def test_load_split_downloads(file_server, monkeypatch) -> None:
     content = f'material_id,cif\na,"{carbon}"\n'.encode()
     file_server.answers[URL] = [content]
     monkeypatch.setattr(datasets, "NAMED_SETS", {"perov-5": plain_set(content)})
-    split = load_split("perov_5", "train", progress=False)
+    split = load_split("perov_5", "train")
     assert split.crystals.material_ids.tolist() == [b"a"]

@@ -31,7 +31,7 @@ def table(tmp_path):
 
 
 def parse(path, **options):
-    return parse_file(path, cif_column="cif", id_column="material_id", progress=False, **options)
+    return parse_file(path, cif_column="cif", id_column="material_id", **options)
 
 
 def assert_same(a, b) -> None:
