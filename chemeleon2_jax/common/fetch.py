@@ -115,17 +115,17 @@ def try_again(url: str, fetch_once: Callable[[int], tuple[Result, str]]) -> Resu
 
     Args:
         url: of the file, for the log.
-        fetch_once: number of the attempt -> result, and its fault, '' for none.
+        fetch_once: number of the attempt, from 1 -> result, and its fault, '' for none.
 
     Raises:
         TransferError: the result has a fault every time.
     """
-    problem = ""
-    for attempt in range(NUM_ATTEMPTS):
+    for attempt in range(1, NUM_ATTEMPTS + 1):
         result, problem = fetch_once(attempt)
         if not problem:
             return result
-        logging.warning("Download of %s failed (%s).", url, problem)
+        if attempt < NUM_ATTEMPTS:
+            logging.warning("Download of %s failed (%s); trying again.", url, problem)
     raise TransferError(f"{NUM_ATTEMPTS} attempts failed: {problem}")
 
 

@@ -153,7 +153,7 @@ def _download(offered: Published) -> Fetched:
     place = (offered.repository, offered.path)
 
     def fetch_once(attempt: int) -> tuple[Fetched, str]:
-        force = attempt > 0
+        force = attempt > 1  # a corrupt file may be in the cache
         path = Path(hf_hub_download(*place, revision=offered.revision, force_download=force))
         digest, problem = _check(path, offered)
         if problem:
