@@ -12,7 +12,7 @@ import pytest
 
 from chemeleon2_jax.inference.api import load_model
 from chemeleon2_jax.pretrained.hub import REGISTRY
-from tests.torch_format import their_files
+from tests.torch_format import original_files
 
 # A machine without PyTorch, and without whatever else a file may name.
 _WITHOUT = """
@@ -34,7 +34,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_there_and_back(tmp_path):
-    path = their_files.write(tmp_path, "ldm_lora")
+    path = original_files.write(tmp_path, "ldm_lora")
     done = run(f"--input={path}", f"--output={tmp_path / 'made/here/model'}")
     assert done.returncode == 0, done.stderr
     assert "LDM: " in done.stdout
@@ -44,7 +44,7 @@ def test_there_and_back(tmp_path):
     back = tmp_path / "back.ckpt"
     done = run(f"--input={folder}", "--format=torch", "--merge_lora", f"--output={back}")
     assert done.returncode == 0, done.stderr
-    latents = [np.ones((3, their_files.LATENT), np.float32)]
+    latents = [np.ones((3, original_files.LATENT), np.float32)]
     ours, theirs = (load_model(p).denoise(latents, [7])[0] for p in (folder, back))
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
@@ -53,7 +53,7 @@ def test_averages_and_sizes(tmp_path):
     from chemeleon2_jax.torch_format.torch_writer import write_torch_file
 
     path = tmp_path / "model.ckpt"
-    write_torch_file(path, their_files.with_averages(their_files.ldm_content()))
+    write_torch_file(path, original_files.with_averages(original_files.ldm_content()))
     out = tmp_path / "model"
     done = run(f"--input={path}", "--ema", "--size_table=mp-120", f"--output={out}")
     assert done.returncode == 0, done.stderr
@@ -75,13 +75,13 @@ def test_list():
 def test_vae_for_an_ldm_without_one(tmp_path):
     from chemeleon2_jax.torch_format.torch_writer import write_torch_file
 
-    write_torch_file(tmp_path / "ldm.ckpt", their_files.ldm_content(with_vae=False))
+    write_torch_file(tmp_path / "ldm.ckpt", original_files.ldm_content(with_vae=False))
     arguments = (f"--input={tmp_path / 'ldm.ckpt'}", f"--output={tmp_path / 'out'}")
     done = run(*arguments)
     assert done.returncode == 1
     assert "--vae" in done.stderr
     assert not (tmp_path / "out").exists()
-    vae = their_files.write(tmp_path, "vae")
+    vae = original_files.write(tmp_path, "vae")
     done = run(*arguments, f"--vae={vae}")
     assert done.returncode == 0, done.stderr
     assert load_model(tmp_path / "out").vae.parts.sizes == load_model(vae).parts.sizes
@@ -106,7 +106,7 @@ def test_vae_for_an_ldm_without_one(tmp_path):
 )
 def test_errors_in_one_line(arguments, message, tmp_path):
     names = {"OUT": tmp_path / "out", "FULL": tmp_path / "full", "TEXT": tmp_path / "text.ckpt"}
-    names["FILE"] = their_files.write(tmp_path, "vae")
+    names["FILE"] = original_files.write(tmp_path, "vae")
     names["FULL"].mkdir()
     (names["FULL"] / "thesis.tex").write_text("precious")
     names["TEXT"].write_text("<html>")
@@ -124,7 +124,7 @@ def test_errors_in_one_line(arguments, message, tmp_path):
 
 
 def test_overwrite(tmp_path):
-    vae, ldm = (their_files.write(tmp_path, name) for name in ("vae", "ldm"))
+    vae, ldm = (original_files.write(tmp_path, name) for name in ("vae", "ldm"))
     out = f"--output={tmp_path / 'out'}"
     assert run(f"--input={vae}", out).returncode == 0
     assert run(f"--input={ldm}", out).returncode == 1

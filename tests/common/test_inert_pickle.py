@@ -1,4 +1,4 @@
-"""Pickles are data: nothing that they name is imported or called, and they cost little to read."""
+"""Pickles are data: nothing that they name is imported or called, and reading them is cheap."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ VALUES = st.recursive(
 @settings(max_examples=150, deadline=None)
 def test_plain_values_are_what_pickle_gives(value: Any, protocol: int, optimise: bool) -> None:
     data = pickle.dumps(value, protocol=protocol)
-    found = load(pickletools.optimize(data) if optimise else data)
-    assert repr(found) == repr(_without_sets(value))
+    loaded = load(pickletools.optimize(data) if optimise else data)
+    assert repr(loaded) == repr(_without_sets(value))
 
 
 def _without_sets(value: Any) -> Any:
-    """The same with sets as lists and frozen sets as tuples, in the order of a pickle."""
+    """Return the value with sets as lists and frozen sets as tuples."""
     match value:
         case set() | list():
             return [_without_sets(item) for item in value]
@@ -67,7 +67,7 @@ def _without_sets(value: Any) -> Any:
 
 
 class Thing:
-    """Runs something when it is unpickled; is never imported by the reader."""
+    """A class that the reader does not import."""
 
     def __init__(self) -> None:
         self.heads = 4
@@ -92,18 +92,18 @@ class Items(dict[str, int]):
 def test_objects_become_stubs(protocol: int) -> None:
     thing = Thing()
     content = {"thing": thing, "items": Items(a=1), "again": thing, "class": Thing}
-    found = load(pickle.dumps(content, protocol=protocol))
-    stub = found["thing"]
+    loaded = load(pickle.dumps(content, protocol=protocol))
+    stub = loaded["thing"]
     assert isinstance(stub, Stub)
     assert stub.name == f"{__name__}.Thing"
     assert (stub.get("heads"), stub.get("inner"), stub.get("absent", 7)) == (4, 5, 7)
-    assert found["again"] is stub
-    assert isinstance(found["class"], Name)
-    assert found["class"].name == f"{__name__}.Thing"
-    assert found["items"].name == f"{__name__}.Items"
+    assert loaded["again"] is stub
+    assert isinstance(loaded["class"], Name)
+    assert loaded["class"].name == f"{__name__}.Thing"
+    assert loaded["items"].name == f"{__name__}.Items"
     if protocol >= 2:
-        assert found["items"].mapping == {"a": 1}
-        assert found["items"].get("a") == 1
+        assert loaded["items"].mapping == {"a": 1}
+        assert loaded["items"].get("a") == 1
         assert load(pickle.dumps(Slots(), protocol=protocol)).get("b") == 2
 
 
@@ -157,13 +157,13 @@ def test_nothing_is_called(tmp_path, monkeypatch, code: bytes) -> None:
     monkeypatch.chdir(tmp_path)
     data = b"\x80\x02" + code.replace(b"{}", b"ab") + b"."
     assert data != code
-    found = load(data)
-    assert isinstance(found, Stub | dict)
+    loaded = load(data)
+    assert isinstance(loaded, Stub | dict)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_marker_would_appear(tmp_path, monkeypatch) -> None:
-    """What the test above rests on: Python's own reader does run such files."""
+    """The test above needs it: Python's own reader runs such files."""
     monkeypatch.chdir(tmp_path)
     pickle.loads(pickled(Call("os.system", ("touch ab",))))
     assert [path.name for path in tmp_path.iterdir()] == ["ab"]
@@ -186,8 +186,8 @@ def test_own_calls_and_references() -> None:
 
     calls = {"a.double": lambda args: args[0] * 2 if args else NotImplemented}
     data = b"\x80\x02" + operations([Call("a.double", (3,)), Call("a.double", ()), Raw(b"K\x07Q")])
-    found = load(data + b".", rebuild=calls, refer=refer)
-    assert (found[0], found[1].name, found[2], seen) == (6, "a.double", "there", [7])
+    loaded = load(data + b".", rebuild=calls, refer=refer)
+    assert (loaded[0], loaded[1].name, loaded[2], seen) == (6, "a.double", "there", [7])
     refuse(b"\x80\x02K\x07Q.", "outside of it")
 
 
@@ -252,9 +252,9 @@ def test_deep_nesting_is_read_and_freed() -> None:
         "dicts": b"}N" * count + b"}" + b"s" * count + b".",
     }
     for name, data in nested.items():
-        found = load(b"\x80\x02" + data)
-        assert type(found).__name__ in ("Stub", "tuple", "list", "dict"), name
-        del found
+        loaded = load(b"\x80\x02" + data)
+        assert type(loaded).__name__ in ("Stub", "tuple", "list", "dict"), name
+        del loaded
         gc.collect()
 
 
@@ -265,14 +265,14 @@ def test_members_of_sets_are_not_hashed() -> None:
 
 
 def test_something_that_holds_itself() -> None:
-    found = load(b"]q\x00h\x00a.")
-    assert found[0] is found
+    loaded = load(b"]q\x00h\x00a.")
+    assert loaded[0] is loaded
     stub = load(SYSTEM + b")Rq\x00}X\x01\x00\x00\x00ah\x00sb.")
     assert stub.get("a") is stub
 
 
 def _repeated(value: bytes, use: bytes, times: int = 15_000) -> bytes:
-    """Something, and operations that take it from the memo, many times."""
+    """Return operations that memoize a value and use it many times."""
     return value + b"q\x000" + use * times + b"N."
 
 
@@ -327,7 +327,7 @@ COSTLY = {
 
 @pytest.mark.parametrize("name", COSTLY)
 def test_costly_pickles_end_soon(name: str) -> None:
-    """Without the limits, each takes minutes, all memory or the process."""
+    """Without the guards, each takes minutes, all memory or the process."""
     refuse(*COSTLY[name])
 
 

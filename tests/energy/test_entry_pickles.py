@@ -1,4 +1,4 @@
-"""Pickles of entries and phase diagrams, read without what they name."""
+"""Pickles of entries and phase diagrams, read as data."""
 
 import gzip
 import os
@@ -64,7 +64,7 @@ def test_entries_are_those_that_were_pickled(tmp_path, wrap, name, protocol):
 
 
 class Harm:
-    """What runs a command where it is unpickled."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -102,7 +102,7 @@ def test_nothing_is_imported(tmp_path):
     ],
 )
 def test_what_pickles_are_made_of_cannot_be_changed(tmp_path, target):
-    """An attribute set on a class or function, which would be there for the next file."""
+    """An attribute that is set on a class or function would be there for the next file."""
     path = tmp_path / "a.pkl"
     path.write_bytes(b"\x80\x02" + target + b"N}U\x01aU\x01bs\x86b.")
     with pytest.raises(EnergyError, match="the pickle is damaged"):
@@ -178,7 +178,7 @@ def test_what_is_no_element(tmp_path, symbol):
 
 @pytest.mark.parametrize("key", ["_composition", "_energy", "energy_adjustments", "_data"])
 def test_entries_of_another_pymatgen(tmp_path, key):
-    """An attribute that has another name is an error, not an energy that is wrong."""
+    """An attribute with another name raises an error, and gives no wrong energy."""
     data = pickle.dumps([ENTRIES[0]]).replace(key.encode(), b"x" * len(key))
     path = tmp_path / "a.pkl"
     path.write_bytes(data)

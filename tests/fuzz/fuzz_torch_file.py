@@ -39,7 +39,7 @@ with atheris.instrument_imports(include=["chemeleon2_jax", "zipfile"]):
     from chemeleon2_jax.torch_format.torch_writer import write_torch_file
     from tests.torch_format.walk import visit
 
-from tests.torch_format import their_files
+from tests.torch_format import original_files
 from tests.torch_format.archives import Call, Global, Stored, pack, pickled, tensor
 
 WEIGHTS = {str(i): bytes(1 << 15) for i in range(150)}
@@ -75,7 +75,7 @@ def seeds() -> dict[str, list[bytes]]:
     pickles = [pickled(content), *(pickle.dumps(model, protocol=p) for p in range(6))]
     models = []
     with tempfile.TemporaryDirectory() as folder:
-        for make in their_files.CONTENTS.values():
+        for make in original_files.CONTENTS.values():
             path = Path(folder) / "model.ckpt"
             write_torch_file(path, make())
             with zipfile.ZipFile(path) as archive:

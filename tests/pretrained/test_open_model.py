@@ -14,7 +14,7 @@ from chemeleon2_jax.pretrained.loading import ldm_of, open_model, vae_of
 from chemeleon2_jax.torch_format.size_tables import published_size_table
 from chemeleon2_jax.torch_format.torch_writer import write_torch_file
 from tests.pretrained.hub_server import Served, go_offline, serving, use_hub
-from tests.torch_format import their_files
+from tests.torch_format import original_files
 
 
 @pytest.fixture
@@ -22,7 +22,10 @@ def server(monkeypatch, tmp_path):
     """A hub that has a small VAE and a small LDM for the published ones; the LDM does not tell the
     heads of its VAE, as the published ones do not.
     """
-    contents = {"mp_20_vae": their_files.vae_content(), "mp_20_ldm_rl": their_files.ldm_content()}
+    contents = {
+        "mp_20_vae": original_files.vae_content(),
+        "mp_20_ldm_rl": original_files.ldm_content(),
+    }
     del contents["mp_20_ldm_rl"]["hyper_parameters"]["vae"]
     with serving() as server:
         for key, content in contents.items():
@@ -76,7 +79,9 @@ def test_a_file_that_is_no_model_can_be_replaced(server):
 
 def test_averages_and_sizes_of_a_published_model(server, tmp_path):
     entry = hub.lookup("mp_20_ldm_base")
-    write_torch_file(tmp_path / "a.ckpt", their_files.with_averages(their_files.ldm_content()))
+    write_torch_file(
+        tmp_path / "a.ckpt", original_files.with_averages(original_files.ldm_content())
+    )
     server.files[entry.repository, entry.path] = Served((tmp_path / "a.ckpt").read_bytes())
     raw, averages = (c2.load_model("mp_20_ldm_base", ema=ema).parts for ema in (False, True))
     difference = averages.params["final"]["bias"][...] - raw.params["final"]["bias"][...]
@@ -100,7 +105,7 @@ def test_a_damaged_converted_form(server):
 
 
 def test_what_is_assumed_is_said(tmp_path, caplog):
-    content = their_files.ldm_content()
+    content = original_files.ldm_content()
     del content["state_dict"]["latent_std"]
     write_torch_file(tmp_path / "a.ckpt", content)
     model = c2.load_model(tmp_path / "a.ckpt")
@@ -109,7 +114,7 @@ def test_what_is_assumed_is_said(tmp_path, caplog):
 
 
 def test_a_folder_of_files_names_them(tmp_path):
-    their_files.write(tmp_path, "vae")
+    original_files.write(tmp_path, "vae")
     with pytest.raises(CheckpointError, match=r"name a file in it: vae\.ckpt"):
         c2.load_model(tmp_path)
 
@@ -119,15 +124,15 @@ def test_a_folder_of_files_names_them(tmp_path):
     [("vae", VAEModel), ("ldm_conditional", LDMModel), ("predictor", PredictorModel)],
 )
 def test_a_pytorch_file_by_any_name(name, kind, tmp_path):
-    path = their_files.write(tmp_path, name)
+    path = original_files.write(tmp_path, name)
     renamed = path.rename(tmp_path / "weights (copy).bin")
     assert isinstance(c2.load_model(renamed), kind)
     assert isinstance(c2.load_model(str(renamed)), kind)
 
 
 def test_options_of_pytorch_files(tmp_path):
-    write_torch_file(tmp_path / "ldm.ckpt", their_files.ldm_content(with_vae=False))
-    vae = their_files.write(tmp_path, "vae")
+    write_torch_file(tmp_path / "ldm.ckpt", original_files.ldm_content(with_vae=False))
+    vae = original_files.write(tmp_path, "vae")
     ldm = c2.load_model(tmp_path / "ldm.ckpt", vae=vae)
     assert ldm.vae.parts.sizes == c2.load_model(vae).parts.sizes
 
@@ -139,7 +144,7 @@ def test_options_of_pytorch_files_do_not_go_with_others(tiny_ldm, tmp_path):
 
 
 def test_a_vae_is_no_ldm(tmp_path):
-    path = their_files.write(tmp_path, "vae")
+    path = original_files.write(tmp_path, "vae")
     with pytest.raises(CheckpointError, match="cannot generate"):
         ldm_of(open_model(path))
 
@@ -164,7 +169,7 @@ def test_what_is_none(name, message, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
 def test_half_downloaded(share, tmp_path):
-    path = their_files.write(tmp_path, "vae")
+    path = original_files.write(tmp_path, "vae")
     body = path.read_bytes()
     path.write_bytes(body[: int(share * len(body))])
     with pytest.raises(CheckpointError, match=r"vae\.ckpt"):

@@ -1,4 +1,4 @@
-"""Archives as PyTorch lays them out, written by hand: valid ones, damaged ones, hostile ones."""
+"""Writes archives in PyTorch's layout by hand: valid, damaged and hostile ones."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class Stored:
 
 @dataclass(frozen=True)
 class Raw:
-    """Operations as they are."""
+    """Bytes of operations."""
 
     code: bytes
 
 
 def operations(value: Any) -> bytes:
-    """Operations that put a value on the stack; any integer, any name."""
+    """Return operations that put a value on the stack; any integer, any name."""
     match value:
         case Raw(code):
             return code
@@ -90,7 +90,7 @@ def operations(value: Any) -> bytes:
 
 
 def pickled(value: Any) -> bytes:
-    """A pickle of a value."""
+    """Return a pickle of a value."""
     return b"\x80\x02" + operations(value) + b"."
 
 
@@ -102,7 +102,7 @@ def tensor(
     offset: Any = 0,
     function: str = "torch._utils._rebuild_tensor_v2",
 ) -> Call:
-    """The call that makes a tensor."""
+    """Return the call of a tensor's function."""
     hooks = Call("collections.OrderedDict", ())
     return Call(function, (storage, offset, shape, strides, False, hooks))
 
@@ -116,7 +116,7 @@ def pack(
     compression: int = zipfile.ZIP_STORED,
     byteorder: str = "little",
 ) -> Path:
-    """Write an archive; `content` is a value or a pickle, `entries` are more of them."""
+    """Write an archive of a value or a pickle, with storages and further entries."""
     data = content if isinstance(content, bytes) else pickled(content)
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", data)
@@ -136,14 +136,14 @@ STORAGES = {"0": FLOATS.tobytes()}
 
 
 def refuse(path: Path, match: str) -> None:
-    """The file ends in a CheckpointError that names it."""
+    """Check that opening a file raises a CheckpointError that names it."""
     with pytest.raises(CheckpointError, match=match) as caught:
         open_torch_file(path)
     assert str(path) in str(caught.value)
 
 
 def read(path: Path) -> Any:
-    """A file with its tensors as arrays."""
+    """Return the content of a file, tensors as arrays."""
     with open_torch_file(path) as file:
         return _values(file.content)
 

@@ -1,4 +1,4 @@
-"""Files that PyTorch wrote give PyTorch's numbers."""
+"""Models from files of PyTorch compute the same numbers as in PyTorch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZES = (3, 1, 6)
 
 @pytest.fixture(scope="module")
 def crystals():
-    """(atom types, coordinates, cell) as arrays."""
+    """Arrays (atom types, coordinates, cell) of each crystal."""
     all_of_them = random_crystals(SIZES)
     return [all_of_them.crystal(i) for i in range(len(SIZES))]
 
@@ -39,28 +39,28 @@ def vae_file(tmp_path_factory):
 
 
 def test_encoder(vae_file, crystals):
-    theirs, path = vae_file
-    ours = c2.load_model(path)
-    assert ours.parts.sizes.encoder.nhead == torch_models.HEADS  # told by the pickled module alone
-    means, logvars = ours.encode([Structure(cell, z, x) for z, x, cell in crystals])
+    torch_vae, path = vae_file
+    vae = c2.load_model(path)
+    assert vae.parts.sizes.encoder.nhead == torch_models.HEADS  # only the pickled module tells it
+    means, logvars = vae.encode([Structure(cell, z, x) for z, x, cell in crystals])
     with torch.no_grad():
-        moments = [theirs.quant_conv(theirs.encoder(tensors(c))).numpy() for c in crystals]
+        moments = [torch_vae.quant_conv(torch_vae.encoder(tensors(c))).numpy() for c in crystals]
     expected = np.concatenate(moments)
-    found = np.concatenate([np.concatenate(means), np.concatenate(logvars)], -1)
-    assert relative(found, expected) < 1e-5
+    actual = np.concatenate([np.concatenate(means), np.concatenate(logvars)], -1)
+    assert relative(actual, expected) < 1e-5
 
 
 def test_decoder(vae_file):
-    theirs, path = vae_file
+    torch_vae, path = vae_file
     rng = np.random.default_rng(0)
     latents = [rng.normal(size=(n, torch_models.LATENT)).astype(np.float32) for n in SIZES]
     sizes, graphdef, params = (getattr(c2.load_model(path).parts, k) for k in _PARTS)
-    found = _decode(sizes, graphdef, params, latents)
-    for (logits, coords, cell), z in zip(found, latents, strict=True):
+    actual = _decode(sizes, graphdef, params, latents)
+    for (logits, coords, cell), z in zip(actual, latents, strict=True):
         with torch.no_grad():
-            x = theirs.decoder(theirs.post_quant_conv(torch.tensor(z)))
-            heads = (theirs.decoder.atom_types_head(x), theirs.decoder.frac_coords_head(x))
-            lattice = theirs.decoder.lattice_head(x.mean(0))
+            x = torch_vae.decoder(torch_vae.post_quant_conv(torch.tensor(z)))
+            heads = (torch_vae.decoder.atom_types_head(x), torch_vae.decoder.frac_coords_head(x))
+            lattice = torch_vae.decoder.lattice_head(x.mean(0))
         assert relative(logits, heads[0].numpy()) < 1e-5
         assert relative(coords, heads[1].numpy()) < 1e-5
         assert relative(cell, lattice.numpy()) < 1e-5
@@ -95,13 +95,13 @@ def test_denoiser(learn_sigma, vae_file, tmp_path):
     rng = np.random.default_rng(0)
     latents = [rng.normal(size=(n, torch_models.LATENT)).astype(np.float32) for n in SIZES]
     times = [0, 321, 999]
-    found = model.denoise(latents, times)
+    actual = model.denoise(latents, times)
     with torch.no_grad():
         expected = [
             ldm.denoiser(torch.tensor(z), t, 0.0).numpy()
             for z, t in zip(latents, times, strict=True)
         ]
-    assert relative(np.concatenate(found), np.concatenate(expected)) < 2e-5
+    assert relative(np.concatenate(actual), np.concatenate(expected)) < 2e-5
 
 
 def test_conditions(vae_file, tmp_path):
@@ -124,7 +124,7 @@ def test_conditions(vae_file, tmp_path):
     model = c2.load_model(path, vae=vae_file[1])
     z = np.random.default_rng(0).normal(size=(3, torch_models.LATENT)).astype(np.float32)
     asked = {"composition": "Na2Cl4", "dft_band_gap": [None, 2.5], "space_group": [4, None]}
-    found = model.denoise([z, z], [10, 500], conditions=asked)
+    actual = model.denoise([z, z], [10, 500], conditions=asked)
     formula = torch.zeros(1, 100)
     formula[0, 11], formula[0, 17] = 1 / 3, 2 / 3
     inputs = [
@@ -135,8 +135,8 @@ def test_conditions(vae_file, tmp_path):
         },
         {"composition": formula, "dft_band_gap": torch.tensor([[0.75]]), "space_group": None},
     ]
-    for ours, t, values in zip(found, (10, 500), inputs, strict=True):
+    for eps, t, values in zip(actual, (10, 500), inputs, strict=True):
         with torch.no_grad():
             embedding = ldm.condition_module(values)
-            theirs = ldm.denoiser(torch.tensor(z), t, embedding).numpy()
-        assert relative(ours, theirs) < 2e-5
+            expected = ldm.denoiser(torch.tensor(z), t, embedding).numpy()
+        assert relative(eps, expected) < 2e-5

@@ -1,4 +1,4 @@
-"""What is read from files of the PyTorch original: every tensor, sizes, options, and errors."""
+"""Models from files of the PyTorch original: every tensor, sizes, options, and errors."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from chemeleon2_jax.torch_format.model import Options
 from chemeleon2_jax.torch_format.torch_file import open_torch_file
 from chemeleon2_jax.torch_format.torch_writer import write_torch_file
 from chemeleon2_jax.training.plain_trees import flat_names
-from tests.torch_format import their_files
+from tests.torch_format import original_files
 from tests.torch_format.archives import Built, Call, Raw, pack
-from tests.torch_format.their_files import CONTENTS, FEEDFORWARD, HIDDEN, LATENT, WIDTH
+from tests.torch_format.original_files import CONTENTS, FEEDFORWARD, HIDDEN, LATENT, WIDTH
 
 
 def convert(folder: Path, content: Any, **options: Any) -> Any:
@@ -34,16 +34,16 @@ def test_every_number_is_there_once(name, tmp_path):
     model = convert(tmp_path, content)
     arrays = [a for tree in model.trees.values() for a in flat_names(tree).values()]
     arrays += [np.float32(model.meta.ldm.latent_std)] if model.meta.ldm else []
-    found = np.sort(np.concatenate([np.ravel(a) for a in arrays]))
-    theirs = np.sort(np.concatenate([np.ravel(a) for a in content["state_dict"].values()]))
-    np.testing.assert_array_equal(found, theirs)
+    actual = np.sort(np.concatenate([np.ravel(a) for a in arrays]))
+    expected = np.sort(np.concatenate([np.ravel(a) for a in content["state_dict"].values()]))
+    np.testing.assert_array_equal(actual, expected)
     assert model.report.num_tensors == len(content["state_dict"])
-    assert model.report.num_parameters == len(theirs)
+    assert model.report.num_parameters == len(expected)
     assert not model.report.ignored
 
 
 def test_vae(tmp_path):
-    content = their_files.vae_content()
+    content = original_files.vae_content()
     model = convert(tmp_path, content)
     encoder, decoder = model.meta.vae.encoder, model.meta.vae.decoder
     assert (encoder.nhead, decoder.nhead) == (2, 4)
@@ -73,7 +73,7 @@ def test_vae_options(name, key, value, tmp_path):
 def test_cspnet(tmp_path):
     encoder = convert(tmp_path, CONTENTS["vae_cspnet"]()).meta.vae.encoder
     assert encoder.name == "cspnet"
-    assert encoder.num_freqs == their_files.FREQUENCIES
+    assert encoder.num_freqs == original_files.FREQUENCIES
     assert encoder.layer_norm is True
     encoder = convert(tmp_path, CONTENTS["vae_cspnet_without_norms"]()).meta.vae.encoder
     assert encoder.layer_norm is False
@@ -101,8 +101,8 @@ def test_target_and_schedule(tmp_path):
     content = CONTENTS["ldm"]()
     chain = {"diffusion_steps": 100, "predict_xstart": True, "noise_schedule": "squaredcos_cap_v2"}
     content["hyper_parameters"]["diffusion_configs"] = chain
-    found = convert(tmp_path, content).meta.ldm.diffusion
-    assert found == DiffusionConfig(num_steps=100, schedule="squaredcos_cap_v2", target="x_0")
+    actual = convert(tmp_path, content).meta.ldm.diffusion
+    assert actual == DiffusionConfig(num_steps=100, schedule="squaredcos_cap_v2", target="x_0")
 
 
 def test_conditions(tmp_path):
@@ -127,8 +127,8 @@ def test_adapters(tmp_path):
     assert lora.alpha == 8.0
     assert sorted(lora.targets) == ["mlp.fc1", "mlp.fc2"]
     layer = model.trees["params"]["blocks"]["1"]["mlp"]["fc2"]
-    theirs = "denoiser.base_model.model.blocks.1.mlp.fc2.lora_B.default.weight"
-    np.testing.assert_array_equal(layer["lora_b"], content["state_dict"][theirs].T)
+    tensor = "denoiser.base_model.model.blocks.1.mlp.fc2.lora_B.default.weight"
+    np.testing.assert_array_equal(layer["lora_b"], content["state_dict"][tensor].T)
 
 
 def test_adapters_on_some_blocks(tmp_path):
@@ -152,24 +152,24 @@ def test_predictor(tmp_path):
 
 
 def test_averages(tmp_path):
-    content = their_files.with_averages(their_files.ldm_content())
+    content = original_files.with_averages(original_files.ldm_content())
     raw = convert(tmp_path, content)
     assert [name for name, _ in raw.report.ignored] == ["ema_state"]
     averages = convert(tmp_path, content, ema=True)
     assert averages.meta.ldm.latent_std == raw.meta.ldm.latent_std
     for item in ("params", "vae"):
-        ours, theirs = flat_names(averages.trees[item]), flat_names(raw.trees[item])
-        for name, array in ours.items():
-            np.testing.assert_array_equal(array, theirs[name] + np.float32(1.0))
+        arrays = flat_names(raw.trees[item])
+        for name, average in flat_names(averages.trees[item]).items():
+            np.testing.assert_array_equal(average, arrays[name] + np.float32(1.0))
 
 
 def test_bare_state_dict(tmp_path):
-    content = their_files.vae_content()["state_dict"]
+    content = original_files.vae_content()["state_dict"]
     assert convert(tmp_path, content, vae_heads=(2, 2)).meta.vae.decoder.nhead == 2
 
 
 def test_half_precision(tmp_path):
-    content = their_files.vae_content()
+    content = original_files.vae_content()
     state = content["state_dict"]
     state["quant_conv.weight"] = state["quant_conv.weight"].astype(np.float16)
     name = "decoder.lattice_head.weight"
@@ -190,14 +190,14 @@ def without_heads(content: dict[str, Any], vae_ckpt_path: str | None = None) -> 
 
 
 def vae_of_ldm(ldm: dict[str, Any]) -> dict[str, Any]:
-    """The file of the VAE that an LDM holds."""
+    """Content of a file of the VAE in an LDM."""
     inside = {k: v for k, v in ldm["state_dict"].items() if k.startswith("vae.")}
     state = {name.removeprefix("vae."): tensor for name, tensor in inside.items()}
-    return {"state_dict": state, "hyper_parameters": dict(their_files.VAE_OPTIONS)}
+    return {"state_dict": state, "hyper_parameters": dict(original_files.VAE_OPTIONS)}
 
 
 def test_heads_from_the_vae_beside(tmp_path):
-    ldm = their_files.ldm_content()
+    ldm = original_files.ldm_content()
     write_torch_file(tmp_path / "dng_v0.ckpt", vae_of_ldm(ldm))
     model = convert(tmp_path, without_heads(ldm, "ckpts/some/where/dng_v0.ckpt"))
     assert model.meta.vae.encoder.nhead == 2
@@ -206,10 +206,10 @@ def test_heads_from_the_vae_beside(tmp_path):
 
 
 def test_heads_from_a_vae_of_another_name(tmp_path):
-    """It lies beside the file, has the very same weights, and the file does not name it."""
-    ldm = their_files.ldm_content()
-    write_torch_file(tmp_path / "a.ckpt", their_files.vae_content())  # other weights
-    write_torch_file(tmp_path / "b.ckpt", their_files.predictor_content())
+    """It lies beside the file and has the same weights; the file does not name it."""
+    ldm = original_files.ldm_content()
+    write_torch_file(tmp_path / "a.ckpt", original_files.vae_content())  # other weights
+    write_torch_file(tmp_path / "b.ckpt", original_files.predictor_content())
     (tmp_path / "c.ckpt").write_text("no checkpoint")
     write_torch_file(tmp_path / "d.ckpt", vae_of_ldm(ldm))
     model = convert(tmp_path, without_heads(ldm))
@@ -218,8 +218,8 @@ def test_heads_from_a_vae_of_another_name(tmp_path):
 
 
 def test_an_ldm_without_its_vae_takes_the_one_that_it_names(tmp_path):
-    write_torch_file(tmp_path / "v.ckpt", their_files.vae_content())
-    ldm = their_files.ldm_content(with_vae=False)
+    write_torch_file(tmp_path / "v.ckpt", original_files.vae_content())
+    ldm = original_files.ldm_content(with_vae=False)
     model = convert(tmp_path, without_heads(ldm, "ckpts/v.ckpt"))
     assert any("v.ckpt" in text for text in model.report.assumptions)
     (tmp_path / "v.ckpt").rename(tmp_path / "w.ckpt")  # not just any
@@ -228,13 +228,13 @@ def test_an_ldm_without_its_vae_takes_the_one_that_it_names(tmp_path):
 
 
 def test_another_vae_beside_tells_nothing(tmp_path):
-    write_torch_file(tmp_path / "dng_v0.ckpt", their_files.vae_content())  # other weights
+    write_torch_file(tmp_path / "dng_v0.ckpt", original_files.vae_content())  # other weights
     with pytest.raises(CheckpointError, match="--vae"):
-        convert(tmp_path, without_heads(their_files.ldm_content(), "dng_v0.ckpt"))
+        convert(tmp_path, without_heads(original_files.ldm_content(), "dng_v0.ckpt"))
 
 
 def test_heads_from_a_given_vae(tmp_path):
-    ldm = their_files.ldm_content()
+    ldm = original_files.ldm_content()
     write_torch_file(tmp_path / "vae.ckpt", vae_of_ldm(ldm))
     vae = convert_file(tmp_path / "vae.ckpt")
     model = convert(tmp_path, without_heads(ldm), vae=vae)
@@ -247,28 +247,28 @@ def test_heads_from_a_given_vae(tmp_path):
 def test_a_given_vae_that_is_another(name, tells, tmp_path):
     write_torch_file(tmp_path / "vae.ckpt", CONTENTS[name]())
     vae = convert_file(tmp_path / "vae.ckpt")
-    ldm = their_files.ldm_content()
+    ldm = original_files.ldm_content()
     with pytest.raises(CheckpointError, match=r"vae\.ckpt is not the VAE.*weights differ"):
         convert(tmp_path, ldm if tells else without_heads(ldm), vae=vae)
 
 
 def test_fixed_sigma_is_read_as_any_other(tmp_path):
-    """Without a variance there is nothing to interleave: it can be trained on as it is."""
+    """Without a variance there is nothing to interleave."""
     dit = convert(tmp_path, CONTENTS["ldm_fixed_sigma"]()).meta.ldm.dit
     assert dit.variance_layout == "per_token"
 
 
 def test_names_of_wrappers(tmp_path):
-    content = their_files.vae_content()
+    content = original_files.vae_content()
     expected = convert(tmp_path, content).trees["params"]
     for name in ("module.{}", "_orig_mod.{}", "module._orig_mod.{}"):
         state = {name.format(k): v for k, v in content["state_dict"].items()}
-        found = convert(tmp_path, {**content, "state_dict": state}).trees["params"]
-        assert flat_names(found).keys() == flat_names(expected).keys()
+        actual = convert(tmp_path, {**content, "state_dict": state}).trees["params"]
+        assert flat_names(actual).keys() == flat_names(expected).keys()
 
 
 def test_what_is_for_training_is_named(tmp_path):
-    content = {**their_files.vae_content(), "optimizer_states": [{"state": {}}]}
+    content = {**original_files.vae_content(), "optimizer_states": [{"state": {}}]}
     report = convert(tmp_path, content).report
     assert [name for name, _ in report.ignored] == ["optimizer_states"]
     assert "optimizer_states" in report.describe()
@@ -276,7 +276,7 @@ def test_what_is_for_training_is_named(tmp_path):
 
 @pytest.mark.parametrize("kind", ["f2", "f4", "f8", "i1", "i4", "i8", "u2", ">f4", ">i8"])
 def test_statistics_as_numbers_of_numpy(kind, tmp_path):
-    """As pickles hold them: a class, a dtype and bytes."""
+    """A scalar is pickled as a class, a dtype and bytes."""
     order, code = (kind[0], kind[1:]) if kind[0] in "<>" else ("<", kind)
     number = np.array(2, f"{order}{code}")
     state = (3, order, None, None, None, -1, -1, 0)
@@ -290,8 +290,8 @@ def test_statistics_as_numbers_of_numpy(kind, tmp_path):
 
 
 def test_a_rounded_copy_of_an_ldm(tmp_path):
-    """Its VAE is that of the file that is not rounded."""
-    ldm = their_files.ldm_content()
+    """The file of its VAE is not rounded."""
+    ldm = original_files.ldm_content()
     write_torch_file(tmp_path / "vae.ckpt", vae_of_ldm(ldm))
     vae = convert_file(tmp_path / "vae.ckpt")
     for kind in (np.float16, ml_dtypes.bfloat16):
@@ -309,10 +309,10 @@ def test_statistics_as_tensors(tmp_path):
 
 
 def test_an_ldm_without_its_vae(tmp_path):
-    ldm = their_files.ldm_content(with_vae=False)
+    ldm = original_files.ldm_content(with_vae=False)
     with pytest.raises(CheckpointError, match=r"does not hold its VAE.*--vae"):
         convert(tmp_path, ldm)
-    write_torch_file(tmp_path / "vae.ckpt", their_files.vae_content())
+    write_torch_file(tmp_path / "vae.ckpt", original_files.vae_content())
     vae = convert_file(tmp_path / "vae.ckpt")
     model = convert(tmp_path, ldm, vae=vae)
     np.testing.assert_array_equal(
@@ -321,8 +321,8 @@ def test_an_ldm_without_its_vae(tmp_path):
 
 
 def test_a_vae_of_another_latent_width(tmp_path):
-    ldm = their_files.ldm_content(with_vae=False)
-    other = their_files.vae_content()
+    ldm = original_files.ldm_content(with_vae=False)
+    other = original_files.vae_content()
     for name in ("quant_conv.weight", "post_quant_conv.weight"):
         tensor = other["state_dict"][name]
         other["state_dict"][name] = tensor[:6] if name.startswith("quant") else tensor[:, :3]
@@ -331,7 +331,7 @@ def test_a_vae_of_another_latent_width(tmp_path):
         convert(tmp_path, ldm, vae=convert_file(tmp_path / "vae.ckpt"))
 
 
-# --- what is wrong is named -----------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CONTENTS)
@@ -368,7 +368,7 @@ def test_each_misshapen_tensor_is_an_error(name, tmp_path):
 
 
 def test_a_tensor_of_integers(tmp_path):
-    content = their_files.vae_content()
+    content = original_files.vae_content()
     tensor = content["state_dict"]["quant_conv.weight"]
     content["state_dict"]["quant_conv.weight"] = tensor.astype(np.int64)
     with pytest.raises(CheckpointError, match=r"quant_conv\.weight holds int64"):
@@ -377,7 +377,7 @@ def test_a_tensor_of_integers(tmp_path):
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_latent_std_out_of_range(value, tmp_path):
-    content = their_files.ldm_content()
+    content = original_files.ldm_content()
     content["state_dict"]["latent_std"] = np.array(value, np.float32)
     with pytest.raises(CheckpointError, match="latent_std"):
         convert(tmp_path, content)
@@ -404,9 +404,9 @@ def test_conditions_without_their_types(tmp_path):
 
 def test_a_condition_of_an_unknown_kind(tmp_path):
     content = CONTENTS["ldm_conditional"]()
-    kinds = {**their_files.CONDITIONS["condition_type"], "elements": "smell"}
+    kinds = {**original_files.CONDITIONS["condition_type"], "elements": "smell"}
     content["hyper_parameters"]["condition_module"] = {
-        **their_files.CONDITIONS,
+        **original_files.CONDITIONS,
         "condition_type": kinds,
     }
     with pytest.raises(CheckpointError, match="smell"):
@@ -430,11 +430,11 @@ def test_adapters_without_a_scale(tmp_path):
 
 def test_no_averages(tmp_path):
     with pytest.raises(CheckpointError, match="ema_state"):
-        convert(tmp_path, their_files.ldm_content(), ema=True)
+        convert(tmp_path, original_files.ldm_content(), ema=True)
 
 
 def test_averages_that_do_not_fit(tmp_path):
-    content = their_files.with_averages(their_files.ldm_content())
+    content = original_files.with_averages(original_files.ldm_content())
     content["ema_state"]["shadow_params"].pop()
     with pytest.raises(CheckpointError, match="ema_state"):
         convert(tmp_path, content, ema=True)
@@ -449,7 +449,7 @@ def test_predictor_without_targets(tmp_path):
 
 @pytest.mark.parametrize("heads", [None, 5, "two", True, -2])
 def test_heads_that_are_none(heads, tmp_path):
-    content = their_files.vae_content()
+    content = original_files.vae_content()
     content["hyper_parameters"] = {"encoder": {"nhead": heads}, "decoder": {"nhead": heads}}
     with pytest.raises(CheckpointError, match="heads"):
         convert(tmp_path, content)

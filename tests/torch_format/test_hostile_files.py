@@ -1,4 +1,4 @@
-"""Damaged and hostile files end in a CheckpointError that names them, within bounds."""
+"""Damaged and hostile files raise a CheckpointError that names them, within bounds."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_no_entries(tmp_path) -> None:
 
 
 def test_zip_bomb(tmp_path) -> None:
-    """A quarter of a GB of nothing in a few hundred kB."""
+    """256 MB of zeros in a few hundred kB."""
     path = tmp_path / "a.ckpt"
     storage = Stored("torch.ByteStorage", "0", 1 << 28)
     pack(
@@ -289,7 +289,7 @@ def _mutate(data: bytes, edits: list[tuple[str, float, int, int]]) -> bytes:
 
 
 def _answer(path: Path) -> str:
-    """Read all that a file holds; the error where it is refused."""
+    """Read a file's content and tensors; return the error, or '' if there is none."""
     try:
         with open_torch_file(path) as file:
             visit(file.content)
@@ -338,7 +338,7 @@ for path in sys.argv[1:]:
 
 
 def test_memory_is_bounded(tmp_path, repository_dir) -> None:
-    """In a process that may not have more than 1.5 GB."""
+    """In a process with at most 1.5 GB."""
     stubs = b"\x80\x02cos\nsystem\nq\x000" + b"h\x00" * 300_000 + b")" + b"\x85R" * 299_999 + b"."
     files = [
         pack(tmp_path / "stubs.ckpt", stubs),

@@ -1,4 +1,4 @@
-"""Sound archives whose content means harm, or is nonsense: one CheckpointError, within bounds."""
+"""Sound archives with hostile or absurd content raise one CheckpointError, within bounds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.inference.api import load_model
 from chemeleon2_jax.torch_format.from_torch import convert_file
 from chemeleon2_jax.torch_format.torch_writer import write_torch_file
-from tests.torch_format import their_files
+from tests.torch_format import original_files
 from tests.torch_format.archives import Built, Call, Global, Raw, Stored, pack, tensor
 
 INF = float("inf")
@@ -33,7 +33,7 @@ def refuse(path: Any, content: Any, match: str) -> None:
 
 
 def changed(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The content with another value in its hyper_parameters, at a dotted key."""
+    """Return the content with another value at a dotted key of its hyper_parameters."""
     *parents, last = key.split(".")
     hyper = dict(content["hyper_parameters"])
     node = hyper
@@ -72,13 +72,13 @@ def changed(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     ],
 )
 def test_options_that_no_model_has(name, key, value, match, tmp_path):
-    refuse(tmp_path / "a.ckpt", changed(their_files.CONTENTS[name](), key, value), match)
+    refuse(tmp_path / "a.ckpt", changed(original_files.CONTENTS[name](), key, value), match)
 
 
 @pytest.mark.parametrize("kind", ["relu", "gelu"])
 def test_activations_that_are_functions(kind, tmp_path):
-    """A pickled layer whose activation is a function: PyTorch's GELU is then the exact one."""
-    state = their_files.vae_content()["state_dict"]
+    """Functions as activations of a pickled layer: `gelu` is the exact one."""
+    state = original_files.vae_content()["state_dict"]
     tensors = {
         name: tensor(Stored("torch.FloatStorage", str(i), array.size), array.shape, steps(array))
         for i, (name, array) in enumerate(state.items())
@@ -102,7 +102,7 @@ def steps(array: np.ndarray) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("name", ["__class__", "items", "a/b", "", "1st", "x" * 20 + "\x1b[31m"])
 def test_names_of_conditions(name, tmp_path):
-    content = their_files.CONTENTS["ldm_conditional"]()
+    content = original_files.CONTENTS["ldm_conditional"]()
     kinds = content["hyper_parameters"]["condition_module"]["condition_type"]
     renamed = {name if k == "elements" else k: v for k, v in kinds.items()}
     state = OrderedDict(
@@ -114,38 +114,38 @@ def test_names_of_conditions(name, tmp_path):
 
 
 def test_names_of_tensors_reach_no_terminal(tmp_path):
-    content = their_files.vae_content()
+    content = original_files.vae_content()
     content["state_dict"]["encoder.\x1b[31m\nerror: all fine"] = np.zeros(2, np.float32)
     refuse(tmp_path / "a.ckpt", content, "no known model")
 
 
 @pytest.mark.parametrize("table", [[10**30], [2**63 - 1] * 3, [], [0], [-1, 2], "x", [1.5]])
 def test_size_tables(table, tmp_path):
-    content = {**their_files.ldm_content(), "chemeleon2_jax": {"size_table": table}}
+    content = {**original_files.ldm_content(), "chemeleon2_jax": {"size_table": table}}
     refuse(tmp_path / "a.ckpt", content, "size_table")
 
 
 def test_layers_out_of_nowhere(tmp_path):
-    content = their_files.vae_content()
+    content = original_files.vae_content()
     name = "encoder.transformer.layers.99999.norm1.weight"
     content["state_dict"][name] = np.zeros(2, np.float32)
     refuse(tmp_path / "a.ckpt", content, "layer 99999")
     content["state_dict"] = {
-        **their_files.vae_content()["state_dict"],
+        **original_files.vae_content()["state_dict"],
         **{name.replace("99999", str(i)): np.zeros(2, np.float32) for i in range(2000)},
     }
     refuse(tmp_path / "a.ckpt", content, "layer")
 
 
 def test_a_vae_path_that_is_none(tmp_path):
-    content = their_files.ldm_content()
+    content = original_files.ldm_content()
     del content["hyper_parameters"]["vae"]
     for path in ("x" * 1000, "a\0b", "..", "/"):
         refuse(tmp_path / "a.ckpt", changed(content, "vae_ckpt_path", path), "heads")
 
 
 def test_files_that_name_each_other(tmp_path):
-    content = their_files.ldm_content(with_vae=False)
+    content = original_files.ldm_content(with_vae=False)
     write_torch_file(tmp_path / "b.ckpt", changed(content, "vae_ckpt_path", "a.ckpt"))
     refuse(
         tmp_path / "a.ckpt", changed(content, "vae_ckpt_path", "b.ckpt"), "does not hold its VAE"
@@ -171,14 +171,14 @@ print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's /proc")
 def test_small_files_take_little(tmp_path):
-    """Views of one number for every weight of a large model; lists that stand for endless ones."""
-    state = their_files.vae_content()["state_dict"]
+    """Every weight of a large model a view of one number; pairs nested 28 times in themselves."""
+    state = original_files.vae_content()["state_dict"]
     wide = {}
     for name, array in state.items():
-        shape = tuple(4096 if n == their_files.WIDTH else n for n in array.shape)
-        shape = tuple(3 * 4096 if n == 3 * their_files.WIDTH else n for n in shape)
+        shape = tuple(4096 if n == original_files.WIDTH else n for n in array.shape)
+        shape = tuple(3 * 4096 if n == 3 * original_files.WIDTH else n for n in shape)
         wide[name] = tensor(Stored("torch.FloatStorage", "0", 1), shape, (0,) * len(shape))
-    views = {"state_dict": wide, "hyper_parameters": their_files.VAE_OPTIONS}
+    views = {"state_dict": wide, "hyper_parameters": original_files.VAE_OPTIONS}
     nested = Raw(b")" + 28 * b"2\x86")  # a pair of itself, 28 times over
     endless = {"state_dict": {}, "hyper_parameters": {"encoder": nested}}
     stored = Stored("torch.FloatStorage", "0", 1)
@@ -241,8 +241,8 @@ _KEYS = (
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(key=st.sampled_from(_KEYS), value=_VALUES)
 def test_any_options(tmp_path_factory, key, value):
-    """Whatever the options are: a model, or one error."""
+    """Any options give a model or one error."""
     path = tmp_path_factory.getbasetemp() / "any_options.ckpt"
-    write_torch_file(path, changed(their_files.CONTENTS["ldm_conditional"](), key, value))
+    write_torch_file(path, changed(original_files.CONTENTS["ldm_conditional"](), key, value))
     with contextlib.suppress(CheckpointError):
         convert_file(path)

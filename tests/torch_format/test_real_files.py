@@ -1,4 +1,4 @@
-"""Files that PyTorch wrote, and those that the original saved with it."""
+"""Files of PyTorch, and checkpoints of the original."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.torch_format.archives import (
 )
 from tests.torch_format.walk import visit
 
-# --- files that PyTorch wrote ---------------------------------------------------------------------
+# --- files of PyTorch -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,10 @@ def test_torch_dtypes(torch: Any, tmp_path) -> None:
     )
     content = {name: values.to(getattr(torch, name)) for name in names}
     torch.save(content, tmp_path / "a.ckpt")
-    found = read(tmp_path / "a.ckpt")
+    loaded = read(tmp_path / "a.ckpt")
     for name, tensor_ in content.items():
         expected = tensor_.contiguous().view(torch.uint8).numpy()
-        np.testing.assert_array_equal(found[name].view(np.uint8), expected, err_msg=name)
+        np.testing.assert_array_equal(loaded[name].view(np.uint8), expected, err_msg=name)
 
 
 def test_torch_views_and_modules(torch: Any, tmp_path) -> None:
@@ -63,24 +63,24 @@ def test_torch_views_and_modules(torch: Any, tmp_path) -> None:
     }
     torch.save(content, tmp_path / "a.ckpt")
     with open_torch_file(tmp_path / "a.ckpt") as file:
-        found = file.content
+        loaded = file.content
         for name, view in content["views"].items():
-            np.testing.assert_array_equal(found["views"][name].read(), view.numpy(), err_msg=name)
-        assert len({view.storage.key for view in found["views"].values()}) == 1
-        attention = found["model"].get("0")
+            np.testing.assert_array_equal(loaded["views"][name].read(), view.numpy(), err_msg=name)
+        assert len({view.storage.key for view in loaded["views"].values()}) == 1
+        attention = loaded["model"].get("0")
         assert attention.name == "torch.nn.modules.activation.MultiheadAttention"
         assert attention.get("num_heads") == 2
         weight = attention.get("in_proj_weight").read()
         np.testing.assert_array_equal(weight, model[0].in_proj_weight.detach().numpy())
-        assert list(found["state_dict"]) == list(model.state_dict())
-        (dtype,) = found["plain"].pop(3)
+        assert list(loaded["state_dict"]) == list(model.state_dict())
+        (dtype,) = loaded["plain"].pop(3)
         assert isinstance(dtype, Name)
         assert dtype.name == "torch.float32"
-        *others, members = found["plain"].pop("a")
+        *others, members = loaded["plain"].pop("a")
         assert (*others, set(members)) == content["plain"]["a"]
-        assert not found["plain"]
-        assert found["size"] == (4, 6)
-        assert found["optimizer"]["param_groups"][0]["lr"] == 1e-3
+        assert not loaded["plain"]
+        assert loaded["size"] == (4, 6)
+        assert loaded["optimizer"]["param_groups"][0]["lr"] == 1e-3
 
 
 def test_torch_legacy_and_scripts(torch: Any, tmp_path) -> None:
@@ -94,7 +94,7 @@ def test_torch_legacy_and_scripts(torch: Any, tmp_path) -> None:
 
 
 def test_torch_large_file_is_read_in_parts(torch: Any, tmp_path, repository_dir) -> None:
-    """Weights of 64 MB and 256 MB of an optimizer's state: the state is never read."""
+    """Weights of 64 MB are read, 256 MB of an optimizer's state are not."""
     weight = torch.ones(16 << 20)
     state = [torch.zeros(32 << 20) for _ in range(2)]
     torch.save({"state_dict": {"w": weight}, "optimizer_states": state}, tmp_path / "a.ckpt")
@@ -120,7 +120,7 @@ print(int(weight.sum()), peak() - before)
     assert float(megabytes) < 80
 
 
-# --- what the original wrote ----------------------------------------------------------------------
+# --- checkpoints of the original ------------------------------------------------------------------
 
 
 def test_golden_files(shared_dir: Path) -> None:
@@ -138,7 +138,7 @@ def test_golden_files(shared_dir: Path) -> None:
 
 
 def test_golden_heads(shared_dir: Path) -> None:
-    """The number of heads is only in the modules that the file pickles."""
+    """Only the pickled modules hold the number of heads."""
     with open_torch_file(shared_dir / "golden" / "vae.ckpt") as file:
         encoder = file.content["hyper_parameters"]["encoder"]
         assert encoder.name == "src.vae_module.encoders.transformer.TransformerEncoder"
@@ -148,6 +148,6 @@ def test_golden_heads(shared_dir: Path) -> None:
 
 def test_written_by_us(tmp_path) -> None:
     write_torch_file(tmp_path / "a.ckpt", {"a": FLOATS, "b": [1, (2.5, None)]})
-    found = read(tmp_path / "a.ckpt")
-    np.testing.assert_array_equal(found["a"], FLOATS)
-    assert found["b"] == [1, (2.5, None)]
+    loaded = read(tmp_path / "a.ckpt")
+    np.testing.assert_array_equal(loaded["a"], FLOATS)
+    assert loaded["b"] == [1, (2.5, None)]

@@ -1,6 +1,4 @@
-"""The way back: the tensors that came, bit for bit, and models of this package as the original
-reads them.
-"""
+"""Back to PyTorch: converted tensors bit for bit, and models trained here."""
 
 from __future__ import annotations
 
@@ -27,14 +25,14 @@ from chemeleon2_jax.torch_format.torch_file import open_torch_file
 from chemeleon2_jax.torch_format.torch_writer import write_torch_file
 from chemeleon2_jax.training.checkpoint_writer import write_checkpoint
 from chemeleon2_jax.training.plain_trees import flat_names
-from tests.torch_format import their_files
-from tests.torch_format.their_files import CONTENTS
+from tests.torch_format import original_files
+from tests.torch_format.original_files import CONTENTS
 
 OPTIONS = Options(size_table=(0, 3, 2, 1))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file's content, tensors as arrays."""
+    """Return a file's content, tensors as arrays."""
 
     def arrays(value: Any) -> Any:
         if isinstance(value, dict):
@@ -46,7 +44,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def there_and_back(folder: Path, content: Any) -> dict[str, Any]:
-    """torch -> orbax -> torch: the content that comes back."""
+    """Return the content after torch -> orbax -> torch."""
     folder.mkdir(exist_ok=True)
     write_torch_file(folder / "model.ckpt", content)
     write_orbax(convert_file(folder / "model.ckpt", OPTIONS), folder / "orbax")
@@ -54,12 +52,12 @@ def there_and_back(folder: Path, content: Any) -> dict[str, Any]:
     return read(folder / "back.ckpt")
 
 
-def assert_same_bits(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
-    assert list(ours) == list(theirs)
-    for name, array in theirs.items():
-        assert ours[name].dtype == array.dtype, name
-        assert ours[name].shape == array.shape, name
-        assert ours[name].tobytes() == np.ascontiguousarray(array).tobytes(), name
+def assert_same_bits(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert list(actual) == list(expected)
+    for name, array in expected.items():
+        assert actual[name].dtype == array.dtype, name
+        assert actual[name].shape == array.shape, name
+        assert actual[name].tobytes() == np.ascontiguousarray(array).tobytes(), name
 
 
 @pytest.mark.parametrize("name", CONTENTS)
@@ -79,7 +77,7 @@ def test_every_tensor_comes_back(name, tmp_path):
 
 
 def test_half_precision_comes_back(tmp_path):
-    content = their_files.vae_content()
+    content = original_files.vae_content()
     state = content["state_dict"]
     for i, name in enumerate(state):
         state[name] = state[name].astype((np.float32, np.float16, ml_dtypes.bfloat16)[i % 3])
@@ -108,7 +106,7 @@ def test_options_of_an_ldm(tmp_path):
         "learn_sigma": True,
         "mlp_ratio": 2.0,
     }
-    assert hyper["condition_module"] == their_files.CONDITIONS
+    assert hyper["condition_module"] == original_files.CONDITIONS
     assert hyper["diffusion_configs"]["learn_sigma"] is True
 
 
@@ -121,7 +119,7 @@ def test_options_of_adapters(tmp_path):
 
 def test_options_of_a_vae_and_a_predictor(tmp_path):
     hyper = there_and_back(tmp_path / "p", CONTENTS["predictor"]())["hyper_parameters"]
-    assert hyper["target_conditions"] == their_files.TARGETS
+    assert hyper["target_conditions"] == original_files.TARGETS
     assert hyper["vae"]["encoder"]["nhead"] == 2
     assert hyper["vae"]["decoder"]["nhead"] == 4
     hyper = there_and_back(tmp_path / "v", CONTENTS["vae_cspnet"]())["hyper_parameters"]
@@ -133,13 +131,13 @@ def test_options_of_a_vae_and_a_predictor(tmp_path):
 
 def test_a_trained_vae_goes_there(tiny_vae, tmp_path):
     write_torch(open_model(tiny_vae.path), tmp_path / "vae.ckpt")
-    ours, theirs = (load_model(path).parts for path in (tiny_vae.path, tmp_path / "vae.ckpt"))
-    assert ours.sizes == theirs.sizes
-    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    trained, converted = (load_model(p).parts for p in (tiny_vae.path, tmp_path / "vae.ckpt"))
+    assert converted.sizes == trained.sizes
+    jax.tree.map(np.testing.assert_array_equal, converted.params, trained.params)
 
 
 def test_a_trained_ldm_goes_there_with_its_eps(tiny_ldm, tmp_path):
-    """Per-token eps and variance: the eps half goes, with the weights that it samples with."""
+    """Of per-token eps and variance, eps is written, from the weights for sampling."""
     path = tmp_path / "ldm.ckpt"
     report = write_torch(open_model(tiny_ldm.path), path)
     assert any("learn_sigma = false" in note for note in report.notes)
@@ -152,8 +150,8 @@ def test_a_trained_ldm_goes_there_with_its_eps(tiny_ldm, tmp_path):
     rng = np.random.default_rng(0)
     latents = [rng.normal(size=(n, width)).astype(np.float32) for n in (3, 1, 5)]
     eps = [model.denoise(latents, [5, 400, 999]) for model in (here, there)]
-    for ours, theirs in zip(*eps, strict=True):
-        np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5)
+    for trained, converted in zip(*eps, strict=True):
+        np.testing.assert_allclose(converted, trained, rtol=0, atol=1e-5)
 
 
 def test_the_size_table_comes_back(tiny_ldm, tmp_path):
@@ -166,7 +164,7 @@ def test_the_size_table_comes_back(tiny_ldm, tmp_path):
 
 
 def with_lora(model: Any, folder: Path, targets: tuple[str, ...]) -> Path:
-    """A checkpoint of an LDM with adapters that act."""
+    """Write a checkpoint of an LDM with adapters that are not 0."""
     sizes = replace(model.meta.ldm.dit, lora=LoRASizes(2, 4.0, targets))
     rng = np.random.default_rng(0)
 
@@ -216,7 +214,7 @@ def test_adapters_that_the_original_cannot_have_are_merged(tmp_path):
 
 
 def test_adapters_of_attention_act_there_too(tmp_path):
-    """In the original they never act: what they do goes into the weights."""
+    """In the original they never act: they are merged into the weights."""
     write_torch_file(tmp_path / "model.ckpt", CONTENTS["ldm"]())
     plain = convert_file(tmp_path / "model.ckpt", OPTIONS)
     folder = with_lora(plain, tmp_path / "adapted", ("attention.out", "mlp.fc1"))
@@ -235,7 +233,7 @@ def test_adapters_of_attention_act_there_too(tmp_path):
 
 
 def test_endings_that_would_match_more(tmp_path):
-    """adaLN_modulation.1 ends the last layer's name, too."""
+    """adaLN_modulation.1 also ends the last layer's name."""
     write_torch_file(tmp_path / "model.ckpt", CONTENTS["ldm"]())
     plain = convert_file(tmp_path / "model.ckpt", OPTIONS)
     for targets, expected in (
@@ -245,8 +243,10 @@ def test_endings_that_would_match_more(tmp_path):
     ):
         folder = with_lora(plain, tmp_path / "-".join(targets), targets)
         write_torch(open_model(folder), tmp_path / "back.ckpt")
-        found = read(tmp_path / "back.ckpt")["hyper_parameters"]["lora_configs"]["target_modules"]
-        assert found == (expected or ["adaLN_modulation.1", "final_layer.adaLN_modulation.1"])
+        hyper = read(tmp_path / "back.ckpt")["hyper_parameters"]
+        assert hyper["lora_configs"]["target_modules"] == (
+            expected or ["adaLN_modulation.1", "final_layer.adaLN_modulation.1"]
+        )
 
 
 def test_a_damaged_meta(tmp_path):
@@ -296,12 +296,12 @@ def test_nothing_to_merge(tmp_path):
 
 
 def test_averages_go_into_the_folder(tiny_ldm, tmp_path):
-    """A run's checkpoint becomes a folder with what it needs to sample, and nothing else."""
+    """The folder of a run's checkpoint has the items for sampling, and no others."""
     write_orbax(open_model(tiny_ldm.path), tmp_path / "small")
     small = open_model(tmp_path / "small")
     assert "train" not in small.items
-    ours, theirs = (load_model(p).parts for p in (tiny_ldm.path, tmp_path / "small"))
-    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    trained, converted = (load_model(p).parts for p in (tiny_ldm.path, tmp_path / "small"))
+    jax.tree.map(np.testing.assert_array_equal, converted.params, trained.params)
     names = set(flat_names(small.restore("params")))
     assert names == set(flat_names(small.restore("ema")))
 

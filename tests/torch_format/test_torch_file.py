@@ -1,4 +1,4 @@
-"""Files of torch.save: what they hold is read; any other file gets an answer that helps."""
+"""Files of torch.save are read; for any other file, the error says what it is."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.torch_format.archives import (
     tensor,
 )
 
-# --- what is read ---------------------------------------------------------------------------------
+# --- content --------------------------------------------------------------------------------------
 
 
 def test_views_of_one_storage(tmp_path) -> None:
@@ -46,7 +46,7 @@ def test_views_of_one_storage(tmp_path) -> None:
         "empty": tensor(STORED, (0, 5), (5, 1), offset=12),
         "old": tensor(STORED, (2,), (1,), function="torch._utils._rebuild_tensor"),
     }
-    found = read(pack(tmp_path / "a.ckpt", content, STORAGES))
+    arrays = read(pack(tmp_path / "a.ckpt", content, STORAGES))
     square = FLOATS.reshape(3, 4)
     expected = {
         "all": square,
@@ -59,10 +59,10 @@ def test_views_of_one_storage(tmp_path) -> None:
         "old": FLOATS[:2],
     }
     for name, values in expected.items():
-        np.testing.assert_array_equal(found[name], values, err_msg=name)
-        assert found[name].dtype == np.float32
-    found["part"][:] = 0
-    assert found["all"].sum() == FLOATS.sum()
+        np.testing.assert_array_equal(arrays[name], values, err_msg=name)
+        assert arrays[name].dtype == np.float32
+    arrays["part"][:] = 0
+    assert arrays["all"].sum() == FLOATS.sum()
 
 
 def test_parameters_and_subclasses(tmp_path) -> None:
@@ -118,16 +118,16 @@ def test_byte_order(tmp_path) -> None:
         "h": halves.view(np.uint16).byteswap().tobytes(),
         "b": b"\x00\x01\x07",
     }
-    found = read(pack(tmp_path / "a.ckpt", content, storages, byteorder="big"))
-    np.testing.assert_array_equal(found["complex"], values)
-    np.testing.assert_array_equal(found["half"], halves)
-    assert found["bool"].tolist() == [False, True, True]
-    assert found["bool"].view(np.uint8).tolist() == [0, 1, 1]
+    arrays = read(pack(tmp_path / "a.ckpt", content, storages, byteorder="big"))
+    np.testing.assert_array_equal(arrays["complex"], values)
+    np.testing.assert_array_equal(arrays["half"], halves)
+    assert arrays["bool"].tolist() == [False, True, True]
+    assert arrays["bool"].view(np.uint8).tolist() == [0, 1, 1]
     refuse(pack(tmp_path / "b.ckpt", content, storages, byteorder="odd"), "byte order 'odd'")
 
 
 def test_checksums_that_were_not_computed(tmp_path) -> None:
-    """PyTorch can leave them out (`set_crc32_options`): what it writes then is not checked."""
+    """PyTorch can leave them out (`set_crc32_options`); its arbitrary numbers are not checked."""
     path = pack(tmp_path / "a.ckpt", tensor(STORED, (12,), (1,)), STORAGES)
     with zipfile.ZipFile(path) as archive:
         real = {info.filename: struct.pack("<L", info.CRC) for info in archive.infolist()}
@@ -139,7 +139,7 @@ def test_checksums_that_were_not_computed(tmp_path) -> None:
 
 
 def test_lazy(tmp_path) -> None:
-    """Only what a tensor views is read, and only from an open file."""
+    """Only the view of a tensor is read, and only from an open file."""
     big = np.arange(1_000_000, dtype=np.int64)
     storage = Stored("torch.LongStorage", "0", big.size)
     content = {"all": tensor(storage, (1_000_000,), (1,)), "one": tensor(storage, (1,), (1,))}

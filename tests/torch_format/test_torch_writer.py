@@ -1,4 +1,4 @@
-"""Files that are written here: read back bit for bit, by the reader here and by PyTorch."""
+"""Written files read back bit for bit, here and in PyTorch."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ CONTENT = st.recursive(
 )
 
 
-def same(found: Any, expected: Any) -> bool:
-    """Equal to the bit; a lazy tensor is what it reads as."""
+def same(loaded: Any, expected: Any) -> bool:
+    """Whether values are equal bit for bit; tensors are read."""
     if isinstance(expected, np.ndarray):
-        values = found.read() if isinstance(found, Tensor) else found
+        values = loaded.read() if isinstance(loaded, Tensor) else loaded
         native = expected.astype(expected.dtype.newbyteorder("="))
         return (values.dtype, values.shape, values.tobytes()) == (
             native.dtype,
@@ -66,14 +66,14 @@ def same(found: Any, expected: Any) -> bool:
             native.tobytes(),
         )
     if isinstance(expected, dict):
-        pairs = zip(found.items(), expected.items(), strict=True)
+        pairs = zip(loaded.items(), expected.items(), strict=True)
         return all(a == b and same(x, y) for (a, x), (b, y) in pairs)
     if isinstance(expected, list | tuple):
-        pairs = zip(found, expected, strict=True)
-        return type(found) is type(expected) and all(same(x, y) for x, y in pairs)
+        pairs = zip(loaded, expected, strict=True)
+        return type(loaded) is type(expected) and all(same(x, y) for x, y in pairs)
     if isinstance(expected, float) and math.isnan(expected):
-        return math.isnan(found)
-    return type(found) is type(expected) and bool(found == expected)
+        return math.isnan(loaded)
+    return type(loaded) is type(expected) and bool(loaded == expected)
 
 
 @given(content=CONTENT)
@@ -86,7 +86,7 @@ def test_round_trip(content: Any, tmp_path_factory: pytest.TempPathFactory) -> N
 
 
 def _many() -> dict[str, Any]:
-    """Every element type and shape, and values of every kind."""
+    """Every element type, several shapes, values of every kind."""
     arrays = {name: np.arange(6).reshape(2, 3).astype(dtype) for name, dtype in DTYPES.items()}
     return {
         "state_dict": OrderedDict(
@@ -104,20 +104,20 @@ def _many() -> dict[str, Any]:
 
 
 def test_torch_reads_it(tmp_path) -> None:
-    """Weights alone, as PyTorch loads by default; also mapped, which needs aligned storages."""
+    """With `weights_only`, PyTorch's default; also mapped, which needs aligned storages."""
     torch = pytest.importorskip("torch")
     content = _many()
     write_torch_file(tmp_path / "a.ckpt", content)
     for mapped in (False, True):
-        found = torch.load(tmp_path / "a.ckpt", weights_only=True, mmap=mapped)
-        assert list(found) == list(content)
-        assert found["plain"] == content["plain"]
-        assert found["text"] == content["text"]
-        assert found[3] == content[3]
-        assert type(found["state_dict"]) is OrderedDict
-        assert type(found) is dict
+        loaded = torch.load(tmp_path / "a.ckpt", weights_only=True, mmap=mapped)
+        assert list(loaded) == list(content)
+        assert loaded["plain"] == content["plain"]
+        assert loaded["text"] == content["text"]
+        assert loaded[3] == content[3]
+        assert type(loaded["state_dict"]) is OrderedDict
+        assert type(loaded) is dict
         for name, expected in content["state_dict"].items():
-            tensor = found["state_dict"][name]
+            tensor = loaded["state_dict"][name]
             assert tensor.shape == expected.shape, name
             native = expected.astype(expected.dtype.newbyteorder("="))
             assert str(tensor.dtype) == f"torch.{native.dtype.name}", name
@@ -138,7 +138,7 @@ def test_torch_loads_a_state_dict(tmp_path) -> None:
 
 
 def test_layout(tmp_path) -> None:
-    """A storage for each tensor, aligned, uncompressed; the same content is the same file."""
+    """One aligned, uncompressed storage for each tensor; the same content gives the same file."""
     array = np.arange(5.0)
     for name in ("a.ckpt", "b.ckpt"):
         write_torch_file(tmp_path / name, {"x": array, "y": array})
@@ -157,15 +157,15 @@ def test_layout(tmp_path) -> None:
 
 
 def test_wide_sizes(tmp_path, monkeypatch) -> None:
-    """Headers with 64-bit sizes, which entries of more than a GB have, here of 100 bytes."""
+    """Headers with 64-bit sizes, here from 100 bytes instead of a GB."""
     monkeypatch.setattr(torch_writer, "_WIDE_FROM", 100)
     content = {"a": np.arange(100.0), "b": np.arange(3)}
     write_torch_file(tmp_path / "a.ckpt", content)
     with open_torch_file(tmp_path / "a.ckpt") as file:
         assert same(file.content, content)
     torch = pytest.importorskip("torch")
-    found = torch.load(tmp_path / "a.ckpt", weights_only=True, mmap=True)
-    assert torch.equal(found["a"], torch.arange(100.0, dtype=torch.float64))
+    loaded = torch.load(tmp_path / "a.ckpt", weights_only=True, mmap=True)
+    assert torch.equal(loaded["a"], torch.arange(100.0, dtype=torch.float64))
 
 
 class Level(IntEnum):
@@ -223,7 +223,7 @@ def test_old_file_stays(tmp_path, monkeypatch) -> None:
         write_torch_file(path, {"a": np.zeros(3)})
     with open_torch_file(path) as file:
         assert file.content == {"a": 1}
-    assert [found.name for found in tmp_path.iterdir()] == ["a.ckpt"]
+    assert [loaded.name for loaded in tmp_path.iterdir()] == ["a.ckpt"]
     with pytest.raises(CheckpointError, match="cannot be written"):
         write_torch_file(tmp_path / "absent" / "a.ckpt", {})
     with pytest.raises(CheckpointError, match="cannot be written"):
@@ -231,7 +231,7 @@ def test_old_file_stays(tmp_path, monkeypatch) -> None:
 
 
 def test_no_second_copy_in_memory(tmp_path, repository_dir: Path) -> None:
-    """Three arrays of 64 MB: writing them takes no more than one of them."""
+    """Writing three arrays of 64 MB takes no more memory than one of them."""
     script = """
 import resource, sys
 import numpy as np

@@ -1,6 +1,6 @@
 """The models of the original in a few lines of PyTorch: no padding, one crystal at a time.
 
-Modules are named as there, and are pickled whole into `hyper_parameters`, as there.
+Modules have the original's names, and are pickled into `hyper_parameters`, as there.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class DiT(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Of one condition."""
+    """Encoder of one condition."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class ConditionModule(nn.Module):
 
 
 class LDM(nn.Module):
-    """Registered as there: the denoiser, the VAE, the conditions."""
+    """Denoiser, VAE and conditions, in the original's order."""
 
     def __init__(self, *, learn_sigma: bool, widths: dict[str, int] | None = None) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class LDM(nn.Module):
 
 
 def randomise(module: nn.Module) -> nn.Module:
-    """Random numbers in all parameters, so that none is what it starts as."""
+    """Draw all parameters, so that none has its initial value."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -184,7 +184,7 @@ def randomise(module: nn.Module) -> nn.Module:
 
 
 def save(path: Path, module: nn.Module, **hyper_parameters: Any) -> None:
-    """Write a checkpoint, with an optimiser state that nobody wants."""
+    """Write a checkpoint with the state of an optimiser."""
     optimizer = torch.optim.AdamW(module.parameters(), weight_decay=0.0)
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)

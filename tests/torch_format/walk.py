@@ -1,4 +1,4 @@
-"""Does with what a file holds what a converter does: walk, look up attributes, read tensors."""
+"""Uses the content of a file as a converter does: walks, looks up attributes, reads tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from chemeleon2_jax.torch_format.tensors import Tensor
 
 
 def visit(content: Any) -> None:
-    """Walk through all that a file holds, also where it holds itself."""
+    """Walk through the content of a file, which may hold itself."""
     stack, seen = [content], set()
     while stack:
         value = stack.pop()

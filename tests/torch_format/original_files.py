@@ -20,7 +20,7 @@ WIDTH, FEEDFORWARD, LATENT, HIDDEN, FREQUENCIES = 16, 24, 4, 12, 3
 
 @dataclass
 class State:
-    """A state_dict that grows."""
+    """Builds a state_dict."""
 
     rng: np.random.Generator
     tensors: OrderedDict[str, np.ndarray] = field(default_factory=OrderedDict)
@@ -146,7 +146,7 @@ TARGETS = {"energy": {"mean": -1.0, "std": 2.0}, "gap": {}}
 
 
 def vae_content(**options: bool) -> dict[str, Any]:
-    """A VAE; options as `State.vae` takes them."""
+    """Return a VAE; options are those of `State.vae`."""
     state = State(np.random.default_rng(1))
     state.vae(**options)
     return {"state_dict": state.tensors, "hyper_parameters": dict(VAE_OPTIONS), "epoch": 3}
@@ -155,7 +155,7 @@ def vae_content(**options: bool) -> dict[str, Any]:
 def ldm_content(
     *, conditional: bool = False, lora: bool = False, with_vae: bool = True, **options: bool
 ) -> dict[str, Any]:
-    """An LDM; options as `State.denoiser` takes them."""
+    """Return an LDM; options are those of `State.denoiser`."""
     state = State(np.random.default_rng(2))
     state.tensors["latent_std"] = np.array(0.7, np.float32)
     state.denoiser(lora=lora, **options)
@@ -174,13 +174,13 @@ def ldm_content(
 
 
 def with_averages(content: dict[str, Any]) -> dict[str, Any]:
-    """The same with moving averages: every parameter plus one."""
+    """Add moving averages: every parameter plus one."""
     shadow = [a + 1.0 for name, a in content["state_dict"].items() if name != "latent_std"]
     return {**content, "ema_state": {"decay": 0.9, "num_updates": 5, "shadow_params": shadow}}
 
 
 def predictor_content(*, features: bool = True) -> dict[str, Any]:
-    """A predictor of two targets, one of them not standardised."""
+    """Return a predictor of two targets, one of them not standardised."""
     state = State(np.random.default_rng(3))
     state.vae("vae.")
     width = LATENT + WIDTH if features else LATENT
