@@ -25,7 +25,7 @@ lengths_st = st.tuples(*[st.floats(1.0, 60.0)] * 3)
 
 @st.composite
 def cell_angles(draw):
-    """Angles in degrees that a cell can have, some way from a flat one."""
+    """Possible angles in degrees of a cell that is not nearly flat."""
     alpha, beta = draw(st.floats(30.0, 150.0)), draw(st.floats(30.0, 150.0))
     low, high = abs(alpha - beta) + 5.0, min(alpha + beta, 360.0 - alpha - beta) - 5.0
     return alpha, beta, draw(st.floats(low, high))
@@ -33,7 +33,7 @@ def cell_angles(draw):
 
 @settings(max_examples=200, deadline=None)
 @given(lengths=lengths_st, angles=cell_angles())
-def test_lattice_is_the_one_of_pymatgen(lengths, angles):
+def test_lattice_is_that_of_pymatgen(lengths, angles):
     expected = Lattice.from_parameters(*lengths, *angles).matrix
     found = lattice_from_parameters(np.array(lengths), np.radians(angles))
     np.testing.assert_allclose(found, expected, atol=1e-10 * max(lengths))

@@ -1,4 +1,4 @@
-"""Structures to arrays and back, and the reasons why a row gives no crystal."""
+"""Structures to arrays and back, CIFs, and errors."""
 
 import json
 import warnings
@@ -75,7 +75,7 @@ def test_impossible_arrays_are_refused_with_a_reason(change, reason) -> None:
 
 
 def test_impossible_angles_of_a_decoder_are_refused() -> None:
-    # Angles that no cell has: the clipped cosine leaves a flat one.
+    # Impossible angles: the clipped cosine gives a flat cell.
     lattice = lattice_from_parameters(
         np.array([4.0, 4.0, 4.0], np.float32), np.radians([30, 30, 120])
     )
@@ -143,7 +143,7 @@ def test_lists_of_structures() -> None:
     assert len(structures_to_crystals([])) == 0
 
 
-def test_lists_name_what_cannot_be_converted() -> None:
+def test_errors_of_lists_name_the_position() -> None:
     disordered = Structure(Lattice.cubic(4), [{"Fe": 0.5, "Ni": 0.5}], [[0, 0, 0]])
     with pytest.raises(ValueError, match="structure 1: partial occupancy"):
         structures_to_crystals([ROCK_SALT, disordered])

@@ -1,4 +1,4 @@
-"""Pictures: what is where in them, and panels of what cannot be drawn."""
+"""Pictures of crystals, and panels of crystals that cannot be drawn."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_the_view_is_a_rotation():
     assert np.linalg.det(view) == pytest.approx(1.0)
 
 
-def test_the_cell_may_be_turned():
+def test_the_picture_does_not_depend_on_the_orientation():
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
     lattice = np.array([[4.0, 0, 0], [1, 5, 0], [0, 1, 6]])
     first, second = (
@@ -83,7 +83,7 @@ def test_nearer_atoms_hide_farther_ones():
         structure = Structure(
             lattice, ["I", "O"], [centre, centre + side * 2 * eye], coords_are_cartesian=True
         )
-        # The standard orientation puts a along x, as it is here.
+        # In standard orientation, as here, a is along x.
         counts.append(count_pixels(render(structure, pixels=200), visualize._colour("O")))
     assert counts[0] > 20
     assert counts[1] == 0

@@ -1,4 +1,4 @@
-"""Kinds of conditions: values as people write them, as checkpoints hold them, and as arrays."""
+"""Kinds of conditions: values from text and crystals, their encoding, and JSON."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GOOD = {"gap": 1.0, "raw": 2, "formula": "NaCl", "system": "Na-Cl", "group": 3, 
 
 
 def only(width, **values):
-    """A row of zeros but for some: Z11=0.5."""
+    """Zeros (width,) except for some indices: Z11=0.5."""
     row = np.zeros(width)
     for name, value in values.items():
         row[int(name[1:])] = value
@@ -66,11 +66,11 @@ def only(width, **values):
         (TEXT, "anything", np.zeros(100)),
     ],
 )
-def test_values(condition, value, expected):
-    found = condition.encode([None, value])
-    assert (found.shape, found.dtype) == ((2, condition.width), np.float32)
-    assert np.isnan(found[0]).all()
-    np.testing.assert_allclose(found[1], expected, rtol=1e-6)
+def test_values_are_encoded(condition, value, expected):
+    encoded = condition.encode([None, value])
+    assert (encoded.shape, encoded.dtype) == ((2, condition.width), np.float32)
+    assert np.isnan(encoded[0]).all()
+    np.testing.assert_allclose(encoded[1], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("condition", ALL)
@@ -110,7 +110,7 @@ def test_no_values_are_no_rows(condition):
         (TEXT, 3, "not a text"),
     ],
 )
-def test_values_that_cannot_be(condition, value, reason):
+def test_wrong_values(condition, value, reason):
     with pytest.raises(ValueError, match="condition ") as caught:
         condition.encode([GOOD[condition.name], value])
     start = f"condition {condition.name!r}, value 1 ({value!r}): "
@@ -153,16 +153,16 @@ def test_every_element_has_its_place(numbers):
         (TEXT, "1", "1"),
     ],
 )
-def test_text_stands_for_a_value(condition, text, value):
-    found = condition.read(text)
-    assert (found, type(found)) == (value, type(value))
+def test_values_from_text(condition, text, value):
+    read = condition.read(text)
+    assert (read, type(read)) == (value, type(value))
 
 
 @pytest.mark.parametrize(
     ("condition", "text", "wanted"),
     [(GAP, "wide", "a number"), (GROUP, "1.5", "an integer"), (GROUP, "", "an integer")],
 )
-def test_text_that_stands_for_none(condition, text, wanted):
+def test_text_that_is_no_value(condition, text, wanted):
     with pytest.raises(ValueError, match=f"takes {wanted}, not {text!r}"):
         condition.read(text)
 
@@ -216,17 +216,17 @@ def test_sizes_survive_json():
         (lambda: ConditionSizes((GAP, GAP), 4), "with different names"),
     ],
 )
-def test_sizes_that_cannot_be(build, message):
+def test_wrong_options(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 
 
-def test_all_kinds_are_tried_here():
+def test_all_kinds_are_tested_here():
     assert {condition.kind for condition in ALL} == set(KINDS)
 
 
 def test_a_checkpoint_holds_the_options_of_all_kinds():
-    """As it has since the first version."""
+    """As checkpoints of the first version do."""
     options = {"mean": None, "std": None, "num_classes": 0}
     for condition, name, kind, own in (
         (GAP, "gap", "float", {"mean": 0.8, "std": 1.6}),
@@ -238,7 +238,7 @@ def test_a_checkpoint_holds_the_options_of_all_kinds():
 
 
 def test_a_shared_option_has_one_default():
-    """Or a checkpoint could not hold it for all kinds."""
+    """A checkpoint holds one block of options for all kinds."""
     defaults = {}
     for kind in KINDS.values():
         for field in fields(kind):

@@ -1,4 +1,4 @@
-"""The network of conditions."""
+"""The embedding of conditions."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ def small():
     return random_model(lambda: Conditions(SIZES, rngs=nnx.Rngs(0)))
 
 
-def encoded(*wanted):
-    """(1, S, width) of each condition; `wanted` are dicts with what is not null."""
+def encoded(*crystals):
+    """Encode dicts of values that are not null: (1, S, width) of each condition."""
     return {
-        c.name: jnp.asarray(c.encode([values.get(c.name) for values in wanted]))[None] for c in ALL
+        c.name: jnp.asarray(c.encode([values.get(c.name) for values in crystals]))[None]
+        for c in ALL
     }
 
 
@@ -88,7 +89,7 @@ def test_null_inputs_are_learned_only_where_they_are_used():
 
 
 @pytest.mark.parametrize("names", [(), ("gap",), (*GOOD, "smell")])
-def test_other_names_are_an_error(names):
+def test_wrong_names(names):
     module = nnx.merge(*small())
     values = {name: jnp.zeros((1, 1, 1)) for name in names}
     with pytest.raises(ValueError, match="takes the conditions gap, raw, formula"):

@@ -1,4 +1,4 @@
-"""The diffusion transformer: packing, padding, and where eps and variance are in its output."""
+"""The diffusion transformer: packing, padding, and the places of eps and variance in its output."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ run = jax.jit(apply_dit, static_argnums=0)
 
 @jax.jit
 def inputs(rows):
-    """Noise and times that belong to the crystals, and a condition of their id."""
+    """Noise and times that depend on the crystal alone, and a condition made from its id."""
     noise_key, time_key = jax.random.split(jax.random.key(0))
     draw = jax.vmap(jax.vmap(lambda k: jax.random.randint(k, (), 0, 1000)))
     condition = jnp.sin((rows.crystal_id[..., None] + 1) * jnp.arange(1.0, 17.0))
@@ -90,21 +90,21 @@ def test_padding_and_other_crystals_reach_no_atom(layout):
             np.testing.assert_array_equal(a, b)
 
 
-def test_what_it_sees():
+def test_the_output_depends_on_condition_position_and_other_atoms():
     batch = packed(random_crystals((4,)))
     rows = batch.rows
     x, t, condition = inputs(rows)
     backwards = replace(rows, position=jnp.where(rows.is_atom, 3 - rows.position, 0))
-    see = partial(run, *small_dit())
-    base = batch.atoms(see(x, t, rows))
-    found = {
-        "condition": see(x, t, rows, condition),
-        "position": see(x, t, backwards),
-        "another atom": see(x.at[0, 0, 0].add(1.0), t, rows),
+    denoise = partial(run, *small_dit())
+    base = batch.atoms(denoise(x, t, rows))
+    changed = {
+        "condition": denoise(x, t, rows, condition),
+        "position": denoise(x, t, backwards),
+        "another atom": denoise(x.at[0, 0, 0].add(1.0), t, rows),
     }
-    for name, output in found.items():
+    for name, output in changed.items():
         assert (np.abs(batch.atoms(output) - base).max(-1) > 1e-4).all(), name
-    zero = see(x, t, rows, jnp.zeros_like(condition))
+    zero = denoise(x, t, rows, jnp.zeros_like(condition))
     np.testing.assert_array_equal(batch.atoms(zero), base)
 
 
@@ -118,7 +118,7 @@ def silu(x):
 
 
 def test_blocks_are_modulated_by_time_and_condition():
-    """One crystal, by the formulas; attention, MLP and linear layers are those of the model."""
+    """One crystal against the formulas, with the model's attention, MLP and linear layers."""
     batch = packed(random_crystals((4,)))
     x, t, condition = inputs(batch.rows)
     found = batch.atoms(run(*small_dit(), x, t, batch.rows, condition))
@@ -136,8 +136,8 @@ def test_blocks_are_modulated_by_time_and_condition():
         c = silu(fc2(silu(fc1(time_embedding(t)))) + condition)
         h = dit.x_embedder(x) + index
         for block in dit.blocks:
-            parts = jnp.split(block.modulation(c), 6, axis=-1)
-            shift1, scale1, gate1, shift2, scale2, gate2 = parts
+            modulation = jnp.split(block.modulation(c), 6, axis=-1)
+            shift1, scale1, gate1, shift2, scale2, gate2 = modulation
             h = h + gate1 * block.attention(norm(h) * (1 + scale1) + shift1, everything)
             h = h + gate2 * block.mlp(norm(h) * (1 + scale2) + shift2)
         shift, scale = jnp.split(dit.final_modulation(c), 2, axis=-1)
@@ -149,7 +149,7 @@ def test_blocks_are_modulated_by_time_and_condition():
 
 
 def test_a_new_model_returns_zeros():
-    """adaLN-Zero: the modulations and the last layer start at zero, and nothing else does."""
+    """adaLN-Zero: the modulations and the last layer start at zero, and no other layer."""
 
     @jax.jit
     def build():
@@ -197,7 +197,7 @@ GAP, SYSTEM = FloatCondition("gap"), ChemicalSystemCondition("system")
 CONDITIONAL = replace(SMALL, conditions=ConditionSizes((GAP, SYSTEM), 16))
 
 
-def asked_of(crystals):
+def conditions_of(crystals):
     """Conditions of the crystals, some of them null."""
     gaps = [None if i == 1 else i / 3 for i in range(len(crystals))]
     systems = [None if i in (1, 2) else ("Na-Cl", "Mg-O")[i % 2] for i in range(len(crystals))]
@@ -205,8 +205,7 @@ def asked_of(crystals):
 
 
 def with_conditions(batch, crystals):
-    where, asked = batch.where, asked_of(crystals)
-    rows = build_rows(crystals, where, conditions=asked)
+    rows = build_rows(crystals, batch.where, conditions=conditions_of(crystals))
     return jax.tree.map(jnp.asarray, rows)
 
 
@@ -219,17 +218,17 @@ def test_conditions_are_embedded_and_added_to_the_time():
     embedding = dit.embed(rows)
     assert embedding.shape == (*rows.is_crystal.shape, 16)
     assert np.isfinite(embedding).all()
-    asked = batch.where.split_atoms(dit(x, t, rows, condition=embedding))
-    unasked = batch.where.split_atoms(dit(x, t, rows))
-    for index, (ours, null) in enumerate(zip(asked, unasked, strict=True)):
-        # Nothing is asked of the second crystal.
+    conditional = batch.where.split_atoms(dit(x, t, rows, condition=embedding))
+    unconditional = batch.where.split_atoms(dit(x, t, rows))
+    for index, (ours, null) in enumerate(zip(conditional, unconditional, strict=True)):
+        # The conditions of the second crystal are null.
         assert (np.abs(ours - null).max() < 1e-5) == (index == 1)
     null = jnp.broadcast_to(dit.conditions.null(), embedding.shape)
     assert relative(dit(x, t, rows, condition=null), dit(x, t, rows)) < 1e-6
 
 
 def test_the_same_weights_without_conditions():
-    """A model without conditions has the parameters that it always had."""
+    """A model with conditions has the parameters of one without, and those of the conditions."""
     (_, params), (graphdef, plain) = small_dit(CONDITIONAL), small_dit()
     kept = {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(plain)}
     names = {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(params)}
@@ -238,7 +237,7 @@ def test_the_same_weights_without_conditions():
     assert nnx.merge(graphdef, plain).conditions is None
 
 
-def test_conditions_that_do_not_fit():
+def test_wrong_conditions():
     rows = packed(random_crystals()).rows
     with pytest.raises(ValueError, match="this model takes no conditions"):
         nnx.merge(*small_dit()).embed(rows)
@@ -253,7 +252,7 @@ def test_conditions_that_do_not_fit():
 
 
 def numbered(crystals, layout):
-    """An output (R, T, 2L) in which every number of an atom is its own."""
+    """An output (R, T, 2L) with a different number at every place of an atom."""
     (batch,) = in_layout(crystals, layout)
     values = np.arange(crystals.num_atoms.sum() * 2 * LATENT, dtype=np.float32)
     return batch, batch.to_tokens(values.reshape(-1, 2 * LATENT))

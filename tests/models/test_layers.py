@@ -1,4 +1,4 @@
-"""Layers against plain numpy, and attention that keeps crystals apart."""
+"""Layers against plain numpy, and attention within crystals."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_linear_starts_as_in_pytorch():
 
 
 def _numpy_attention(x, params, mask):
-    """(N, width) with mask (N, N) of what may be seen; queries, keys and values in this order."""
+    """Attention over (N, width) with a mask (N, N) of visible keys, in plain numpy."""
     kernel, bias = (np.asarray(params["qkv"][n][...], np.float64) for n in ("kernel", "bias"))
     query, key, value = np.split(x @ kernel + bias, 3, axis=-1)
     depth = WIDTH // HEADS
@@ -107,7 +107,7 @@ def test_heads_must_divide_the_width():
 
 
 def test_mlp_and_transformer_layer():
-    """Pre-norm, residual; composed of the parts that are tested above."""
+    """Pre-norm and residual, composed of the layers tested above."""
     batch = packed(random_crystals((4, 2)))
     bias = attention_bias(batch.rows)
     x = jax.random.normal(jax.random.key(0), (bias.shape[0] * 16, WIDTH))
@@ -150,7 +150,7 @@ def small_transformer(dtype):
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_what_is_in_the_padding_reaches_no_atom(transformer, layout):
+def test_padding_reaches_no_atom(transformer, layout):
     apply, params = transformer
     (batch,) = in_layout(random_crystals(), layout)
     bias = attention_bias(batch.rows)
@@ -173,7 +173,7 @@ def test_no_crystal_reaches_another(transformer):
     after = batch.where.split_atoms(apply(params, x, bias))
     for i, (a, b) in enumerate(zip(before, after, strict=True)):
         if i == 2:
-            assert (np.abs(a - b).max(-1) > 1e-4).all()  # all atoms of it see the change
+            assert (np.abs(a - b).max(-1) > 1e-4).all()  # reaches all atoms of the crystal
         else:
             np.testing.assert_array_equal(a, b)
 

@@ -1,4 +1,4 @@
-"""Adapters: where they are put, that they start as nothing, and what they add."""
+"""Adapters: the layers that have them, their start at zero, their output, and merging."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_only_the_targets_have_adapters():
         assert isinstance(leaf, nnx.LoRAParam) == (name in added)
 
 
-def test_adapters_are_not_for_conditions():
-    """Their layers have the same names."""
+def test_conditions_have_no_adapters():
+    """Although their layers have the same names."""
     sizes = ConditionSizes((FloatCondition("gap"),), 8)
     lora = LoRASizes(2, 2.0, ("fc1",))
     _, params = build(replace(PLAIN, conditions=sizes, lora=lora))
@@ -87,7 +87,7 @@ def test_a_new_adapter_changes_nothing():
     np.testing.assert_array_equal(layer(x), plain.blocks[0].attention.out(x))
 
 
-def test_what_an_adapter_adds():
+def test_the_output_of_an_adapter():
     model = nnx.merge(*build(ADAPTED))
     layer = model.blocks[0].mlp.fc1
     x = np.random.default_rng(0).normal(size=(5, 8))
@@ -123,7 +123,7 @@ def test_merged_is_the_same_function():
     expected = run(graphdef, params)
     assert relative(run(plain_graphdef, merged), expected) < 1e-5
     assert relative(run(plain_graphdef, replace_kernels(params, plain)), expected) > 1e-2
-    # Plain dicts, as checkpoints hold them, give the same, and the argument stays as it is.
+    # Plain dicts, as in checkpoints, give the same; the argument is not changed.
     of_dicts = flat_names(merge(jax.tree.map(np.asarray, to_plain(params)), LORA))
     for name, array in flat_names(to_plain(merged)).items():
         np.testing.assert_array_equal(of_dicts[name], array)
@@ -131,7 +131,7 @@ def test_merged_is_the_same_function():
 
 
 def replace_kernels(params, plain):
-    """The adapted model's own kernels without what its adapters add."""
+    """The kernels of the adapted model, without its adapters."""
     own = dict(nnx.to_flat_state(params))
     return nnx.from_flat_state([(path, own[path]) for path, _ in nnx.to_flat_state(plain)])
 
@@ -162,12 +162,12 @@ def test_sizes_survive_json():
         ((), "needs a rank of at least 1 and targets"),
     ],
 )
-def test_targets_that_are_none(targets, message):
+def test_wrong_targets(targets, message):
     with pytest.raises(ValueError, match=message):
         DiT(replace(PLAIN, lora=LoRASizes(2, 2.0, targets)), rngs=nnx.Rngs(0))
 
 
-def test_rank_that_is_none():
+def test_wrong_rank():
     with pytest.raises(ValueError, match="a rank of at least 1"):
         LoRASizes(0, 1.0, ("final",))
 

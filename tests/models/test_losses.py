@@ -27,7 +27,7 @@ NAMES = ("atom_types", "lengths", "angles", "frac_coords", "kl")
 
 @pytest.fixture(scope="module")
 def example():
-    """Two crystals, a decoder's and an encoder's output for them, by atom and by crystal."""
+    """Two crystals, with outputs of decoder and encoder per atom and per crystal."""
     rng = np.random.default_rng(0)
     values = {
         "logits": rng.normal(size=(8, 100)),
@@ -42,7 +42,7 @@ def example():
 
 def to_rows(crystals, values, layout):
     (batch,) = in_layout(crystals, layout)
-    # Whatever stands in padding and empty slots must not count.
+    # Values in padding and empty slots must not count.
     atoms = {k: batch.to_tokens(values[k]) for k in ("logits", "frac", "mean", "logvar")}
     padding = ~batch.rows.is_atom[..., None]
     atoms = {k: jnp.where(padding, 7.0, v) for k, v in atoms.items()}
@@ -121,11 +121,11 @@ def test_total_is_the_weighted_sum(example):
     hand = sum(by_default[name] * expected[name] for name in NAMES)
     assert float(total) == pytest.approx(hand, rel=1e-5)
     assert float(means["loss_kl"]) == pytest.approx(expected["kl"], rel=1e-5)
-    assert "atom_type_accuracy" in means  # reported, and not part of the loss
+    assert "atom_type_accuracy" in means  # reported, but not part of the loss
 
 
 @pytest.mark.parametrize("name", [*NAMES, "fa"])
-def test_each_weight_is_of_its_term(example, name):
+def test_each_weight_scales_its_term(example, name):
     crystals, values = example
     terms = jitted_terms(*_call(crystals, values))
     terms["loss_fa"] = (jnp.float32(6.0), jnp.float32(8.0))

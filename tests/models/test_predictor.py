@@ -1,4 +1,4 @@
-"""The predictor: its formula, what it sees, dropout, and units."""
+"""The predictor: its formula, packing, dropout, and units."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def build(sizes, *, dtype=jnp.float32):
 
 
 def posterior_of(rows, sizes=SMALL):
-    """Numbers that belong to the atoms."""
+    """A posterior of random numbers that depend on the atom alone."""
     mean = atom_normal(jax.random.key(0), rows, sizes.latent_dim)
     features = atom_normal(jax.random.key(1), rows, sizes.encoder_dim)
     return Posterior(mean, jnp.zeros_like(mean), features)
@@ -143,7 +143,7 @@ def test_a_tenth_is_dropped_and_the_mean_kept():
     assert set(np.unique(dropped).tolist()) == {0.0, np.float32(1 / (1 - DROPOUT))}
     share = (dropped == 0).mean()
     assert abs(share - DROPOUT) < 4 * np.sqrt(0.09 / dropped.size)
-    assert len({row.tobytes() for row in dropped}) == len(dropped)  # each crystal its own
+    assert len({row.tobytes() for row in dropped}) == len(dropped)  # a mask per crystal
 
 
 def test_bfloat16_is_close_and_comes_out_in_float32():
@@ -180,6 +180,6 @@ def test_sizes_survive_json():
         ({"targets": (Target("gap"), Target("gap"))}, "with different names"),
     ],
 )
-def test_sizes_that_cannot_be(options, message):
+def test_wrong_sizes(options, message):
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **options)

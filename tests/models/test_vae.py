@@ -1,4 +1,4 @@
-"""The VAE: crystals in, crystals out, whatever the rows they lie in."""
+"""The VAE: formulas, independence of the rows' layout, and reconstruction."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ compiled = jax.jit(autoencode, static_argnums=0)
 
 
 def noise_of(batch):
-    """Noise that belongs to the crystals, whatever their order."""
+    """Noise that depends on the crystal alone."""
     parts = [
         np.random.default_rng(index).normal(size=(size, LATENT)).astype(np.float32)
         for index, size in zip(batch.indices, batch.where.sizes, strict=True)
@@ -68,13 +68,13 @@ def noise_of(batch):
 
 
 def run(model, batch, rows=None):
-    """Autoencode a batch, or other rows of its shape."""
+    """Autoencode a batch, or other rows of the same shape."""
     return compiled(*model, batch.rows if rows is None else rows, noise_of(batch))
 
 
 @jax.jit
 def draw(rows):
-    """What is random in a step: the augmented crystals, noisy ones, the noise of the latents."""
+    """The random part of a step: augmented and corrupted crystals, and noise of the latents."""
     keys = jax.random.split(jax.random.key(0), 3)
     clean = augment(keys[0], rows, Augmentation())
     seen = corrupt(keys[1], clean, Noise(0.2, 0.1))
@@ -169,7 +169,7 @@ def test_bfloat16_is_close_and_comes_out_in_float32(encoder):
     for ours, theirs in zip(jax.tree.leaves(rough), jax.tree.leaves(exact), strict=True):
         assert ours.dtype == jnp.float32
         assert relative(ours, theirs) < 5e-2
-    assert relative(rough[1].frac_coords, exact[1].frac_coords) > 1e-5  # it did compute in less
+    assert relative(rough[1].frac_coords, exact[1].frac_coords) > 1e-5  # it did compute in bfloat16
 
 
 def test_outputs_have_the_shapes_of_the_rows():
@@ -186,7 +186,7 @@ def test_outputs_have_the_shapes_of_the_rows():
 
 
 def test_encoder_and_decoder_by_the_formulas():
-    """One crystal; the transformers and linear layers are those of the model."""
+    """One crystal against the formulas, with the model's transformers and linear layers."""
     crystals = random_crystals((5,))
     batch = packed(crystals)
     graphdef, params = small_vae()
@@ -233,7 +233,7 @@ def test_a_posterior_is_clamped_and_sampled():
     np.testing.assert_allclose(sample_posterior(wide, noise), [[[5.0], [2.0]]], rtol=1e-6)
 
 
-def test_the_encoder_sees_types_cell_coordinates_and_order():
+def test_the_encoder_depends_on_types_cell_coordinates_and_order():
     model = small_vae()
     batch = packed(random_crystals((4,)))
     rows = batch.rows
@@ -249,7 +249,7 @@ def test_the_encoder_sees_types_cell_coordinates_and_order():
         assert (np.abs(found - base).max(-1) > 1e-5).all(), name
 
 
-def test_reconstruction_reads_crystals_off():
+def test_reconstruction_of_crystals():
     crystals = random_crystals()
     batch = packed(crystals)
     lengths, angles = lattice_parameters(crystals.lattices)
@@ -267,7 +267,7 @@ def test_reconstruction_reads_crystals_off():
     expected[2] = 1
     np.testing.assert_array_equal(batch.atoms(built.atom_types), expected)
     assert built.atom_types.dtype == jnp.int32
-    # Coordinates are left as they are.
+    # Coordinates are unchanged.
     np.testing.assert_array_equal(
         batch.atoms(built.frac_coords), crystals.frac_coords + np.float32(1.5)
     )
@@ -278,7 +278,7 @@ def test_reconstruction_reads_crystals_off():
         np.testing.assert_allclose(lattice, theirs, atol=1e-4)
 
 
-def test_without_a_types_head_the_types_are_given():
+def test_without_a_types_head_types_are_those_of_the_rows():
     model, batch = small_vae(atom_type_predict=False), packed(random_crystals())
     _, decoded = jax.eval_shape(lambda: autoencode(*model, batch.rows, noise_of(batch)))
     assert decoded.atom_logits is None
@@ -304,8 +304,8 @@ def test_the_published_size_has_51_million_parameters():
     assert sum(leaf.size for leaf in leaves) / 1e6 == pytest.approx(51.1, abs=0.05)
 
 
-def test_sizes_are_those_of_the_examples():
-    """Empty slots and an empty row, or the tests above would prove little."""
+def test_the_example_has_empty_slots_and_an_empty_row():
+    """Which the tests above need."""
     rows = packed(random_crystals()).rows
     assert rows.is_crystal.shape == (3, 5)
     assert int(rows.is_crystal.sum()) == len(SIZES)

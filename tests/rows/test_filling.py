@@ -1,4 +1,4 @@
-"""What is in a row."""
+"""The arrays of rows, and the edges."""
 
 from __future__ import annotations
 

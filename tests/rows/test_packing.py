@@ -1,4 +1,4 @@
-"""Where crystals go."""
+"""Places of crystals in rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_every_crystal_is_placed_once_and_none_overlap(sizes, tokens, slots):
     assert (start + sizes <= tokens).all()
     assert len(set(zip(row.tolist(), slot.tolist(), strict=True))) == len(sizes)
     assert slot.min() >= 0
-    assert slot.max() < slots - 1  # the last slot is the padding's
+    assert slot.max() < slots - 1  # the last slot is for the padding
     occupied = Counter(
         (int(r), int(s) + k) for r, s, n in zip(row, start, sizes, strict=True) for k in range(n)
     )

@@ -1,4 +1,4 @@
-"""The shapes of rows that a run compiles."""
+"""The shapes of a run's rows."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_fewer_shapes_hold_every_batch_too(max_shapes):
 
 @pytest.mark.parametrize("copies", [4, 16])
 def test_planned_shapes_hold_every_batch_of_groups(copies):
-    """Also where all groups are of the largest crystal; on what is usual they waste little."""
+    """Also one of the largest crystal alone; on usual batches they waste little."""
     sizes = np.random.default_rng(0).integers(1, 21, 300)
     shapes = plan_shapes(sizes, 64, copies=copies)
     assert len(shapes) <= 5
@@ -68,7 +68,7 @@ def test_planned_shapes_hold_every_batch_of_groups(copies):
     assert np.mean([where.useful_share for where in placed]) > 0.75
 
 
-def test_row_tokens_are_64_unless_crystals_are_larger_or_told():
+def test_row_tokens_are_64_unless_crystals_are_larger_or_given():
     small, large = np.full(100, 8), np.full(100, 100)
     assert plan_shapes(small, 16)[0].tokens == 64
     assert plan_shapes(large, 16)[0].tokens % 64 == 0

@@ -49,7 +49,7 @@ def test_attention_sees_the_atoms_of_its_crystal():
         assert (bias[seen] == 0).all()
         assert (bias[~seen] <= -1e9).all()
         weights = jax.nn.softmax(bias + np.float32(5.0), axis=-1)
-        assert np.isfinite(weights).all()  # also where a query sees nothing
+        assert np.isfinite(weights).all()  # also for queries without keys
 
 
 def test_weighted_mean():
@@ -61,7 +61,7 @@ def test_weighted_mean():
     assert float(rows_module.weighted_mean(values, jnp.zeros_like(weights))) == 0.0
 
 
-def test_random_numbers_do_not_see_the_layout():
+def test_random_numbers_do_not_depend_on_the_layout():
     crystals = random_crystals()
     draw = jax.jit(lambda key, rows: rows_module.atom_normal(key, rows, 5))
 
@@ -73,7 +73,7 @@ def test_random_numbers_do_not_see_the_layout():
     for layout in ("padded", "alone"):
         np.testing.assert_array_equal(numbers(layout, 0), first)
     assert relative(numbers("packed", 1), first) > 0.5
-    # Every atom of every crystal has its own.
+    # Every number is different.
     assert len(np.unique(first)) == first.size
 
 

@@ -1,4 +1,4 @@
-"""Conditional diffusion models and adapters in training."""
+"""Training of conditional diffusion models and of adapters."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_some_crystals_lose_all_conditions(stage):
         np.testing.assert_array_equal(kept[name], values)
 
 
-def test_a_trained_model_does_what_it_is_asked(tiny_data, tiny_vae, tmp_path):
-    """The loss with the right composition is lower than without, and a crystal can be asked for."""
+def test_a_trained_model_follows_its_conditions(tiny_data, tiny_vae, tmp_path):
+    """The loss with the right composition is lower than without, and sampling takes one."""
     config = condition_config(tiny_data, tiny_vae.path, **{"ema.decay": 0.0})
     config.trainer.max_steps = 600
     config.trainer.check_val_every_n_epoch = 0
@@ -74,15 +74,15 @@ def test_a_trained_model_does_what_it_is_asked(tiny_data, tiny_vae, tmp_path):
     t = np.full(len(latents), 400)
     bar = Schedule.of(model.parts.diffusion).alphas_cumprod[400]
     noised = [np.sqrt(bar) * z + np.sqrt(1 - bar) * e for z, e in zip(latents, noise, strict=True)]
-    asked = {"composition": [s.composition for s in crystals]}
-    asked["system"] = [s.chemical_system for s in crystals]
+    right = {"composition": [s.composition for s in crystals]}
+    right["system"] = [s.chemical_system for s in crystals]
 
     def error(conditions):
         found = model.denoise(noised, t, conditions=conditions)
         return np.mean([np.mean((a - b) ** 2) for a, b in zip(found, noise, strict=True)])
 
-    wrong = {name: values[::-1] for name, values in asked.items()}
-    assert error(asked) < 0.9 * min(error(None), error(wrong))
+    wrong = {name: values[::-1] for name, values in right.items()}
+    assert error(right) < 0.9 * min(error(None), error(wrong))
     built = model.sample(4, conditions={"composition": "Na2Cl2", "system": None}, steps=4)
     assert len(built) + len(model.last_report.failures) == 4
     assert model.last_report.num_atoms == (4, 4, 4, 4)
@@ -121,7 +121,7 @@ def test_only_adapters_and_conditions_are_trained(adapted, tmp_path):
         assert np.array_equal(after[name], array) != trained, name
 
 
-def test_a_start_with_other_conditions(tiny_data, tiny_vae, tmp_path):
+def test_a_start_from_a_model_with_other_conditions(tiny_data, tiny_vae, tmp_path):
     config = condition_config(tiny_data, tiny_vae.path)
     config.trainer.max_steps = 1
     config.trainer.check_val_every_n_epoch = 0
@@ -146,7 +146,7 @@ def test_a_start_with_other_conditions(tiny_data, tiny_vae, tmp_path):
         ({"lora_configs.r": 2}, "no model to adapt"),
     ],
 )
-def test_what_cannot_be_trained(tiny_data, tiny_vae, changes, message):
+def test_wrong_conditions_in_a_config(tiny_data, tiny_vae, changes, message):
     with pytest.raises(ConfigError, match=message):
         build(condition_config(tiny_data, tiny_vae.path, **changes))
 
@@ -159,14 +159,14 @@ def test_what_cannot_be_trained(tiny_data, tiny_vae, changes, message):
         ({"optimizer.weight_decay": 0.1}, "weight_decay"),
     ],
 )
-def test_what_cannot_be_adapted(tiny_data, tiny_ldm, changes, message):
+def test_wrong_adapters_in_a_config(tiny_data, tiny_ldm, changes, message):
     start = {"ldm_ckpt_path": str(tiny_ldm.path), "lora_configs.r": 2}
     with pytest.raises(ConfigError, match=message):
         build(condition_config(tiny_data, "", **start, **changes))
 
 
-def test_classes_of_all_crystals(tiny_vae, tmp_path):
-    """One that the validation set alone has is found before training."""
+def test_classes_of_both_sets_are_checked(tiny_vae, tmp_path):
+    """A wrong class of the validation set is an error before training."""
     crystals = make_crystals()
     for split, part, last in (("train", crystals, 2), ("val", crystals[2::6], 7)):
         rows = [[f"{split}-{i}", s.to(fmt="cif"), i % 3] for i, s in enumerate(part)]
@@ -182,7 +182,7 @@ def test_classes_of_all_crystals(tiny_vae, tmp_path):
     assert build(config).batches.batch(0).arrays.conditions["group"].shape[-1] == 8
 
 
-def test_statistics_come_from_the_model_that_is_gone_on_with(tiny_vae, tmp_path):
+def test_statistics_are_those_of_the_model_to_start_from(tiny_vae, tmp_path):
     crystals = make_crystals()
     for split, part in (("train", crystals), ("val", crystals[2::6])):
         rows = [[f"{split}-{i}", s.to(fmt="cif"), float(s.density)] for i, s in enumerate(part)]

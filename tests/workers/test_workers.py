@@ -1,4 +1,4 @@
-"""Outcomes of items that succeed, fail, hang and crash; life and death of worker processes."""
+"""Outcomes of items that succeed, fail, hang and crash; start and end of worker processes."""
 
 import gc
 import math
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def misbehave(item):
-    """Do what the item says."""
+    """Fail in the way that the item names."""
     match item:
         case "raise":
             raise ValueError("a message\nof two lines")
@@ -69,7 +69,7 @@ def nest(item):
 
 
 class LoadedBy:
-    """A function whose pickle calls another function where it is loaded."""
+    """A function whose unpickling calls another function."""
 
     def __init__(self, function, argument):
         self.call = function, (argument,)
@@ -122,7 +122,7 @@ def test_no_items(num_workers):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4])
-def test_bad_items_cost_themselves_only(pool, chunk_size, monkeypatch):
+def test_bad_items_fail_alone(pool, chunk_size, monkeypatch):
     monkeypatch.setattr(schedule_module, "GRACE_S", 0.3)
     items = [0, "raise", "crash", "sleep", 1, "stuck", "segfault", "exit", "lambda", 2, 3]
     done = []
@@ -151,7 +151,7 @@ def test_waiting_in_the_queue_does_not_count():
     assert all(outcome.error is None for outcome in outcomes)
 
 
-def test_items_and_results_that_cannot_travel(pool):
+def test_items_and_results_that_cannot_be_pickled(pool):
     outcomes = pool.map(misbehave, [Unpicklable(), 1], chunk_size=2)
     assert outcomes[0].error == "item cannot be pickled: TypeError: stays here"
     assert outcomes[1] == Outcome(1)
@@ -273,7 +273,7 @@ def run_script(tmp_path, text):
 
 
 def test_script_without_a_guard(tmp_path):
-    """Functions of modules need none; functions of the script itself say that it is missing."""
+    """Functions of modules need none; for functions of the script the error names the guard."""
     text, errors = run_script(
         tmp_path,
         """
@@ -331,7 +331,7 @@ def test_no_orphans(tmp_path, how):
 # --- beside the main thread -----------------------------------------------------------------------
 
 
-def test_background_does_one_thing_after_another():
+def test_background_runs_tasks_in_order():
     background, done = Background(), []
     futures = [background.submit(lambda i=i: done.append(i) or i) for i in range(5)]
     assert [future.result() for future in futures] == done == list(range(5))

@@ -1,4 +1,4 @@
-"""The CSPNet encoder: against loops over pairs, and invariant as its name says."""
+"""The CSPNet encoder against loops over pairs, and its invariances."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_rotations_of_the_cell_do_not_matter(encode, batch):
         encode(replace(batch.rows, lattices=m)) for m in (batch.rows.lattices, lattices)
     )
     np.testing.assert_allclose(batch.atoms(after), batch.atoms(before), atol=2e-4)
-    # Another cell does matter.
+    # Another cell matters.
     other = encode(replace(batch.rows, lattices=1.1 * batch.rows.lattices))
     assert np.abs(batch.atoms(other) - batch.atoms(before)).max() > 1e-2
 
@@ -109,14 +109,14 @@ def test_translations_do_not_matter(encode, batch):
     shift = np.random.default_rng(0).random((frac.shape[0], 1, 3)).astype(np.float32)
     moved = encode(replace(batch.rows, frac_coords=(frac + shift) % 1.0))
     np.testing.assert_allclose(batch.atoms(moved), batch.atoms(before), atol=2e-4)
-    # Nor do whole cells; but one atom alone does.
+    # Nor do shifts by whole cells; a shift of one atom matters.
     whole = encode(replace(batch.rows, frac_coords=frac.at[:, ::2].add(3.0)))
     np.testing.assert_allclose(batch.atoms(whole), batch.atoms(before), atol=2e-4)
     one = encode(replace(batch.rows, frac_coords=frac.at[0, 0].add(0.1)))
     assert np.abs(batch.atoms(one) - batch.atoms(before)).max() > 1e-2
 
 
-def test_the_order_of_atoms_is_no_input(encode):
+def test_the_order_of_atoms_does_not_matter(encode):
     crystals = random_crystals((5,))
     batch = in_layout(crystals, "packed", edges=True)[0]
     order = np.array([3, 0, 4, 1, 2])

@@ -1,4 +1,4 @@
-"""Sizes of encoders, as configs and checkpoints hold them."""
+"""The registry of encoders: sizes in configs and checkpoints, and the contract of networks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from chemeleon2_jax.models.encoders.registry import (
 from chemeleon2_jax.models.sizes import DecoderSizes, VAESizes
 from tests.examples import in_layout, random_crystals
 
-# As checkpoints have held it since the first version.
+# A block of a checkpoint of the first version.
 BLOCK = {
     "name": "cspnet",
     "d_model": 16,
@@ -39,7 +39,7 @@ def test_sizes_of_a_checkpoint():
     assert sizes == CSPNetSizes(d_model=16, num_layers=3, num_freqs=4, layer_norm=False)
     transformer = read_encoder({**BLOCK, "name": "transformer"})
     assert transformer == TransformerSizes(d_model=16, nhead=2, dim_feedforward=32, num_layers=3)
-    # What an encoder does not have is written with its default.
+    # Options of other encoders are written with their defaults.
     assert sizes.to_block().items() >= {**BLOCK, "nhead": 8, "dim_feedforward": 2048}.items()
     own = {"name": "transformer", "num_freqs": 10, "layer_norm": True}
     assert transformer.to_block().items() >= {**BLOCK, **own}.items()
@@ -61,13 +61,13 @@ def test_sizes_survive_json(sizes):
         ({"name": "cspnet", "num_freq": 4}, "no encoder has the option 'num_freq'"),
     ],
 )
-def test_blocks_of_no_encoder(block, message):
+def test_wrong_blocks(block, message):
     with pytest.raises(ValueError, match=message):
         read_encoder(block)
 
 
 def test_a_shared_option_has_one_default():
-    """Or the block of a config could not hold it for all encoders."""
+    """The block of a config holds one value for all encoders."""
     defaults = {}
     for sizes in ENCODERS.values():
         for field in fields(sizes):
