@@ -408,7 +408,7 @@ def test_first_lines_say_what_it_runs_on_and_how_long_compiling_took(
         fit(toy_stage(), settings(max_steps=2), run_dir=tmp_path)
     lines = [r.getMessage() for r in caplog.records if "chemeleon2_jax" in r.pathname]
     assert re.fullmatch(r"1 x cpu \(\d+ cores\), f32, 8 crystals a step", lines[0])
-    assert lines[1].startswith("step 1 is done ")
+    assert lines[1].startswith("step 1 is done: ")
     assert lines[2].startswith("step 2/2 loss=")
     assert "crystals_per_second" in lines[2]
     assert lines[3].startswith("step 2 validation")

@@ -1,7 +1,7 @@
 """Trains the toy stage in a process of its own; the tests kill it, signal it or starve it.
 
-Usage: toy_run.py RUN_DIR JSON, where JSON has the settings of `FitConfig`, of `ToyBatches` (under
-`batches`), `resume`, and `file_size_limit_at`: the step whose batch ends all further writing.
+Usage: toy_run.py RUN_DIR JSON, where JSON has settings of `FitConfig` and, under `batches`, of
+`StarvingBatches`.
 """
 
 import dataclasses
@@ -18,10 +18,12 @@ from chemeleon2_jax.rows.batch import Batch
 from chemeleon2_jax.training.config import FitConfig
 from chemeleon2_jax.training.loop import fit
 
+SETTINGS: dict[str, Any] = {"ema_decay": 0.9, "gradient_clip_val": 1.0}
+
 
 @dataclasses.dataclass(frozen=True)
 class StarvingBatches(ToyBatches):
-    """From one step on, no file can be written, as on a full disk."""
+    """From the step `file_size_limit_at` on, no file can be written, as on a full disk."""
 
     file_size_limit_at: int = -1
 
@@ -34,10 +36,9 @@ class StarvingBatches(ToyBatches):
 def main(run_dir: str, settings: dict[str, Any]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("jax").setLevel(logging.WARNING)
-    resume = settings.pop("resume", False)
     batches = StarvingBatches(**settings.pop("batches", {}))
-    config = FitConfig(ema_decay=0.9, gradient_clip_val=1.0, **settings)
-    result = fit(toy_stage(batches=batches), config, run_dir=Path(run_dir), resume=resume)
+    config = FitConfig(**SETTINGS, **settings)
+    result = fit(toy_stage(batches=batches), config, run_dir=Path(run_dir))
     print("status", result.status, "step", result.step, flush=True)
     return result.exit_code
 
