@@ -74,11 +74,11 @@ class DiTBlock(nnx.Module):
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
 
-def _modulate(values: jax.Array, membership: jax.Array, parts: int) -> list[jax.Array]:
-    """Spread (R * S, parts * H) modulation to tokens: `parts` arrays (R * T, H)."""
+def _modulate(values: jax.Array, membership: jax.Array, count: int) -> list[jax.Array]:
+    """Spread (R * S, count * H) modulation to tokens: `count` arrays (R * T, H)."""
     num_rows, tokens, slots = membership.shape
     spread = gather_slots(membership, values.reshape(num_rows, slots, -1))
-    return jnp.split(spread.reshape(num_rows * tokens, -1), parts, axis=-1)
+    return jnp.split(spread.reshape(num_rows * tokens, -1), count, axis=-1)
 
 
 class DiT(nnx.Module):
