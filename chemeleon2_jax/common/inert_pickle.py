@@ -1,13 +1,13 @@
-"""Pickles read as data: nothing that they name is imported or called.
+"""Reads pickles as data: nothing that they name is imported or called.
 
-Python's own unpickler reads them, and finds no class but those of :mod:`.stubs`. Guards hold back
-what a few bytes could still ask of it; time and memory are then bounded by the pickle's length:
+Python's own unpickler does it, and finds no classes but those of `stubs`. Even so, a few bytes
+could cost all memory, hours or the process. Guards bound time and memory by the pickle's length:
 
-- a memo index makes the unpickler allocate a list that long (64 GB for 5 bytes): bounded;
-- the registry of extensions holds real classes: refused;
-- hashing recurses in C for nested tuples, and takes hours for numbers that collide: dicts look at
-  their keys first, sets are read as lists;
-- arguments and encoded text are copied: about as much as the pickle holds.
+- A memo index makes the unpickler allocate a list of that length, 64 GB for 5 bytes: bounded.
+- The registry of extensions holds real classes: refused.
+- Hashing nested tuples overflows C's stack, and numbers that collide take hours: dicts check their
+  keys first, sets are read as lists.
+- Arguments and encoded text are copied: about as much as the pickle holds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MIN_BUDGET = 3_000_000
 _MAX_NAME_LENGTH = 300
 _MAX_NAMES = 10_000  # of 1 kB each
 
-# What the unpickler and conversions of damaged values raise (a Warning where those are errors).
+# Exceptions of the unpickler at damaged values (a Warning where warnings are errors).
 _DAMAGE = (
     ArithmeticError,
     AttributeError,
@@ -60,15 +60,15 @@ _REPLACED = {
 }
 _FRAME_ARGUMENT = 8
 
-# Operations with text, and the bytes that give its length.
+# Operations with text, and the number of bytes of its length.
 _TEXTS = {
     **dict.fromkeys((b"U", b"C", b"\x8a", b"\x8c"), 1),
     **dict.fromkeys((b"T", b"X", b"B", b"\x8b"), 4),
     **dict.fromkeys((b"\x8d", b"\x8e", b"\x96"), 8),
 }
 
-# All others but STOP, EXT1, EXT2, EXT4, PERSID and those on buffers outside of the pickle: without
-# argument, with one of 1, 2, 4 or 8 bytes, of one or two lines, and with a memo index.
+# All others except STOP, EXT1, EXT2, EXT4, PERSID and those on buffers outside of the pickle:
+# without argument, with one of 1, 2, 4 or 8 bytes, of one or two lines, with a memo index.
 _OTHERS = rb"""(?:
     [()\]012NQRabelostu\x81\x85-\x89\x92-\x94] | [Khq\x80]. | M.. | [Jj].{4} | G.{8}
     | [FILSVg][^\n]*\n | [ci][^\n]*\n[^\n]*\n | p[0-9]{1,%d}\n | r%b
@@ -84,21 +84,21 @@ def load(
 ) -> Any:
     """Return what a pickle (protocol 0 to 5) holds.
 
-    Plain values, lists, tuples and dicts are what they would be in Python; dicts of every kind are
-    dicts, sets lists, and frozen sets tuples.
+    Plain values, lists, tuples and dicts stay what they are; dicts of every kind become dicts, sets
+    lists, frozen sets tuples, and all else a `Name` or a `Stub`.
 
     Args:
         data: the pickle.
-        rebuild: dotted name of a class or function -> what stands for calling it.
-        refer: what stands for a reference to something outside of the pickle.
-        max_operations: most bytes of the pickle that are no text.
+        rebuild: functions that replace calls, by dotted name.
+        refer: returns the value of a reference to something outside of the pickle.
+        max_operations: limit of the pickle's bytes without its text.
 
     Raises:
         PickleError: the pickle is damaged, or built to do harm.
         UserError: `rebuild` or `refer` raise it.
     """
     collecting = gc.isenabled()
-    gc.disable()  # to walk all objects of a large pickle again and again takes most of the time
+    gc.disable()  # it would take most of the time, for nothing
     try:
         stream = io.BufferedReader(_replace_containers(data, max_operations), 1 << 17)
         return _Reader(stream, Budget(_MIN_BUDGET + len(data)), rebuild or {}, refer).load()
@@ -113,17 +113,17 @@ def load(
 
 
 def _replace_containers(data: bytes, max_operations: int | None) -> Any:
-    """Return a stream of the pickle with guarded dicts and no sets, once arguments are checked."""
+    """Check the arguments of operations; return a stream with guarded dicts and without sets."""
     others = _pattern(len(data))
     out, view = io.BytesIO(), memoryview(data)
     copied = position = operations = 0
     while True:
-        match = others.match(data, position)  # most are passed over in C
+        match = others.match(data, position)  # most, in C
         at = match.end() if match else position
-        operations += at - position + 1
+        code = data[at : at + 1]
+        operations += at - position + 1 + _TEXTS.get(code, 0)
         if max_operations is not None and operations > max_operations:
             raise PickleError(f"the pickle has more than {max_operations} bytes of operations")
-        code = data[at : at + 1]
         if code == pickle.STOP:
             break
         if code in _REPLACED:
@@ -145,9 +145,9 @@ def _replace_containers(data: bytes, max_operations: int | None) -> Any:
 
 
 def _pattern(length: int) -> re.Pattern[bytes]:
-    """Matches operations that need no look at their arguments; memo indices up to `length`.
+    """Pattern of operations whose arguments are harmless, with memo indices up to about `length`.
 
-    In runs of some thousands: an endless one would remember each operation.
+    It matches some thousands at a time: an endless match would remember every one.
     """
     high = length >> 16
     index = b"..[\\x00-\\x%02x]\\x00" % high
@@ -157,7 +157,7 @@ def _pattern(length: int) -> re.Pattern[bytes]:
 
 
 class _Reader(pickle.Unpickler):
-    """Python's unpickler, which finds no class but those that are made here."""
+    """Python's unpickler, which finds no classes but those that are made here."""
 
     def __init__(
         self,
@@ -213,14 +213,14 @@ class _Reader(pickle.Unpickler):
         return self._names[key]
 
     def persistent_load(self, pid: Any) -> Any:
-        """Return what stands for something outside of the pickle."""
+        """Return the value of a reference to something outside of the pickle."""
         if self._refer is None:
             raise PickleError("the pickle refers to data outside of it")
         return self._refer(pid)
 
 
 def _reconstruct(args: tuple[Any, ...]) -> Any:
-    """An object as protocols 0 and 1 write it: class, base, what the base is made of."""
+    """An object as protocols 0 and 1 write it: class, base, argument of the base."""
     if len(args) != 3 or not isinstance(args[0], Name):
         return NotImplemented
     return args[0]() if args[2] is None else args[0](args[2])

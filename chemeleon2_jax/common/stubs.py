@@ -1,6 +1,6 @@
-"""What a pickle is read into: inert stand-ins for classes and objects, and dicts that look at keys.
+"""Inert stand-ins for the classes and objects of a pickle, and dicts that check their keys.
 
-Hashing and copying are what may cost more than a pickle's length. A `Budget` bounds both.
+Only hashing and copying may cost more than a pickle's length; a `Budget` bounds both.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NUMPY_NUMBER = re.compile(r"[iu][1248]|f[248]")
 
 
 class Budget:
-    """What reading one pickle may cost: a unit for each item copied, 100 for a number as a key.
+    """Cost of reading one pickle: a unit for each item copied, 100 for each number as a key.
 
     Text is hashed with a secret of the process, objects by their address. Numbers can be chosen to
     collide, and so can tuples of numbers: each look-up then takes as long as there are keys.
@@ -36,13 +36,13 @@ class Budget:
         self._left = units
 
     def spend(self, units: int) -> None:
-        """Raise PickleError once there is nothing left."""
+        """Raise PickleError if nothing is left."""
         self._left -= units
         if self._left < 0:
             raise PickleError("the pickle copies or hashes far more than it holds")
 
     def check_key(self, key: Any) -> None:
-        """Raise PickleError for a key that takes long to hash or to compare."""
+        """Raise PickleError if a key may take long to hash or to compare."""
         self.spend(_key_cost(key))
 
 
@@ -64,12 +64,12 @@ def _key_cost(key: Any) -> int:
 
 
 class Name(type):
-    """A class or function that a pickle names, such as `torch.float32`.
+    """Stands for a class or function, such as `torch.float32`.
 
-    It is a class, made here, since Python's unpickler makes objects of nothing else.
+    It is itself a class: the unpickler makes objects of nothing else.
 
     Attributes:
-        name: dotted.
+        name: dotted name of the class or function.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Name(type):
 
 
 class Stub(metaclass=Name):
-    """Stands for an object of a class, or for what a function would return.
+    """Stands for an object of a class, or for the result of a function.
 
     Attributes:
         name: dotted name of the class or function.
@@ -101,7 +101,7 @@ class Stub(metaclass=Name):
     mapping: Mapping[Any, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Return what `rebuild` makes of the arguments, or else a stub that keeps them."""
+        """Return the value that `rebuild` makes of the arguments, or else a stub with them."""
         cls.budget.spend(len(args) + len(kwargs))
         if cls.rebuild is not None and not kwargs:
             value = cls.rebuild(args)
@@ -113,7 +113,7 @@ class Stub(metaclass=Name):
         return stub
 
     def __repr__(self) -> str:
-        # Not what it holds: that may be nested deeply, or hold the stub itself.
+        # Without its parts: they may be nested deeply, or hold the stub itself.
         return f"Stub({self.name!a})"
 
     def __setstate__(self, state: Any) -> None:
@@ -143,13 +143,14 @@ class Stub(metaclass=Name):
 
 
 class GuardedDict(dict[Any, Any]):
-    """A dict that looks at keys before it hashes them."""
+    """A dict that checks keys before it hashes them."""
 
     __slots__ = ()
     budget: ClassVar[Budget]
 
     def __init__(self, *keys_and_values: Any) -> None:
         super().__init__()
+        self.budget.spend(len(keys_and_values))
         for key, value in zip(keys_and_values[::2], keys_and_values[1::2], strict=True):
             self[key] = value
 
@@ -163,11 +164,11 @@ class GuardedDict(dict[Any, Any]):
 
 
 def numpy_number(value: Any) -> Any:
-    """Return the number that a pickled scalar of numpy's stands for; anything else stays."""
+    """Return the number of a pickled scalar of numpy's; anything else stays."""
     if not isinstance(value, Stub) or not value.name.endswith("multiarray.scalar"):
         return value
     match value.args:
-        # The dtype, made of its code, with the state (version, byte order, ...); the bytes.
+        # A dtype of a code with the state (version, byte order, ...), and bytes.
         case (Stub(args=(str(code), *_), state=(_, str(order), *_)), bytes(data)):
             kind = f"{order.replace('|', '=')}{code}"
             if order in "<>=|" and _NUMPY_NUMBER.fullmatch(code) and len(data) == int(code[1:]):
@@ -176,7 +177,7 @@ def numpy_number(value: Any) -> Any:
 
 
 def short(value: Any) -> str:
-    """Return a few printable characters that say what a value is, whatever it holds."""
+    """Return a few printable characters for any value."""
     if isinstance(value, str | bytes):
         return ascii(value[:60])
     if isinstance(value, int) and abs(value) < _INT64:
@@ -185,5 +186,5 @@ def short(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a name as it can be shown on a terminal, whatever it holds."""
+    """Return any text so that a terminal can show it, up to 160 characters."""
     return ascii(text)[1:-1][:160]

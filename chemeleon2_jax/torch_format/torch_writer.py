@@ -6,11 +6,13 @@ reads them. Arrays are written one by one; only those that are not contiguous ar
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import sys
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,9 +52,9 @@ def write_torch_file(path: str | Path, content: Any) -> None:
         CheckpointError: a value has another type, or the file cannot be written.
     """
     path = Path(path)
-    pickler = _Pickler()
+    arrays: list[Any] = []
     try:
-        data = pickler.dump(content)
+        data = b"".join((b"\x80\x02", *_operations(content, (), arrays), b"."))
     except CheckpointError as error:
         raise CheckpointError(f"{path} cannot be written: {error}") from None
     try:
@@ -63,7 +65,7 @@ def write_torch_file(path: str | Path, content: Any) -> None:
                 write(".format_version", b"1")
                 write(".storage_alignment", str(_ALIGNMENT).encode())
                 write("byteorder", sys.byteorder.encode())
-                for key, array in enumerate(pickler.arrays):
+                for key, array in enumerate(arrays):
                     write(f"data/{key}", _bytes_of(array))
                 write("version", b"3\n")
             stream.flush()
@@ -94,110 +96,80 @@ def _write_entry(
         entry.write(data)
 
 
-class _Pickler:
-    """Writes protocol 2 with the operations and names that `weights_only=True` permits."""
+def _operations(value: Any, path: tuple[str, ...], arrays: list[Any]) -> Iterator[bytes]:
+    """Yield the operations of a value, those that `weights_only=True` permits; collect its arrays.
 
-    def __init__(self) -> None:
-        self.arrays: list[Any] = []
-        self._parts: list[bytes] = []
-
-    def dump(self, content: Any) -> bytes:
-        self._add(b"\x80\x02")
-        self._value(content, ())
-        self._add(b".")
-        return b"".join(self._parts)
-
-    def _add(self, *parts: bytes) -> None:
-        self._parts.extend(parts)
-
-    def _value(self, value: Any, path: tuple[str, ...]) -> None:
-        if len(path) > _MAX_DEPTH:
-            raise CheckpointError(f"it is nested deeper than {_MAX_DEPTH}, or holds itself")
-        if isinstance(value, np.generic):
-            value = value.item()
-        if isinstance(value, dict):
-            self._dict(value, path)
-        elif isinstance(value, list):
-            self._add(b"](")
-            self._items(value, path)
-            self._add(b"e")
-        elif isinstance(value, tuple):
-            self._add(b"(")
-            self._items(value, path)
-            self._add(b"t")
-        elif value is None or isinstance(value, bool | int | float | str):
-            self._plain(value, path)
-        elif hasattr(value, "dtype") and hasattr(value, "shape"):
-            self._array(value, path)
-        else:
-            raise CheckpointError(f"{_at(path)} is a {type(value).__name__}")
-
-    def _items(self, values: list[Any] | tuple[Any, ...], path: tuple[str, ...]) -> None:
-        for i, value in enumerate(values):
-            self._value(value, (*path, str(i)))
-
-    def _dict(self, values: dict[Any, Any], path: tuple[str, ...]) -> None:
-        ordered = isinstance(values, OrderedDict)
-        self._add(b"ccollections\nOrderedDict\n)R(" if ordered else b"}(")
-        for key, value in values.items():
+    `path` are the keys of the value in the content.
+    """
+    if len(path) > _MAX_DEPTH:
+        raise CheckpointError(f"it is nested deeper than {_MAX_DEPTH}, or holds itself")
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, dict):
+        yield b"ccollections\nOrderedDict\n)R(" if isinstance(value, OrderedDict) else b"}("
+        for key, item in value.items():
             if not isinstance(key, str | int | float):
                 raise CheckpointError(f"{_at(path)} has a key that is a {type(key).__name__}")
-            self._plain(key, path)
-            self._value(value, (*path, str(key)))
-        self._add(b"u")
+            yield _plain(key, path)
+            yield from _operations(item, (*path, str(key)), arrays)
+        yield b"u"
+    elif isinstance(value, list | tuple):
+        yield b"](" if isinstance(value, list) else b"("
+        for i, item in enumerate(value):
+            yield from _operations(item, (*path, str(i)), arrays)
+        yield b"e" if isinstance(value, list) else b"t"
+    elif value is None or isinstance(value, bool | int | float | str):
+        yield _plain(value, path)
+    elif hasattr(value, "dtype") and hasattr(value, "shape"):
+        yield from _tensor(value, path, str(len(arrays)))
+        arrays.append(value)
+    else:
+        raise CheckpointError(f"{_at(path)} is a {type(value).__name__}")
 
-    def _plain(self, value: Any, path: tuple[str, ...]) -> None:
-        if value is None:
-            self._add(b"N")
-        elif isinstance(value, bool):
-            self._add(b"\x88" if value else b"\x89")
-        elif isinstance(value, int):
-            self._int(int(value), path)
-        elif isinstance(value, float):
-            self._add(struct.pack(">cd", b"G", value))
-        else:
-            text = value.encode("utf-8", "surrogatepass")
-            self._add(struct.pack("<cI", b"X", len(text)), text)
 
-    def _int(self, value: int, path: tuple[str, ...]) -> None:
-        if 0 <= value < 256:
-            self._add(struct.pack("<cB", b"K", value))
-        elif -(1 << 31) <= value < 1 << 31:
-            self._add(struct.pack("<ci", b"J", value))
-        else:
-            length = value.bit_length() // 8 + 1
-            if length > 255:
-                raise CheckpointError(f"{_at(path)} is an integer of {length} bytes")
-            self._add(b"\x8a", bytes([length]), value.to_bytes(length, "little", signed=True))
+def _plain(value: Any, path: tuple[str, ...]) -> bytes:
+    if value is None:
+        return b"N"
+    if isinstance(value, bool):
+        return b"\x88" if value else b"\x89"
+    if isinstance(value, float):
+        return struct.pack(">cd", b"G", value)
+    if isinstance(value, str):
+        text = value.encode("utf-8", "surrogatepass")
+        return struct.pack("<cI", b"X", len(text)) + text
+    value = int(value)  # not an IntEnum
+    if 0 <= value < 256:
+        return struct.pack("<cB", b"K", value)
+    if -(1 << 31) <= value < 1 << 31:
+        return struct.pack("<ci", b"J", value)
+    length = value.bit_length() // 8 + 1
+    if length > 255:
+        raise CheckpointError(f"{_at(path)} is an integer of {length} bytes")
+    return b"\x8a" + bytes([length]) + value.to_bytes(length, "little", signed=True)
 
-    def _array(self, array: Any, path: tuple[str, ...]) -> None:
-        """Call of a tensor's function: storage, offset, shape, strides, no gradient, no hooks."""
-        dtype = _DTYPE_NAMES.get(np.dtype(array.dtype).newbyteorder("="))
-        if dtype is None:
-            raise CheckpointError(f"{_at(path)} is of type {array.dtype}, which PyTorch has not")
-        storage = _STORAGE_OF.get(dtype)
-        shape = tuple(int(n) for n in array.shape)
-        numel = int(np.prod(shape, dtype=np.int64))
-        version, cls = ("v2", storage) if storage else ("v3", "torch.storage.UntypedStorage")
-        self._name(f"torch._utils._rebuild_tensor_{version}")
-        self._add(b"((")
-        self._plain("storage", path)
-        self._name(cls or "")
-        self._plain(str(len(self.arrays)), path)
-        self._plain("cpu", path)
-        self._int(numel if storage else numel * DTYPES[dtype].itemsize, path)
-        self._add(b"tQK\x00")
-        self._value(shape, path)
-        self._value(contiguous_strides(shape), path)
-        self._add(b"\x89ccollections\nOrderedDict\n)R")
-        if not storage:
-            self._name(f"torch.{dtype}")
-        self._add(b"tR")
-        self.arrays.append(array)
 
-    def _name(self, name: str) -> None:
-        module, _, member = name.rpartition(".")
-        self._add(f"c{module}\n{member}\n".encode())
+def _tensor(array: Any, path: tuple[str, ...], key: str) -> Iterator[bytes]:
+    """Call of a tensor's function: storage, offset, shape, strides, no gradient, no hooks."""
+    dtype = _DTYPE_NAMES.get(np.dtype(array.dtype).newbyteorder("="))
+    if dtype is None:
+        raise CheckpointError(f"{_at(path)} is of type {array.dtype}, which PyTorch has not")
+    storage = _STORAGE_OF.get(dtype)
+    shape = tuple(int(n) for n in array.shape)
+    numel = math.prod(shape)
+    # Types without a storage class have untyped storages, whose elements are bytes.
+    yield _name(f"torch._utils._rebuild_tensor_{'v2' if storage else 'v3'}") + b"(("
+    yield _plain("storage", path) + _name(storage or "torch.storage.UntypedStorage")
+    yield _plain(key, path) + _plain("cpu", path)
+    yield _plain(numel if storage else numel * DTYPES[dtype].itemsize, path) + b"tQK\x00"
+    for values in (shape, contiguous_strides(shape)):
+        yield from _operations(values, path, [])
+    yield b"\x89ccollections\nOrderedDict\n)R"
+    yield b"tR" if storage else _name(f"torch.{dtype}") + b"tR"
+
+
+def _name(name: str) -> bytes:
+    module, _, member = name.rpartition(".")
+    return f"c{module}\n{member}\n".encode()
 
 
 def _at(path: tuple[str, ...]) -> str:

@@ -308,6 +308,7 @@ COSTLY = {
         "copies",
     ),
     "calls": (_call("a.b") + _repeated(MANY + b"t", b"h\x01h\x00R0"), "copies"),
+    "dicts": (_call("_.dict") + _repeated(MANY + b"t", b"h\x01h\x00R0"), "copies"),
     "objects": (_call("a.b") + _repeated(MANY + b"t", b"h\x01h\x00\x810"), "copies"),
     "bytes": (
         _call("_codecs.encode") + _repeated(TEXT, b"h\x01h\x00X\6\0\0\0latin1\x86R0"),
@@ -335,8 +336,9 @@ def test_a_limit_of_operations() -> None:
     assert load(b"N0" * 500 + b"N.", max_operations=1002) is None
     refuse(b"N0" * 500 + b"N.", "more than 1001 bytes of operations", max_operations=1001)
     refuse(b"\x8f0" * 500 + b"N.", "more than 1001 bytes of operations", max_operations=1001)
-    text = operations("a" * 5000) + b"."
-    assert load(text, max_operations=10) == "a" * 5000
+    text = operations("a" * 5000)
+    assert load(text + b".", max_operations=6) == "a" * 5000
+    refuse(text * 2 + b".", "more than 10 bytes of operations", max_operations=10)
 
 
 def test_memo_in_any_order() -> None:
