@@ -12,7 +12,6 @@ could cost all memory, hours or the process. Guards bound time and memory by the
 
 from __future__ import annotations
 
-import gc
 import io
 import pickle
 import pickletools
@@ -97,8 +96,6 @@ def load(
         PickleError: the pickle is damaged, or built to do harm.
         UserError: `rebuild` or `refer` raise it.
     """
-    collecting = gc.isenabled()
-    gc.disable()  # it would take most of the time, for nothing
     try:
         stream = io.BufferedReader(_replace_containers(data, max_operations), 1 << 17)
         return _Reader(stream, Budget(_MIN_BUDGET + len(data)), rebuild or {}, refer).load()
@@ -107,9 +104,6 @@ def load(
     except _DAMAGE as error:
         what = printable(str(error)) or type(error).__name__
         raise PickleError(f"the pickle is damaged ({what}); get the file again") from error
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _replace_containers(data: bytes, max_operations: int | None) -> Any:

@@ -135,10 +135,13 @@ class Stub(metaclass=Name):
         """Return an attribute of the object: of its state, a part of a module, or an item."""
         states = self.state if isinstance(self.state, tuple) else (self.state,)
         dicts = [state for state in states if isinstance(state, dict)]
-        parts = [d.get(k) for d in dicts for k in ("_modules", "_parameters", "_buffers")]
-        for values in (*dicts, *parts, self.mapping):
-            if isinstance(values, Mapping) and attribute in values:
+        for values in dicts:
+            if attribute in values:
                 return values[attribute]
+        parts = [d.get(k) for d in dicts for k in ("_modules", "_parameters", "_buffers")]
+        for part in (*parts, self.mapping):
+            if isinstance(part, Mapping) and attribute in part:
+                return part[attribute]
         return default
 
 
