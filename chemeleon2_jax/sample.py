@@ -30,6 +30,7 @@ from tqdm import tqdm
 from chemeleon2_jax.common.atomic_files import REPORT_FILE, STRUCTURES_FILE
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.common.version import __version__
+from chemeleon2_jax.diffusion.samplers import DEFAULT_SAMPLER, SAMPLERS
 from chemeleon2_jax.runs import command_line as cli
 
 if TYPE_CHECKING:
@@ -64,9 +65,14 @@ flags.DEFINE_multi_string(
     "the null condition. Once for each condition of the model.",
 )
 flags.DEFINE_float("cfg_scale", 2.0, "Strength of the guidance towards the conditions; 1 is none.")
-flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "Sampler.")
+flags.DEFINE_enum("sampler", DEFAULT_SAMPLER, SAMPLERS, "Sampler.")
 flags.DEFINE_integer("steps", 50, "Steps of the sampler.", lower_bound=1)
-flags.DEFINE_float("eta", 1.0, "Noise of DDIM: 0 is deterministic.", lower_bound=0.0)
+flags.DEFINE_float(
+    "eta",
+    1.0,
+    "Share of the noise, of samplers with this option: 0 is deterministic.",
+    lower_bound=0.0,
+)
 flags.DEFINE_integer("chunk_size", 0, "Crystals at once; 0 chooses by memory.", lower_bound=0)
 flags.DEFINE_string("output_dir", "", "Folder to write to.")
 flags.DEFINE_bool("cif", False, "Write a CIF for each crystal, too.")
@@ -209,7 +215,7 @@ def _summary(report: SampleReport, num_built: int, seconds: float) -> dict[str, 
         "indices": list(report.indices),
         "num_atoms": list(report.num_atoms),
         "sampler": {
-            "name": report.sampler.sampler,
+            "name": report.sampler.name,
             "steps": report.sampler.steps,
             "eta": report.sampler.eta,
         },

@@ -63,7 +63,7 @@ def _ldm_module() -> ConfigDict:
             # Off: Chemeleon2 learns latents of cells in standard orientation.
             "augmentation": {"rotate": False, "translate": False, "per_crystal": True},
             "sampling": {
-                "sampler": "ddim",  # or "ddpm"
+                "sampler": "ddim",  # chemeleon2_jax.sample --help lists them
                 "steps": 50,
                 "eta": 1.0,
                 "num_samples": 0,  # crystals sampled and checked at a validation; 0 for off

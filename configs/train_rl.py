@@ -59,7 +59,7 @@ def _rl_module() -> ConfigDict:
             "conditions": "",  # "name=value", comma-separated, for every crystal
             "reward_fn": _reward_fn(),
             "sampling_configs": {
-                "sampler": "ddim",  # or "ddpm"
+                "sampler": "ddim",  # chemeleon2_jax.sample --help lists them
                 "sampling_steps": 50,
                 "eta": 1.0,
                 "cfg_scale": 2.0,  # guidance, for models with conditions

@@ -36,7 +36,7 @@ from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.augment import Augmentation, augment
 from chemeleon2_jax.data.datasets import load_split
 from chemeleon2_jax.data.loader import Loader
-from chemeleon2_jax.diffusion.sampler import SamplerConfig
+from chemeleon2_jax.diffusion.samplers import make_sampler
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.inference.generator import Generator
 from chemeleon2_jax.models.abstract import count_parameters
@@ -67,7 +67,7 @@ flags.DEFINE_string("data_dir", "", "Folder with train.csv[.gz]; default: --data
 flags.DEFINE_string("data_name", "prototypes", "Named data set.")
 flags.DEFINE_integer("batch_size", 256, "Crystals in a training step.", lower_bound=1)
 flags.DEFINE_integer("num_samples", 64, "Crystals to sample.", lower_bound=1)
-flags.DEFINE_integer("steps", 50, "DDIM steps of sampling.", lower_bound=1)
+flags.DEFINE_integer("steps", 50, "Steps of sampling.", lower_bound=1)
 flags.DEFINE_integer("repeats", 3, "Timed steps, after one that compiles.", lower_bound=1)
 flags.DEFINE_list("parts", ["vae", "ldm", "sample"], f"Parts to measure: {', '.join(PARTS)}.")
 flags.DEFINE_list("layouts", list(LAYOUTS), "Result layouts to compare.")
@@ -291,7 +291,7 @@ def denoise_flop(ldm: LDMParts, sizes: np.ndarray) -> float:
 def time_sampling(ldm: LDMParts, mesh: Mesh, *, padded_tokens: int, rate: float) -> Result:
     """Time the compiled chain and decoder for --num_samples crystals."""
     sizes = draw_sizes(ldm)
-    generator = Generator(ldm, SamplerConfig("ddim", FLAGS.steps), mesh=mesh)
+    generator = Generator(ldm, make_sampler(steps=FLAGS.steps), mesh=mesh)
     arguments, where = generator.program_arguments(sizes, seed=0, padded_tokens=padded_tokens)
     start = time.perf_counter()
     compiled = generator.program.lower(*arguments).compile()
@@ -319,7 +319,7 @@ def time_update(ldm: LDMParts, mesh: Mesh, *, padded_tokens: int, rate: float) -
     updater = Updater.from_config(FitConfig(gradient_clip_val=1.0), total_steps=1000)
 
     def prepare(steps: int) -> Any:
-        sampler = SamplerConfig("ddim", steps)
+        sampler = make_sampler(steps=steps)
         generator = Generator(ldm, sampler, mesh=mesh)
         arguments, where = generator.program_arguments(sizes, seed=0, padded_tokens=padded_tokens)
         rows = arguments[-1]
@@ -329,7 +329,7 @@ def time_update(ldm: LDMParts, mesh: Mesh, *, padded_tokens: int, rate: float) -
         chunk = Chunk(
             rows=rows,
             states=jnp.zeros((steps + 1, *rows.position.shape, ldm.sizes.latent_dim)),
-            old_log_probs=jnp.zeros((steps - 1, *slots)),
+            old_log_probs=jnp.zeros((sampler.num_drawn, *slots)),
             advantages=jnp.ones(slots),
             weights=rows.is_crystal.astype(jnp.float32),
             share=jnp.float32(1.0),

@@ -18,6 +18,7 @@ from pymatgen.core import Structure
 import chemeleon2_jax as c2
 from chemeleon2_jax import sample
 from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.diffusion.samplers import make_sampler
 from chemeleon2_jax.inference import api
 from chemeleon2_jax.inference.generator import draw_num_atoms
 from chemeleon2_jax.models.condition_kinds import CompositionCondition, FloatCondition
@@ -212,7 +213,7 @@ def test_what_cannot_be_done_is_one_line(many, name, message):
 def test_failures_leave_the_others_and_replace_an_earlier_run(tmp_path, tiny_samples, tiny_ldm):
     """latent_std makes the wildest latents infinite; the folder is that of a good run."""
     model = c2.load_model(tiny_ldm.path)
-    generator = c2.inference.api.Generator(model.parts, c2.inference.api.SamplerConfig(steps=6))
+    generator = c2.inference.api.Generator(model.parts, make_sampler(steps=6))
     latents = generator.generate(draw_num_atoms(model.parts.size_table, 12, 5), seed=5).latents
     largest = np.array([np.abs(latent).max() for latent in latents]) / model.parts.latent_std
     ordered = np.sort(largest)
@@ -272,7 +273,7 @@ class Model(api.LDMModel):
     def sample(self, num_samples, **options):
         failures = (api.Failure(0, "no cell"),) if not self.built else ()
         self.last_report = api.SampleReport(
-            0, (2,), (0,) if self.built else (), failures, api.SamplerConfig()
+            0, (2,), (0,) if self.built else (), failures, make_sampler()
         )
         return self.built
 

@@ -1,23 +1,72 @@
-"""Gaussian diffusion: noising, what a model's output means, and the training loss.
+"""Gaussian diffusion: noising, the meaning of a model's output, and the training loss.
 
-`diffusion` knows no model: eps and variance values come from a function. Shapes: x (R, T, L); t (R,
-S) is the time of each crystal, an index into a schedule of K steps; `at_tokens` spreads schedule
-values to (R, T, 1).
+`diffusion` knows no model: prediction and variance values come from a function. Shapes: x (R, T,
+L); t (R, S) is the time of each crystal, an index into a schedule of K steps; `at_tokens` spreads
+schedule values to (R, T, 1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from chemeleon2_jax.diffusion.schedule import Schedule
-from chemeleon2_jax.rows.rows import Rows, mean_over_crystal, slot_matrix, weighted_mean
+from chemeleon2_jax.diffusion.targets import TARGETS
+from chemeleon2_jax.rows.rows import Rows, mean_over_crystal, slot_matrix
 
 # (x, t) -> (prediction, variance values or None), all (R, T, L); t (R, S) in original times
 DenoiseFn = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
+
+
+class Level(NamedTuple):
+    """Noise level x_t = signal x_0 + spread eps.
+
+    Attributes:
+        t: the time that the model sees, int32; () or (R, S), one a crystal.
+        signal, spread: () or (R, T, 1) float32.
+    """
+
+    t: Any
+    signal: jax.Array
+    spread: jax.Array
+
+    @staticmethod
+    def of(t: Any, alphas_cumprod: Any) -> Level:
+        """The level at `alphas_cumprod`, where signal and noise have variances that add up to 1."""
+        # In the program, not on the host: XLA divides by a square root with rsqrt, and the bits of
+        # a resumed run are those of the run.
+        return Level(t, jnp.sqrt(alphas_cumprod), jnp.sqrt(1.0 - alphas_cumprod))
+
+
+class Prediction(NamedTuple):
+    """A model's output at a noise level, whatever its target: x_0, eps and, of a model that learns
+    it, the variance values in [-1, 1] (see `interpolate_log_variance`). All (R, T, L).
+    """
+
+    start: jax.Array
+    eps: jax.Array
+    variance_values: jax.Array | None
+
+
+PredictFn = Callable[[jax.Array, Level], Prediction]
+"""(x (R, T, L), its noise level) -> Prediction. Calls the model once."""
+
+
+def predictor(denoise: DenoiseFn, *, target: str, rows: Rows) -> PredictFn:
+    """Return the function that reads x_0 and eps off a model with this target."""
+    read = TARGETS[target].read
+
+    def predict(x: jax.Array, level: Level) -> Prediction:
+        t = jnp.broadcast_to(level.t, rows.is_crystal.shape)
+        prediction, variance_values = denoise(x, t)
+        start, eps = read(prediction, x, level.signal, level.spread)
+        return Prediction(start, eps, variance_values)
+
+    return predict
 
 
 def at_tokens(values: np.ndarray, t: jax.Array, rows: Rows) -> jax.Array:
@@ -28,6 +77,11 @@ def at_tokens(values: np.ndarray, t: jax.Array, rows: Rows) -> jax.Array:
     return jnp.take_along_axis(per_slot, rows.slot, axis=1)[..., None]
 
 
+def level_at(t: jax.Array, *, schedule: Schedule, rows: Rows) -> Level:
+    """Return the noise level of each crystal at its time t (R, S)."""
+    return Level.of(t, at_tokens(schedule.alphas_cumprod, t, rows))
+
+
 def add_noise(
     x_start: jax.Array, noise: jax.Array, t: jax.Array, *, schedule: Schedule, rows: Rows
 ) -> jax.Array:
@@ -35,18 +89,6 @@ def add_noise(
     signal = at_tokens(np.sqrt(schedule.alphas_cumprod), t, rows)
     spread = at_tokens(np.sqrt(1.0 - schedule.alphas_cumprod), t, rows)
     return signal * x_start + spread * noise
-
-
-def predict_start_and_eps(
-    prediction: jax.Array, x: jax.Array, alphas_cumprod: jax.Array, *, target: str
-) -> tuple[jax.Array, jax.Array]:
-    """Return (x_0, eps) from what a model with that target predicts at x; alphas_cumprod broadcasts
-    to x.
-    """
-    signal, spread = jnp.sqrt(alphas_cumprod), jnp.sqrt(1.0 - alphas_cumprod)
-    if target == "x_0":
-        return prediction, (x - signal * prediction) / spread
-    return (x - spread * prediction) / signal, prediction
 
 
 def interpolate_log_variance(
@@ -81,48 +123,36 @@ def training_loss(
         t: (R, S) int in [0, K).
         noise: (R, T, L).
         schedule: of training.
-        rows: what is where.
-        target: what the model predicts.
+        rows: the crystals.
+        target: name of the model's target.
 
     Returns:
         (R, S) loss, and its terms `mse` and `vb`, (R, S) each. Slots without a crystal hold 0.
     """
     x_t = add_noise(x_start, noise, t, schedule=schedule, rows=rows)
     prediction, variance_values = denoise(x_t, t)
+    level = level_at(t, schedule=schedule, rows=rows)
     membership = slot_matrix(rows)
 
     def per_crystal(values: jax.Array) -> jax.Array:
         return mean_over_crystal(rows, membership, values.mean(-1, keepdims=True))[..., 0]
 
-    goal = noise if target == "eps" else x_start
+    goal = TARGETS[target].of(x_start, noise, level.signal, level.spread)
     terms = {"mse": per_crystal((goal - prediction) ** 2)}
     loss = terms["mse"]
     if variance_values is not None:
+        fixed = jax.lax.stop_gradient(prediction)
+        start, _ = TARGETS[target].read(fixed, x_t, level.signal, level.spread)
         bound = _variational_bound(
-            jax.lax.stop_gradient(prediction),
-            variance_values,
-            x_start=x_start,
-            x_t=x_t,
-            t=t,
-            schedule=schedule,
-            rows=rows,
-            target=target,
+            start, variance_values, x_start=x_start, x_t=x_t, t=t, schedule=schedule, rows=rows
         )
         terms["vb"] = per_crystal(bound) * (schedule.num_steps / 1000.0)
         loss = loss + terms["vb"]
     return loss, terms
 
 
-def mean_loss(
-    loss: jax.Array, terms: dict[str, jax.Array], rows: Rows
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean over the crystals of the global batch, of the loss and of each term."""
-    means = {f"loss_{name}": weighted_mean(value, rows.is_crystal) for name, value in terms.items()}
-    return weighted_mean(loss, rows.is_crystal), means
-
-
 def _variational_bound(
-    prediction: jax.Array,
+    start: jax.Array,
     variance_values: jax.Array,
     *,
     x_start: jax.Array,
@@ -130,17 +160,14 @@ def _variational_bound(
     t: jax.Array,
     schedule: Schedule,
     rows: Rows,
-    target: str,
 ) -> jax.Array:
-    """KL(q(x_{t-1} | x_t, x_0) || p) in bits, and at t = 0 the negative log-density of x_0; (R, T,
-    L).
+    """KL(q(x_{t-1} | x_t, x_0) || p) in bits for the predicted x_0 `start`, and at t = 0 the
+    negative log-density of x_0; (R, T, L).
     """
 
     def lookup(values: np.ndarray) -> jax.Array:
         return at_tokens(values, t, rows)
 
-    alphas_cumprod = lookup(schedule.alphas_cumprod)
-    start, _ = predict_start_and_eps(prediction, x_t, alphas_cumprod, target=target)
     coef1, coef2 = lookup(schedule.posterior_mean_coef1), lookup(schedule.posterior_mean_coef2)
     true_mean, mean = coef1 * x_start + coef2 * x_t, coef1 * start + coef2 * x_t
     true_log_variance = lookup(schedule.posterior_log_variance_clipped)

@@ -1,5 +1,6 @@
-"""Noise schedules of the diffusion chain, in float64 (Ho et al. 2020; Nichol and Dhariwal 2021),
-and the steps that samplers keep.
+"""Noise schedules of the diffusion chain, in float64 (Ho et al. 2020; Nichol and Dhariwal 2021).
+
+Free of JAX: checks of a config read the names of the schedules.
 """
 
 from __future__ import annotations
@@ -9,30 +10,36 @@ from functools import cached_property
 
 import numpy as np
 
+from chemeleon2_jax.diffusion.targets import TARGETS
 from chemeleon2_jax.models.sizes import DiffusionConfig
 
-SCHEDULES = ("linear", "squaredcos_cap_v2")
-SAMPLERS = ("ddim", "ddpm")
+
+def linear_betas(num_steps: int) -> np.ndarray:
+    """Return betas (K,) from 1e-4 to 0.02 for 1000 steps, scaled for others."""
+    scale = 1000.0 / num_steps
+    return np.linspace(scale * 1e-4, scale * 0.02, num_steps, dtype=np.float64)
+
+
+def cosine_betas(num_steps: int) -> np.ndarray:
+    """Return betas (K,) whose alphas_cumprod follow a squared cosine; at most 0.999."""
+    edges = np.cos((np.arange(num_steps + 1) / num_steps + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1.0 - edges[1:] / edges[:-1], 0.999)
+
+
+SCHEDULES = {"linear": linear_betas, "squaredcos_cap_v2": cosine_betas}
 
 
 def make_betas(name: str, num_steps: int) -> np.ndarray:
     """Return the variances beta_t, (K,) float64.
 
-    `linear` goes from 1e-4 to 0.02 for 1000 steps, scaled for others; `squaredcos_cap_v2` follows a
-    squared cosine in alphas_cumprod with beta at most 0.999.
-
     Raises:
         ValueError: unknown name.
     """
-    if name == "linear":
-        scale = 1000.0 / num_steps
-        return np.linspace(scale * 1e-4, scale * 0.02, num_steps, dtype=np.float64)
-    if name == "squaredcos_cap_v2":
-        edges = np.cos((np.arange(num_steps + 1) / num_steps + 0.008) / 1.008 * np.pi / 2) ** 2
-        return np.minimum(1.0 - edges[1:] / edges[:-1], 0.999)
-    raise ValueError(
-        f"diffusion schedule {name!r} is unknown; choose one of {', '.join(SCHEDULES)}"
-    )
+    if name not in SCHEDULES:
+        raise ValueError(
+            f"diffusion schedule {name!r} is unknown; choose one of {', '.join(SCHEDULES)}"
+        )
+    return SCHEDULES[name](num_steps)
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,12 @@ class Schedule:
         """The schedule of the chain that a model was trained on.
 
         Raises:
-            ValueError: unknown name of a schedule.
+            ValueError: unknown name of a schedule or a target.
         """
+        if config.target not in TARGETS:
+            raise ValueError(
+                f"diffusion target {config.target!r} is unknown; choose one of {', '.join(TARGETS)}"
+            )
         return Schedule.make(config.schedule, config.num_steps)
 
     def respace(self, timesteps: np.ndarray) -> Schedule:
@@ -112,27 +123,3 @@ class Schedule:
         """Factor of x_t in the mean of q(x_{t-1} | x_t, x_0)."""
         previous = 1.0 - self.alphas_cumprod_prev
         return previous * np.sqrt(1.0 - self.betas) / (1.0 - self.alphas_cumprod)
-
-
-def sampling_timesteps(sampler: str, steps: int, num_steps: int = 1000) -> np.ndarray:
-    """Return the times, ascending (steps,) int64, that a sampler of `steps` steps keeps out of
-    `num_steps`.
-
-    DDIM takes an integer stride where one gives exactly that many steps (the original knows only
-    those), and even spacing from 0 otherwise. DDPM takes rounded even spacing with both ends.
-
-    Raises:
-        ValueError: unknown sampler, or a number of steps out of range.
-    """
-    if not 1 <= steps <= num_steps:
-        raise ValueError(f"a sampler takes 1 to {num_steps} steps, not {steps}")
-    if sampler == "ddim":
-        strides = (s for s in range(1, num_steps + 1) if len(range(0, num_steps, s)) == steps)
-        stride = next(strides, None)
-        if stride is not None:
-            return np.arange(0, num_steps, stride)
-        return np.arange(steps) * num_steps // steps
-    if sampler == "ddpm":
-        spacing = (num_steps - 1) / (steps - 1) if steps > 1 else 1.0
-        return np.array([round(i * spacing) for i in range(steps)])
-    raise ValueError(f"sampler {sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")

@@ -21,14 +21,19 @@ from pymatgen.core import Structure
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.crystals.structures import structure_from_arrays
-from chemeleon2_jax.diffusion.sampler import SamplerConfig
+from chemeleon2_jax.diffusion.gaussian import level_at, predictor
+from chemeleon2_jax.diffusion.sampler import Sampler
+from chemeleon2_jax.diffusion.samplers import DEFAULT_SAMPLER, make_sampler
+from chemeleon2_jax.diffusion.schedule import Schedule
+from chemeleon2_jax.inference.denoiser import denoiser
 from chemeleon2_jax.inference.generator import CFG_SCALE, LARGEST_LATENT, Generator
 from chemeleon2_jax.inference.requests import encode_conditions, make_prompts
 from chemeleon2_jax.inference.vae import PredictorModel, VAEModel, batches, check_latents
 from chemeleon2_jax.models.condition_kinds import Condition
-from chemeleon2_jax.models.dit import split_output
 from chemeleon2_jax.models.meta import ModelMeta
+from chemeleon2_jax.models.sizes import DiffusionConfig, DiTSizes
 from chemeleon2_jax.pretrained.loading import LDMParts, ldm_of, open_model, predictor_of, vae_of
+from chemeleon2_jax.rows.layout import to_slots
 from chemeleon2_jax.rows.rows import Rows
 
 _MAX_GENERATORS = 8  # each is a compiled program
@@ -60,7 +65,7 @@ class SampleReport:
     num_atoms: tuple[int, ...]
     indices: tuple[int, ...]
     failures: tuple[Failure, ...]
-    sampler: SamplerConfig
+    sampler: Sampler
     conditions: dict[str, Any] = field(default_factory=dict)
     cfg_scale: float = CFG_SCALE
 
@@ -78,9 +83,7 @@ class LDMModel:
     parts: LDMParts
     meta: ModelMeta = field(repr=False)
     last_report: SampleReport | None = None
-    _generators: dict[tuple[SamplerConfig, float], Generator] = field(
-        default_factory=dict, repr=False
-    )
+    _generators: dict[tuple[Sampler, float], Generator] = field(default_factory=dict, repr=False)
 
     @property
     def vae(self) -> VAEModel:
@@ -100,7 +103,7 @@ class LDMModel:
         num_atoms: Sequence[int] | None = None,
         conditions: Mapping[str, Any] | None = None,
         cfg_scale: float = CFG_SCALE,
-        sampler: str = "ddim",
+        sampler: str = DEFAULT_SAMPLER,
         steps: int = 50,
         eta: float = 1.0,
         chunk_size: int = 0,
@@ -118,9 +121,9 @@ class LDMModel:
                 chemical_system "Ba-Cr-F", a category's int, a float in raw units. None is the null
                 condition. A VAE that does not predict atom types takes them from the composition.
             cfg_scale: strength of the guidance towards the conditions; 1 is none.
-            sampler: "ddim" or "ddpm".
+            sampler: a name in `diffusion.samplers.SAMPLERS`.
             steps: any number up to that of the chain.
-            eta: noise of DDIM: 0 is deterministic, 1 as much as DDPM.
+            eta: share of the noise, of samplers with this option: 0 is deterministic.
             chunk_size: crystals at once; 0 chooses by memory.
             on_done: called with the number of crystals just done (a progress bar's `update`).
 
@@ -138,8 +141,8 @@ class LDMModel:
             conditions=conditions,
             seed=seed,
         )
-        config = SamplerConfig(sampler, steps, eta)
-        found = self._generator(config, float(cfg_scale)).generate(
+        chosen = make_sampler(sampler, steps, eta)
+        found = self._generator(chosen, float(cfg_scale)).generate(
             prompts.num_atoms,
             seed=seed,
             conditions=prompts.conditions,
@@ -159,18 +162,18 @@ class LDMModel:
             tuple(prompts.num_atoms.tolist()),
             tuple(indices),
             tuple(failures),
-            config,
+            chosen,
             conditions=dict(conditions or {}),
             cfg_scale=cfg_scale,
         )
         return structures
 
-    def _generator(self, config: SamplerConfig, cfg_scale: float) -> Generator:
+    def _generator(self, sampler: Sampler, cfg_scale: float) -> Generator:
         """A generator that keeps its compiled programs for the next call."""
-        key = (config, cfg_scale if self.conditions else CFG_SCALE)
+        key = (sampler, cfg_scale if self.conditions else CFG_SCALE)
         generator = self._generators.pop(key, None)
         if generator is None:
-            generator = Generator(self.parts, config, cfg_scale=cfg_scale)
+            generator = Generator(self.parts, sampler, cfg_scale=cfg_scale)
         self._generators[key] = generator  # the last used is the last
         while len(self._generators) > _MAX_GENERATORS:
             del self._generators[next(iter(self._generators))]
@@ -203,22 +206,20 @@ class LDMModel:
             raise ValueError(
                 f"diffusion times go from 0 to {last}; got {times.min()}..{times.max()}"
             )
-        if self.parts.diffusion.target != "eps":
-            raise ValueError("this model predicts x_0, not the noise")
         check_latents(latents, self.parts.sizes.latent_dim)
         for index, z in enumerate(latents):
             if not (np.abs(z) < LARGEST_LATENT).all():
                 raise ValueError(f"latent {index} is not finite")
         crystals = Crystals.from_list(
-            [(np.ones(len(z)), np.zeros((len(z), 3)), np.eye(3)) for z in latents],
-            targets={"t": times},
+            [(np.ones(len(z)), np.zeros((len(z), 3)), np.eye(3)) for z in latents]
         )
         encoded = encode_conditions(conditions, self.parts.sizes.conditions, len(latents))
         flat = np.concatenate([np.asarray(z, np.float32) for z in latents])
-        fn = _jitted_denoise(self.parts.graphdef, self.parts.sizes)
+        fn = _jitted_eps(self.parts.graphdef, self.parts.sizes, self.parts.diffusion)
         out: list[np.ndarray] = []
         for rows, where in batches(crystals, features={"latent": flat}, conditions=encoded):
-            out += where.split_atoms(fn(self.parts.params, rows))
+            t = to_slots(times[len(out) : len(out) + len(where.sizes)].astype(np.int32), where)
+            out += where.split_atoms(fn(self.parts.params, rows, t))
         return out
 
 
@@ -251,12 +252,12 @@ def load_model(
 
 
 @lru_cache(maxsize=8)
-def _jitted_denoise(graphdef: Any, sizes: Any) -> Any:
-    def denoise(params: Any, rows: Rows) -> jax.Array:
-        t = rows.targets["t"].astype("int32")
-        dit = nnx.merge(graphdef, params)
-        condition = dit.embed(rows) if rows.conditions else None
-        output = dit(rows.features["latent"], t, rows, condition=condition)
-        return split_output(output, rows, sizes)[0]
+def _jitted_eps(graphdef: Any, sizes: DiTSizes, diffusion: DiffusionConfig) -> Any:
+    schedule = Schedule.of(diffusion)
 
-    return jax.jit(denoise)
+    def eps(params: Any, rows: Rows, t: jax.Array) -> jax.Array:
+        denoise = denoiser(nnx.merge(graphdef, params), sizes, rows)
+        predict = predictor(denoise, target=diffusion.target, rows=rows)
+        return predict(rows.features["latent"], level_at(t, schedule=schedule, rows=rows)).eps
+
+    return jax.jit(eps)

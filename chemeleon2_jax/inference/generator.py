@@ -15,12 +15,11 @@ from jax.sharding import Mesh
 
 from chemeleon2_jax.common.randomness import named_key
 from chemeleon2_jax.crystals.arrays import CrystalArrays, Crystals
-from chemeleon2_jax.diffusion.gaussian import DenoiseFn
-from chemeleon2_jax.diffusion.guidance import guided
-from chemeleon2_jax.diffusion.sampler import SamplerConfig, sample_chain, step_constants
+from chemeleon2_jax.diffusion.chain import sample_chain
+from chemeleon2_jax.diffusion.sampler import Sampler, step_constants
+from chemeleon2_jax.diffusion.samplers import SAMPLERS, sampler_class
 from chemeleon2_jax.diffusion.schedule import Schedule
-from chemeleon2_jax.models.dit import DiT, split_output
-from chemeleon2_jax.models.sizes import DiTSizes
+from chemeleon2_jax.inference.denoiser import denoiser
 from chemeleon2_jax.models.vae import reconstruct, split_crystals
 from chemeleon2_jax.pretrained.loading import LDMParts
 from chemeleon2_jax.rows.filling import build_rows, empty_crystals
@@ -67,7 +66,7 @@ class Generator:
     def __init__(
         self,
         parts: LDMParts,
-        sampler: SamplerConfig,
+        sampler: Sampler,
         *,
         cfg_scale: float = CFG_SCALE,
         mesh: Mesh | None = None,
@@ -87,9 +86,6 @@ class Generator:
             raise ValueError(f"cfg_scale is {cfg_scale}; it must be finite")
         self.parts, self.sampler = parts, sampler
         self.mesh = make_mesh() if mesh is None else mesh
-        self.padded = parts.sizes.learn_sigma and parts.sizes.variance_layout == "interleaved"
-        # DDIM never reads the variance, so that only DDPM needs the original's padding.
-        self.padded = self.padded and sampler.sampler == "ddpm"
         self._params = None if parts.params is None else replicate(parts.params, self.mesh)
         self._vae_params = replicate(parts.vae.params, self.mesh)
         self._typical_sizes = _typical_sizes(parts.size_table)
@@ -102,7 +98,7 @@ class Generator:
                 key,
                 rows,
                 schedule=schedule,
-                config=sampler,
+                sampler=sampler,
                 latent_dim=parts.sizes.latent_dim,
                 target=parts.diffusion.target,
             )
@@ -196,11 +192,11 @@ class Generator:
     ) -> Iterator[tuple[Rows, Assignment]]:
         """Yield rows on the devices, equal in shape, for all crystals in order."""
         sizes = crystals.num_atoms
-        chunk_size = min(chunk_size or self._fitting_chunk(sizes), len(sizes))
+        padded_tokens = padding(self.parts, self.sampler, sizes) or padded_tokens
+        fitting = chunk_size or self._fitting_chunk(padded_tokens or sizes.mean())
+        chunk_size = min(fitting, len(sizes))
         parts = [sizes[i : i + chunk_size] for i in range(0, len(sizes), chunk_size)]
         num_devices = self.mesh.devices.size
-        if self.padded:
-            padded_tokens = self._padding(sizes)
         # From the table where it fits, and coarse: other seeds then find their program compiled.
         typical = self._typical_sizes
         if not 0.7 < sizes.mean() / typical.mean() < 1.4 or sizes.max() > typical.max():
@@ -221,22 +217,7 @@ class Generator:
             )
             yield shard_batch(rows, self.mesh), where
 
-    def _padding(self, sizes: np.ndarray) -> int:
-        """Tokens of padded rows: those of training, which the interleaved variance depends on.
-
-        Raises:
-            ValueError: a crystal that is larger than they are.
-        """
-        tokens = len(self.parts.size_table) - 1
-        if sizes.max() > tokens:
-            raise ValueError(
-                f"crystal {sizes.argmax()} has {sizes.max()} atoms, but the variance that DDPM "
-                f"takes from this model is only defined up to {tokens}, the largest crystal of its "
-                "training set; sample with ddim, or fewer atoms"
-            )
-        return tokens
-
-    def _fitting_chunk(self, sizes: np.ndarray) -> int:
+    def _fitting_chunk(self, tokens_per_crystal: float) -> int:
         """Crystals that fit into half of the free memory of the devices; a default where they do
         not tell.
         """
@@ -246,23 +227,28 @@ class Generator:
             return _DEFAULT_CHUNK
         per_token = 4 * _ACTIVATIONS * self.parts.sizes.hidden_size
         tokens = 0.5 * (limit - used) * self.mesh.devices.size / per_token
-        mean = len(self.parts.size_table) - 1 if self.padded else sizes.mean()
-        return max(1, min(int(tokens / mean), 16 * _DEFAULT_CHUNK))
+        return max(1, min(int(tokens / tokens_per_crystal), 16 * _DEFAULT_CHUNK))
 
 
-def denoiser(dit: DiT, sizes: DiTSizes, rows: Rows, *, cfg_scale: float) -> DenoiseFn:
-    """Return the denoise function of a model over rows, guided where the rows have conditions."""
+def padding(parts: LDMParts, sampler: Sampler, num_atoms: np.ndarray) -> int:
+    """Return the tokens of padded rows: those of training where the sampler reads a variance that
+    depends on the padding, else 0.
 
-    def call(
-        x: jax.Array, t: jax.Array, condition: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array | None]:
-        return split_output(dit(x, t, rows, condition=condition), rows, sizes)
-
-    if not rows.conditions:
-        return call
-    embedding = dit.embed(rows)
-    assert dit.conditions is not None
-    return guided(call, embedding, null=dit.conditions.null(), scale=cfg_scale)
+    Raises:
+        ValueError: a crystal that is larger than they are.
+    """
+    if not (parts.sizes.variance_needs_padding and sampler.reads_variance):
+        return 0
+    tokens = len(parts.size_table) - 1
+    if num_atoms.max() > tokens:
+        others = [name for name in SAMPLERS if not sampler_class(name).reads_variance]
+        raise ValueError(
+            f"crystal {num_atoms.argmax()} has {num_atoms.max()} atoms, but the variance that "
+            f"{sampler.name} reads from this model is only defined up to {tokens}, the largest "
+            f"crystal of its training set; take fewer atoms, or a sampler without it: "
+            f"{', '.join(others)}"
+        )
+    return tokens
 
 
 def _typical_sizes(size_table: np.ndarray) -> np.ndarray:

@@ -158,6 +158,11 @@ class DiTSizes:
     conditions: ConditionSizes | None = None
     lora: LoRASizes | None = None
 
+    @property
+    def variance_needs_padding(self) -> bool:
+        """Whether the variance exists in padded rows alone; see `split_output`."""
+        return self.learn_sigma and self.variance_layout == "interleaved"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, for JSON."""
         nested = {"conditions": self.conditions, "lora": self.lora}
@@ -235,9 +240,6 @@ class PredictorSizes:
         return PredictorSizes(**{**values, "targets": targets})
 
 
-TARGETS = ("eps", "x_0")
-
-
 MAX_STEPS = 100_000
 
 
@@ -250,12 +252,8 @@ class DiffusionConfig:
     target: str = "eps"
 
     def __post_init__(self) -> None:
-        """Check target and length."""
+        """Check the length; `Schedule.of` knows the names."""
         if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int):
             raise ValueError(f"num_steps is {self.num_steps!r:.60}; it must be a whole number")
         if not 1 <= self.num_steps <= MAX_STEPS:
             raise ValueError(f"num_steps is {self.num_steps:.6g}; it is 1 to {MAX_STEPS}")
-        if self.target not in TARGETS:
-            raise ValueError(
-                f"diffusion target {self.target!r} is unknown; choose one of {TARGETS}"
-            )

@@ -1,8 +1,8 @@
 """A trajectory's steps: the probability of each under a policy, and the gradient of an objective
-over them. `sampler.roll_out` draws trajectories.
+over them. `chain.roll_out` draws trajectories.
 
-Letters as in `packing`; K steps of the sampler, of which K' have noise: DDIM's last has none, and a
-step without noise has no probability.
+Letters as in `packing`; K steps of the sampler, of which the first K' draw noise: the others have
+no probability.
 """
 
 from __future__ import annotations
@@ -13,40 +13,40 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from chemeleon2_jax.diffusion.gaussian import DenoiseFn
-from chemeleon2_jax.diffusion.sampler import (
-    SamplerConfig,
-    StepConstants,
-    log_probability,
-    step_constants,
-    transition,
-)
+from chemeleon2_jax.diffusion.gaussian import DenoiseFn, predictor
+from chemeleon2_jax.diffusion.sampler import Sampler, log_probability, step_constants
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.rows.rows import Rows
 
 
 class Steps(NamedTuple):
-    """Steps that have noise, stacked over K': the index of the state where each starts, int32, and
-    its constants. The one after it in the trajectory is where it went.
+    """Steps that draw noise, stacked over K': the index of the state where each starts, int32, and
+    its constants. The state after it in the trajectory is what it drew.
     """
 
     start_index: jax.Array
-    constants: StepConstants
+    constants: Any
 
 
-def noisy_steps(schedule: Schedule, config: SamplerConfig) -> Steps:
+def drawn_steps(schedule: Schedule, sampler: Sampler) -> Steps:
     """Return the steps that have a probability.
 
     Raises:
-        ValueError: none has: DDIM with eta 0 is deterministic.
+        ValueError: none has.
     """
-    if config.sampler == "ddim" and config.eta == 0:
-        raise ValueError("DDIM with eta 0 draws nothing: its steps have no probability; set eta")
-    constants = step_constants(schedule, config)
-    # The last step of both samplers adds no noise.
-    count = config.steps - 1
+    count = sampler.num_drawn
     if count < 1:
-        raise ValueError("a chain of one step draws nothing: set steps to 2 or more")
+        raise ValueError(
+            f"{sampler.name} with steps {sampler.steps} and eta {sampler.eta:g} draws nothing, so "
+            "that its steps have no probability: take 2 steps or more of a sampler that draws "
+            "noise, with eta above 0"
+        )
+    if sampler.num_remembered:
+        raise ValueError(
+            f"steps of {sampler.name} depend on earlier ones, so that a state alone has no "
+            "probability: take another sampler"
+        )
+    constants = step_constants(schedule, sampler)
     kept = jax.tree.map(lambda values: jnp.asarray(values[:count]), constants)
     return Steps(jnp.arange(count, dtype=jnp.int32), kept)
 
@@ -57,19 +57,19 @@ def score_step(
     step: Steps,
     *,
     rows: Rows,
-    sampler: str,
+    sampler: Sampler,
     target: str = "eps",
 ) -> jax.Array:
     """Log-probability (R, S) of one step of a trajectory's states (K + 1, R, T, L) under a policy:
     the mean over a crystal's atoms and L.
 
-    Drawing and scoring read the same `transition`.
+    Drawing and scoring read the same `Sampler.transition`.
     """
     # Taken out one by one: slices of all starts and ends would be two more copies of the states.
     start = jax.lax.dynamic_index_in_dim(states, step.start_index, keepdims=False)
     end = jax.lax.dynamic_index_in_dim(states, step.start_index + 1, keepdims=False)
-    gaussian = transition(denoise, start, step.constants, rows=rows, sampler=sampler, target=target)
-    return log_probability(gaussian, end, rows)
+    predict = predictor(denoise, target=target, rows=rows)
+    return log_probability(sampler.transition(predict, start, step.constants), end, rows)
 
 
 def accumulate(

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from chemeleon2_jax.diffusion.gaussian import DenoiseFn
-from chemeleon2_jax.diffusion.sampler import SamplerConfig
+from chemeleon2_jax.diffusion.sampler import Sampler
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.rl.grpo import StepTerms, step_terms
-from chemeleon2_jax.rl.rollout import accumulate, noisy_steps, score_step
+from chemeleon2_jax.rl.rollout import accumulate, drawn_steps, score_step
 from chemeleon2_jax.rows.rows import Rows
 
 PolicyFn = Callable[[Any, Rows], DenoiseFn]
@@ -74,7 +74,7 @@ def make_pass(
     policy_fn: PolicyFn,
     *,
     schedule: Schedule,
-    sampler: SamplerConfig,
+    sampler: Sampler,
     objective: Objective,
     target: str = "eps",
     reference_fn: PolicyFn | None = None,
@@ -88,7 +88,7 @@ def make_pass(
     Raises:
         ValueError: a sampler whose steps have no probability.
     """
-    steps = noisy_steps(schedule, sampler)
+    steps = drawn_steps(schedule, sampler)
 
     def score(policy: PolicyFn, params: Any, chunk: Chunk, step: Any) -> jax.Array:
         return score_step(
@@ -96,7 +96,7 @@ def make_pass(
             chunk.states,
             step,
             rows=chunk.rows,
-            sampler=sampler.sampler,
+            sampler=sampler,
             target=target,
         )
 

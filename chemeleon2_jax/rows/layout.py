@@ -92,6 +92,17 @@ def _round_up(count: int) -> int:
     return step * -(-count // step)
 
 
+def to_slots(values: np.ndarray, where: Assignment) -> np.ndarray:
+    """Put values (B,) of crystals to their slots: this process's rows of (R, S), 0 where there is
+    no crystal.
+    """
+    shape = where.shape
+    out = np.zeros(shape.rows * shape.slots, values.dtype)
+    out[where.slot_index] = values
+    first, last = local_rows(shape)
+    return out.reshape(shape.rows, shape.slots)[first:last]
+
+
 def local_rows(shape: RowShape) -> tuple[int, int]:
     """Return first and last + 1 row of this process: equal shares, in the order of processes."""
     index, count = jax.process_index(), jax.process_count()

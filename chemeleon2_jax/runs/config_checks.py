@@ -9,6 +9,9 @@ from ml_collections import ConfigDict
 
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.common.suggest import did_you_mean, nearest
+from chemeleon2_jax.diffusion.samplers import SAMPLERS
+from chemeleon2_jax.diffusion.schedule import SCHEDULES
+from chemeleon2_jax.diffusion.targets import TARGETS
 from chemeleon2_jax.models.encoders.registry import ENCODERS, default_options
 from chemeleon2_jax.models.sizes import NAMED_SIZES, REDUCTIONS, VARIANCE_LAYOUTS
 from chemeleon2_jax.runs.config import fit_config, flatten, module_of, rename_columns
@@ -20,14 +23,14 @@ _CHOICES = {
     "callbacks.early_stopping.mode": MODES,
     "callbacks.model_checkpoint.mode": MODES,
     "ldm_module.denoiser.size": (*NAMED_SIZES, "custom"),
-    "ldm_module.diffusion.schedule": ("linear", "squaredcos_cap_v2"),
-    "ldm_module.diffusion.target": ("eps", "x_0"),
+    "ldm_module.diffusion.schedule": tuple(SCHEDULES),
+    "ldm_module.diffusion.target": tuple(TARGETS),
     "ldm_module.diffusion.variance_layout": VARIANCE_LAYOUTS,
-    "ldm_module.sampling.sampler": ("ddim", "ddpm"),
+    "ldm_module.sampling.sampler": SAMPLERS,
     "packing.layout": ("packed", "padded"),
     "predictor_module.reduce": REDUCTIONS,
     "rl_module.rl_configs.kl_reference": ("rollout", "initial"),
-    "rl_module.sampling_configs.sampler": ("ddim", "ddpm"),
+    "rl_module.sampling_configs.sampler": SAMPLERS,
     "trainer.precision": tuple(PRECISIONS),
     "vae_module.encoder.name": tuple(ENCODERS),
 }

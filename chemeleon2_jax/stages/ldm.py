@@ -18,12 +18,14 @@ from chemeleon2_jax.common.errors import CheckpointError, ConfigError
 from chemeleon2_jax.common.randomness import named_key
 from chemeleon2_jax.data.augment import augment
 from chemeleon2_jax.diffusion.gaussian import training_loss
-from chemeleon2_jax.diffusion.sampler import SamplerConfig, step_constants
+from chemeleon2_jax.diffusion.sampler import Sampler, step_constants
+from chemeleon2_jax.diffusion.samplers import make_sampler
 from chemeleon2_jax.diffusion.schedule import Schedule
+from chemeleon2_jax.inference.denoiser import denoiser
 from chemeleon2_jax.inference.generator import Generator, draw_num_atoms
 from chemeleon2_jax.metrics.structure import covalent_check, validity_check
 from chemeleon2_jax.models.abstract import count_parameters
-from chemeleon2_jax.models.dit import DiT, split_output
+from chemeleon2_jax.models.dit import DiT
 from chemeleon2_jax.models.lora import merge, only_adapters
 from chemeleon2_jax.models.losses import Terms
 from chemeleon2_jax.models.meta import LDMMeta, ModelMeta
@@ -105,7 +107,7 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     try:
         diffusion = DiffusionConfig(options.num_steps, options.schedule, options.target)
         schedule = Schedule.of(diffusion)
-        sampler = SamplerConfig(module.sampling.sampler, module.sampling.steps, module.sampling.eta)
+        sampler = make_sampler(module.sampling.sampler, module.sampling.steps, module.sampling.eta)
         sizes = dit_sizes(module, vae.sizes.latent_dim)
         kinds = read_kinds(module)
         if module.sampling.num_samples:
@@ -114,13 +116,12 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         raise
     except ValueError as error:
         raise ConfigError(f"ldm_module: {error}") from error
-    interleaved = sizes.learn_sigma and sizes.variance_layout == "interleaved"
     # The interleaved variance is defined by the padding: always to the largest crystal of the
     # training set.
     data = load_data(
         config,
         edges=vae.sizes.encoder.needs_edges,
-        interleaved=interleaved,
+        interleaved=sizes.variance_needs_padding,
         targets=columns(kinds),
     )
     conditions = make_sizes(
@@ -288,15 +289,9 @@ def ldm_terms(
     z = jnp.where(rows.is_atom[..., None], z, 0.0)
     draw = jax.vmap(jax.vmap(lambda k: jax.random.randint(k, (), 0, schedule.num_steps)))
     t = draw(crystal_keys(time_key, rows))
-    dit = ldm.module(params)
-    condition = dit.embed(rows) if rows.conditions else None
-
-    def denoise(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        return split_output(dit(x, t, rows, condition=condition), rows, ldm.sizes)
-
     noise = jnp.where(rows.is_atom[..., None], atom_normal(noise_key, rows, width), 0.0)
     loss, parts = training_loss(
-        denoise,
+        denoiser(ldm.module(params), ldm.sizes, rows),
         jax.lax.stop_gradient(z),
         t=t,
         noise=noise,
@@ -333,7 +328,7 @@ def measure_latent_std(data: StageData, vae: VAEParts, *, seed: int) -> float:
     return float(np.sqrt(variance))
 
 
-def _check_sampling(sampler: SamplerConfig, schedule: Schedule, vae: VAEParts) -> None:
+def _check_sampling(sampler: Sampler, schedule: Schedule, vae: VAEParts) -> None:
     step_constants(schedule, sampler)
     if not vae.sizes.atom_type_predict:
         raise ValueError(
@@ -343,7 +338,7 @@ def _check_sampling(sampler: SamplerConfig, schedule: Schedule, vae: VAEParts) -
 
 
 def _make_validate(
-    config: ConfigDict, data: StageData, ldm: LDMParts, schedule: Schedule, sampler: SamplerConfig
+    config: ConfigDict, data: StageData, ldm: LDMParts, schedule: Schedule, sampler: Sampler
 ) -> ValidateFn:
     """Loss over the validation set, always with the same times and noises, and validity of samples
     if asked for.

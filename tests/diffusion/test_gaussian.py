@@ -13,12 +13,10 @@ from chemeleon2_jax.diffusion.gaussian import (
     add_noise,
     at_tokens,
     interpolate_log_variance,
-    mean_loss,
-    predict_start_and_eps,
     training_loss,
 )
 from chemeleon2_jax.diffusion.schedule import Schedule
-from chemeleon2_jax.models.sizes import DiffusionConfig
+from chemeleon2_jax.diffusion.targets import TARGETS
 from tests.examples import in_layout, packed, random_crystals
 
 SCHEDULE = Schedule.make()
@@ -96,20 +94,6 @@ def test_loss_of_each_crystal_by_hand(target, layout, steps):
     assert (np.asarray(loss)[empty] == 0).all()
 
 
-def test_the_mean_is_over_crystals_not_atoms():
-    crystals = random_crystals()
-    batch = packed(crystals)
-    tokens = [batch.to_tokens(v) for v in values_of(crystals)]
-    options = {"target": "eps", "learned": True}
-    loss, terms = loss_in_rows(*tokens, batch.to_slots(TIMES), batch.rows, **options)
-    mean, means = mean_loss(loss, terms, batch.rows)
-    assert float(mean) == pytest.approx(batch.where.take_slots(loss).mean(), rel=1e-6)
-    assert set(means) == {"loss_mse", "loss_vb"}
-    for name, value in means.items():
-        per_crystal = batch.where.take_slots(terms[name.removeprefix("loss_")])
-        assert float(value) == pytest.approx(per_crystal.mean(), rel=1e-6)
-
-
 @pytest.mark.parametrize("target", ["eps", "x_0"])
 def test_without_learned_variance_there_is_no_bound(target):
     crystals = random_crystals()
@@ -181,20 +165,15 @@ def test_start_and_eps_are_two_views_of_one_prediction(t):
     x = np.sqrt(bar) * start + np.sqrt(1 - bar) * eps
     tolerance = 1e-5 / min(np.sqrt(bar), np.sqrt(1 - bar))
     for target, prediction in (("eps", eps), ("x_0", start)):
-        found = predict_start_and_eps(jnp.asarray(prediction), x, bar, target=target)
+        target = TARGETS[target]
+        found = target.read(prediction, x, np.sqrt(bar), np.sqrt(1 - bar))
         np.testing.assert_allclose(found[0], start, atol=tolerance)
         np.testing.assert_allclose(found[1], eps, atol=tolerance)
+        goal = target.of(start, eps, np.sqrt(bar), np.sqrt(1 - bar))
+        np.testing.assert_array_equal(goal, prediction)
 
 
 def test_learned_variance_goes_from_the_posterior_to_beta():
     beta, posterior = jnp.float32(-3.0), jnp.float32(-7.0)
     found = interpolate_log_variance(jnp.array([-1.0, 0.0, 1.0]), beta, posterior)
     np.testing.assert_allclose(found, [-7.0, -5.0, -3.0], rtol=1e-6)
-
-
-def test_config():
-    schedule = Schedule.of(DiffusionConfig(100, "squaredcos_cap_v2"))
-    np.testing.assert_array_equal(schedule.betas, Schedule.make("squaredcos_cap_v2", 100).betas)
-    assert Schedule.of(DiffusionConfig()).num_steps == 1000
-    with pytest.raises(ValueError, match="target 'v' is unknown"):
-        DiffusionConfig(target="v")

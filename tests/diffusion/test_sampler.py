@@ -1,36 +1,26 @@
-"""Chains that must land where the data are, and crystals that do not see each other."""
+"""The contract of samplers, and the transitions of each against the papers' formulas."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from chemeleon2_jax.diffusion.gaussian import at_tokens
-from chemeleon2_jax.diffusion.sampler import (
-    Gaussian,
-    SamplerConfig,
-    initial_noise,
-    log_probability,
-    sample_chain,
-    step_constants,
-    transition,
-)
-from chemeleon2_jax.diffusion.schedule import Schedule, sampling_timesteps
-from chemeleon2_jax.models.dit import DiT, split_output
-from chemeleon2_jax.models.sizes import DiTSizes
-from chemeleon2_jax.rows.packing import RowShape, assign
-from chemeleon2_jax.rows.rows import atom_normal
-from tests.examples import in_layout, packed, place, random_crystals, random_model
+from chemeleon2_jax.diffusion.gaussian import predictor
+from chemeleon2_jax.diffusion.sampler import Transition, log_probability, step_constants
+from chemeleon2_jax.diffusion.samplers import DEFAULT_SAMPLER, SAMPLERS, make_sampler
+from chemeleon2_jax.diffusion.schedule import Schedule
+from tests.examples import packed, random_crystals
 
 SCHEDULE = Schedule.make()
 LATENT = 4
-
-first_state = jax.jit(initial_noise, static_argnums=2)
+# The numbers of steps that an integer stride through 1000 gives exactly.
+STRIDE_STEPS = sorted({-(-1000 // stride) for stride in range(1, 1000)})
 
 
 @pytest.fixture(scope="module")
@@ -38,163 +28,90 @@ def batch():
     return packed(random_crystals())
 
 
-def chain(make_denoise, key, rows, config, **options):
-    """`sample_chain`, jitted; `make_denoise(rows)` gives the denoiser."""
-
-    @jax.jit
-    def run(key, rows):
-        return sample_chain(
-            make_denoise(rows),
-            key,
-            rows,
-            schedule=SCHEDULE,
-            config=config,
-            latent_dim=LATENT,
-            **options,
-        )
-
-    return np.asarray(run(key, rows))
-
-
-def gaussian_denoiser(rows, mean, std, *, target="eps", variance=None):
-    """The best prediction where data are N(mean, std^2): a single point if std is 0."""
-
-    def denoise(x, t):
-        bar = at_tokens(SCHEDULE.alphas_cumprod, t, rows)
-        spread = bar * std**2 + 1 - bar
-        distance = x - jnp.sqrt(bar) * mean
-        eps = jnp.sqrt(1 - bar) * distance / spread
-        prediction = eps if target == "eps" else mean + jnp.sqrt(bar) * std**2 * distance / spread
-        return prediction, None if variance is None else jnp.full_like(x, variance)
-
-    return denoise
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_keeps_the_contract(batch, name):
+    sampler = make_sampler(name, 5, 1.0)
+    assert (sampler.name, sampler.steps, sampler.eta) == (name, 5, 1.0)
+    assert 0 <= sampler.num_drawn <= 5
+    assert hash(sampler) == hash(make_sampler(name, 5, 1.0))
+    assert sampler != make_sampler(name, 6, 1.0)
+    constants = step_constants(SCHEDULE, sampler)
+    assert {values.shape for values in jax.tree.leaves(constants)} == {(5,)}
+    x = jnp.ones((*batch.rows.position.shape, LATENT))
+    predict = predictor(lambda x, t: (0.1 * x, None), target="eps", rows=batch.rows)
+    memory = (jnp.zeros_like(x),) * sampler.num_remembered
+    for k in range(5):
+        now = jax.tree.map(lambda values, k=k: values[k], constants)
+        found = sampler.transition(predict, x, now, memory=memory)
+        assert np.isfinite(found.mean).all()
+        assert found.mean.shape == x.shape
+        assert np.shape(jnp.broadcast_to(found.std, x.shape)) == x.shape
+        assert k >= sampler.num_drawn or (np.asarray(found.std) > 0).all()
+        memory = found.memory
+        assert [values.shape for values in memory] == [x.shape] * sampler.num_remembered
 
 
-@pytest.mark.parametrize(
-    ("config", "target"),
-    [
-        (SamplerConfig("ddim", 33, 0.0), "eps"),
-        (SamplerConfig("ddim", 7, 1.0), "x_0"),
-        (SamplerConfig("ddpm", 20), "eps"),
-        (SamplerConfig("ddpm", 1), "x_0"),
-    ],
-    ids=str,
-)
-def test_data_of_one_point_are_found(batch, config, target):
-    point = np.random.default_rng(0).normal(size=(*batch.rows.position.shape, LATENT))
-    point = jnp.asarray(point, jnp.float32)
-
-    def make_denoise(rows):
-        return gaussian_denoiser(rows, point, 0.0, target=target)
-
-    found = chain(make_denoise, jax.random.key(0), batch.rows, config, target=target)
-    np.testing.assert_allclose(batch.atoms(found), batch.atoms(point), atol=1e-4)
-
-
-def expected_std(config, std, variance):
-    """Standard deviation of the samples where the data are N(mean, std^2): every step is linear."""
-    kept = SCHEDULE.respace(sampling_timesteps(config.sampler, config.steps))
-    total = 1.0
-    for t in reversed(range(config.steps)):
-        bar, previous, beta = kept.alphas_cumprod[t], kept.alphas_cumprod_prev[t], kept.betas[t]
-        spread = bar * std**2 + 1 - bar
-        posterior = beta * (1 - previous) / (1 - bar)
-        to_start = np.sqrt(bar) * std**2 / spread
-        if config.sampler == "ddim":
-            noise = config.eta**2 * posterior
-            factor = np.sqrt(previous) * to_start
-            factor += np.sqrt(1 - previous - noise) * np.sqrt(1 - bar) / spread
-        else:
-            share = 1.0 if variance is None else (variance + 1) / 2
-            noise = beta**share * posterior ** (1 - share) if t else 0.0
-            factor = np.sqrt(previous) * beta / (1 - bar) * to_start
-            factor += np.sqrt(1 - beta) * (1 - previous) / (1 - bar)
-        total = factor**2 * total + noise
-    return np.sqrt(total)
-
-
-@pytest.mark.parametrize(
-    ("config", "variance"),
-    [
-        (SamplerConfig("ddim", 50, 0.0), None),
-        (SamplerConfig("ddim", 50, 1.0), None),
-        (SamplerConfig("ddpm", 50), None),
-        (SamplerConfig("ddpm", 50), 0.0),
-    ],
-    ids=str,
-)
-def test_a_gaussian_is_sampled_as_it_is(config, variance):
-    """With mean 1 and, but for what few steps cost, standard deviation 0.6."""
-    wide = packed(random_crystals((16,) * 60))
-
-    def make_denoise(rows):
-        return gaussian_denoiser(rows, 1.0, 0.6, variance=variance)
-
-    found = wide.atoms(chain(make_denoise, jax.random.key(0), wide.rows, config))
-    assert found.mean() == pytest.approx(1.0, abs=0.04)  # 3840 numbers
-    assert found.std() == pytest.approx(expected_std(config, 0.6, variance), rel=0.035)
-    many = replace(config, steps=1000)
-    assert expected_std(many, 0.6, variance) == pytest.approx(0.6, rel=0.02)
-    start = wide.atoms(first_state(jax.random.key(0), wide.rows, LATENT))
-    kept = np.corrcoef(found.ravel(), start.ravel())[0, 1]
-    if config.sampler == "ddim" and config.eta == 0.0:
-        assert kept > 0.999  # a deterministic map of the noise
-    else:
-        assert abs(kept) < 0.5
+def test_names_are_read_without_jax():
+    """Flags and checks of a config ask for them."""
+    modules = ("samplers", "schedule", "targets")
+    imports = "; ".join(f"import chemeleon2_jax.diffusion.{name}" for name in modules)
+    code = f"import sys; {imports}; print([m for m in sys.modules if m.split('.')[0] == 'jax'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert DEFAULT_SAMPLER in SAMPLERS
 
 
 def test_eta_is_the_share_of_the_noise():
     schedule = SCHEDULE.respace(np.arange(0, 1000, 20))
     full, half, none = (
-        step_constants(SCHEDULE, SamplerConfig("ddim", 50, e)) for e in (1.0, 0.5, 0.0)
+        step_constants(SCHEDULE, make_sampler("ddim", 50, e)).std for e in (1.0, 0.5, 0.0)
     )
     # eta = 1 has the variance of the posterior.
-    np.testing.assert_allclose(
-        full.ddim_std[:-1], np.sqrt(schedule.posterior_variance[:0:-1]), rtol=1e-3
-    )
-    np.testing.assert_allclose(half.ddim_std, full.ddim_std / 2, rtol=1e-6)
-    assert (none.ddim_std == 0).all()
-    assert full.ddim_std[-1] == 0  # at the last step
+    np.testing.assert_allclose(full[:-1], np.sqrt(schedule.posterior_variance[:0:-1]), rtol=1e-3)
+    np.testing.assert_allclose(half, full / 2, rtol=1e-6)
+    assert (none == 0).all()
+    assert full[-1] == 0  # at the last step
 
 
 def test_constants_are_in_sampling_order():
-    constants = step_constants(SCHEDULE, SamplerConfig("ddpm", 10))
+    constants = step_constants(SCHEDULE, make_sampler("ddpm", 10))
     kept = SCHEDULE.respace(np.array([round(i * 111) for i in range(10)]))
     np.testing.assert_array_equal(constants.t, kept.timesteps[::-1])
     assert constants.t[0] == 999
-    np.testing.assert_allclose(constants.alphas_cumprod, kept.alphas_cumprod[::-1], rtol=1e-6)
-    np.testing.assert_allclose(constants.alphas_cumprod[1:], constants.alphas_cumprod_prev[:-1])
-    assert constants.alphas_cumprod_prev[-1] == 1
+    assert constants.t.dtype == np.int32
+    np.testing.assert_allclose(constants.bar, kept.alphas_cumprod[::-1], rtol=1e-6)
     np.testing.assert_allclose(constants.coef1, kept.posterior_mean_coef1[::-1], rtol=1e-6)
     np.testing.assert_allclose(constants.coef2, kept.posterior_mean_coef2[::-1], atol=1e-7)
     np.testing.assert_allclose(constants.log_beta, np.log(kept.betas[::-1]), rtol=1e-6)
-    assert constants.has_noise.tolist() == [1] * 9 + [0]
+    following = step_constants(SCHEDULE, make_sampler("ddim", 10)).bar_next
+    ddim = SCHEDULE.respace(np.arange(0, 1000, 100)).alphas_cumprod[::-1]
+    np.testing.assert_allclose(following, [*ddim[1:], 1.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("config", "variance"),
+    ("sampler", "variance"),
     [
-        (SamplerConfig("ddim", 50, 1.0), None),
-        (SamplerConfig("ddim", 50, 0.3), None),
-        (SamplerConfig("ddpm", 50), None),
-        (SamplerConfig("ddpm", 50), 0.7),
+        (make_sampler("ddim", 50, 1.0), None),
+        (make_sampler("ddim", 50, 0.3), None),
+        (make_sampler("ddpm", 50), None),
+        (make_sampler("ddpm", 50), 0.7),
     ],
     ids=str,
 )
-def test_transition_and_its_score_by_hand(batch, config, variance):
+def test_transition_and_its_score_by_hand(batch, sampler, variance):
     """The Gaussian of a step by the papers' formulas, and the density of a state drawn from it."""
     rng = np.random.default_rng(0)
     x, eps, noise = rng.normal(size=(3, *batch.rows.position.shape, LATENT)).astype(np.float32)
     step = 20
-    constants = step_constants(SCHEDULE, config)
+    constants = step_constants(SCHEDULE, sampler)
     times = np.sort(constants.t)
     t = 49 - step
     bar, previous = SCHEDULE.alphas_cumprod[times[t]], SCHEDULE.alphas_cumprod[times[t - 1]]
     beta = 1 - bar / previous
     start = (x - np.sqrt(1 - bar) * eps) / np.sqrt(bar)
     posterior = beta * (1 - previous) / (1 - bar)
-    if config.sampler == "ddim":
-        std = config.eta * np.sqrt(posterior)
+    if sampler.name == "ddim":
+        std = sampler.eta * np.sqrt(posterior)
         mean = np.sqrt(previous) * start + np.sqrt(1 - previous - std**2) * eps
     else:
         mean = np.sqrt(previous) * beta * start + np.sqrt(1 - beta) * (1 - previous) * x
@@ -207,7 +124,8 @@ def test_transition_and_its_score_by_hand(batch, config, variance):
         return jnp.asarray(eps), None if variance is None else jnp.full_like(x, variance)
 
     now = jax.tree.map(lambda v: v[step], constants)
-    found = transition(denoise, jnp.asarray(x), now, rows=batch.rows, sampler=config.sampler)
+    predict = predictor(denoise, target="eps", rows=batch.rows)
+    found = sampler.transition(predict, jnp.asarray(x), now)
     np.testing.assert_allclose(found.mean, mean, atol=1e-4)
     np.testing.assert_allclose(np.broadcast_to(found.std, x.shape), std, rtol=1e-3)
 
@@ -221,7 +139,9 @@ def test_transition_and_its_score_by_hand(batch, config, variance):
 def test_the_score_of_a_given_state_is_the_gaussian_density(batch):
     rng = np.random.default_rng(1)
     mean, state, log_std = rng.normal(size=(3, *batch.rows.position.shape, LATENT))
-    gaussian = Gaussian(jnp.asarray(mean, jnp.float32), jnp.exp(jnp.asarray(log_std, jnp.float32)))
+    gaussian = Transition(
+        jnp.asarray(mean, jnp.float32), jnp.exp(jnp.asarray(log_std, jnp.float32))
+    )
     found = log_probability(gaussian, jnp.asarray(state, jnp.float32), batch.rows)
     std = np.exp(log_std)
     density = np.log(np.exp(-0.5 * ((state - mean) / std) ** 2) / std / np.sqrt(2 * np.pi))
@@ -230,103 +150,62 @@ def test_the_score_of_a_given_state_is_the_gaussian_density(batch):
     assert (np.asarray(found)[~np.asarray(batch.rows.is_crystal)] == 0).all()
 
 
-# --- crystals do not see each other ---------------------------------------------------------------
+# --- the steps that samplers keep -----------------------------------------------------------------
 
 
-DIT_SIZES = DiTSizes(latent_dim=LATENT, hidden_size=16, depth=1, num_heads=2)
-DIT = random_model(lambda: DiT(DIT_SIZES, rngs=nnx.Rngs(0)))
+def test_there_are_62_strides():
+    assert len(STRIDE_STEPS) == 62
+    assert {10, 50, 100, 250, 1000} <= set(STRIDE_STEPS)
 
 
-def dit_denoiser(rows):
-    dit = nnx.merge(*DIT)
-
-    def denoise(x, t):
-        return split_output(dit(x, t, rows), rows, DIT_SIZES)
-
-    return denoise
+@pytest.mark.parametrize("steps", STRIDE_STEPS)
+def test_ddim_takes_the_smallest_stride(steps):
+    stride = next(s for s in range(1, 1000) if len(range(0, 1000, s)) == steps)
+    assert make_sampler("ddim", steps).timesteps(1000).tolist() == list(range(0, 1000, stride))
 
 
-@pytest.mark.parametrize(
-    ("config", "layouts"),
-    [(SamplerConfig("ddim", 4), ("alone", "padded")), (SamplerConfig("ddpm", 4), ("alone",))],
-    ids=str,
-)
-def test_a_crystal_does_not_depend_on_its_batch(config, layouts):
-    key = jax.random.key(7)
-
-    @jax.jit
-    def run(rows):
-        denoise = dit_denoiser(rows)
-        options = {"schedule": SCHEDULE, "config": config, "latent_dim": LATENT}
-        return sample_chain(denoise, key, rows, **options)
-
-    def by_id(batches):
-        found = {}
-        for batch in batches:
-            parts = batch.where.split_atoms(run(batch.rows))
-            found |= dict(zip(batch.indices.tolist(), parts, strict=True))
-        return found
-
-    crystals = random_crystals()
-    together = by_id(in_layout(crystals, "packed"))
-    shape = RowShape(3, 16, 5)
-    halves = [[5, 0, 3], [1, 4, 2]]  # in chunks, and in another order
-    chunks = [place(crystals, assign(crystals.num_atoms[h], [shape]), h) for h in halves]
-    others = {layout: by_id(in_layout(crystals, layout)) for layout in layouts}
-    others["chunks"] = by_id(chunks)
-    for name, found in others.items():
-        for index, latents in together.items():
-            np.testing.assert_allclose(found[index], latents, atol=2e-4, err_msg=f"{name} {index}")
-    assert len({float(v[0, 0]) for v in together.values()}) == len(crystals)
+OTHERS = [1, 3, 30, 33, 64, 99, 128, 150, 300, 333, 400, 501, 750, 999]
 
 
-def test_a_crystal_that_fails_takes_no_other_with_it(batch):
-    """The denoiser breaks for atom 1 of crystal 2 halfway through the chain."""
-    row, token = batch.where.row[2], batch.where.start[2] + 1
-    key = jax.random.key(0)
-
-    @jax.jit
-    def run(rows, added):
-        whole = dit_denoiser(rows)
-
-        def denoise(x, t):
-            eps, variance = whole(x, t)
-            fails = (t[row, 0] < 600) & (t[row, 0] > 200)
-            return eps.at[row, token, 0].add(jnp.where(fails, added, 0.0)), variance
-
-        options = {"schedule": SCHEDULE, "config": SamplerConfig("ddim", 6), "latent_dim": LATENT}
-        return sample_chain(denoise, key, rows, **options)
-
-    good = batch.where.split_atoms(run(batch.rows, 0.0))
-    assert np.isfinite(np.concatenate(good)).all()
-    for added in (np.nan, np.inf):
-        found = batch.where.split_atoms(run(batch.rows, added))
-        assert np.isnan(found.pop(2)).all()
-        for ours, theirs in zip(found, good[:2] + good[3:], strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("steps", OTHERS)
+def test_any_number_of_steps(sampler, steps):
+    times = make_sampler(sampler, steps).timesteps(1000)
+    assert len(times) == steps
+    assert np.issubdtype(times.dtype, np.integer)
+    assert times[0] == 0
+    assert times[-1] < 1000
+    gaps = np.diff(times)
+    assert (gaps >= 1).all()
+    if steps > 1:
+        assert (
+            gaps.max() - gaps.min() <= (1 if steps not in STRIDE_STEPS else 0) or sampler == "ddpm"
+        )
+        assert 1000 - times[-1] <= gaps.max() + 1
 
 
-def test_every_step_has_a_noise_of_its_own(batch):
-    """A denoiser that takes x itself for x_0: two steps of DDPM are then a sum of two noises."""
-    key, config = jax.random.key(0), SamplerConfig("ddpm", 2)
-
-    def make_denoise(rows):
-        return lambda x, t: (x, None)
-
-    found = chain(make_denoise, key, batch.rows, config, target="x_0")
-    draw = jax.jit(lambda key: atom_normal(key, batch.rows, LATENT))
-    start, noise = (np.asarray(draw(jax.random.fold_in(key, number))) for number in (0, 1))
-    now = jax.tree.map(lambda v: v[0], step_constants(SCHEDULE, config))
-    expected = (now.coef1 + now.coef2) * start + np.exp(0.5 * now.log_fixed) * noise
-    np.testing.assert_allclose(batch.atoms(found), batch.atoms(expected), rtol=1e-4, atol=1e-5)
+def test_ddpm_spaces_evenly_with_both_ends():
+    assert make_sampler("ddpm", 5).timesteps(1000).tolist() == [0, 250, 500, 749, 999]
+    assert make_sampler("ddpm", 1000).timesteps(1000).tolist() == list(range(1000))
+    fifty = make_sampler("ddpm", 50).timesteps(1000)
+    np.testing.assert_array_equal(fifty, [round(i * 999 / 49) for i in range(50)])
 
 
-def test_config_errors():
+def test_shorter_chains():
+    assert make_sampler("ddim", 10).timesteps(100).tolist() == list(range(0, 100, 10))
+    assert make_sampler("ddim", 100).timesteps(100).tolist() == list(range(100))
+    assert make_sampler("ddpm", 3).timesteps(11).tolist() == [0, 5, 10]
+
+
+def test_options_that_are_none():
     with pytest.raises(ValueError, match="sampler 'euler' is unknown; choose one of ddim, ddpm"):
-        SamplerConfig("euler")
+        make_sampler("euler")
     with pytest.raises(ValueError, match="steps 0 must be at least 1"):
-        SamplerConfig("ddim", 0)
+        make_sampler("ddim", 0)
+    with pytest.raises(ValueError, match="steps -1 must be at least 1"):
+        make_sampler("ddpm", -1)
     with pytest.raises(ValueError, match=r"eta -0\.5 at least 0"):
-        SamplerConfig("ddim", 10, -0.5)
-    with pytest.raises(ValueError, match="1 to 1000 steps, not 2000"):
-        step_constants(SCHEDULE, replace(SamplerConfig(), steps=2000))
+        make_sampler("ddim", 10, -0.5)
+    for name in SAMPLERS:
+        with pytest.raises(ValueError, match="1 to 1000 steps, not 1001"):
+            step_constants(SCHEDULE, replace(make_sampler(name), steps=1001))

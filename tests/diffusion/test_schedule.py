@@ -1,14 +1,12 @@
-"""Noise schedules against their closed forms, and the steps that samplers keep."""
+"""Noise schedules against their closed forms."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from chemeleon2_jax.diffusion.schedule import Schedule, make_betas, sampling_timesteps
-
-# The numbers of steps that an integer stride through 1000 gives exactly.
-STRIDE_STEPS = sorted({-(-1000 // stride) for stride in range(1, 1000)})
+from chemeleon2_jax.diffusion.schedule import Schedule, make_betas
+from chemeleon2_jax.models.sizes import DiffusionConfig
 
 
 @pytest.mark.parametrize("num_steps", [1000, 250])
@@ -78,57 +76,9 @@ def test_respacing_keeps_the_noise_levels():
     assert np.isfinite(one.posterior_log_variance_clipped).all()
 
 
-def test_there_are_62_strides():
-    assert len(STRIDE_STEPS) == 62
-    assert {10, 50, 100, 250, 1000} <= set(STRIDE_STEPS)
-
-
-@pytest.mark.parametrize("steps", STRIDE_STEPS)
-def test_ddim_takes_the_smallest_stride(steps):
-    stride = next(s for s in range(1, 1000) if len(range(0, 1000, s)) == steps)
-    assert sampling_timesteps("ddim", steps).tolist() == list(range(0, 1000, stride))
-
-
-OTHERS = [1, 3, 30, 33, 64, 99, 128, 150, 300, 333, 400, 501, 750, 999]
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-@pytest.mark.parametrize("steps", OTHERS)
-def test_any_number_of_steps(sampler, steps):
-    times = sampling_timesteps(sampler, steps)
-    assert len(times) == steps
-    assert np.issubdtype(times.dtype, np.integer)
-    assert times[0] == 0
-    assert times[-1] < 1000
-    gaps = np.diff(times)
-    assert (gaps >= 1).all()
-    if steps > 1:
-        assert (
-            gaps.max() - gaps.min() <= (1 if steps not in STRIDE_STEPS else 0) or sampler == "ddpm"
-        )
-        assert 1000 - times[-1] <= gaps.max() + 1
-
-
-def test_ddpm_spaces_evenly_with_both_ends():
-    assert sampling_timesteps("ddpm", 5).tolist() == [0, 250, 500, 749, 999]
-    assert sampling_timesteps("ddpm", 1000).tolist() == list(range(1000))
-    fifty = sampling_timesteps("ddpm", 50)
-    np.testing.assert_array_equal(fifty, [round(i * 999 / 49) for i in range(50)])
-
-
-def test_shorter_chains():
-    assert sampling_timesteps("ddim", 10, 100).tolist() == list(range(0, 100, 10))
-    assert sampling_timesteps("ddim", 100, 100).tolist() == list(range(100))
-    assert sampling_timesteps("ddpm", 3, 11).tolist() == [0, 5, 10]
-
-
-@pytest.mark.parametrize("steps", [0, -1, 1001])
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_numbers_of_steps_out_of_range(sampler, steps):
-    with pytest.raises(ValueError, match=f"1 to 1000 steps, not {steps}"):
-        sampling_timesteps(sampler, steps)
-
-
-def test_unknown_sampler():
-    with pytest.raises(ValueError, match="'euler' is unknown; choose one of ddim, ddpm"):
-        sampling_timesteps("euler", 10)
+def test_config():
+    schedule = Schedule.of(DiffusionConfig(100, "squaredcos_cap_v2"))
+    np.testing.assert_array_equal(schedule.betas, Schedule.make("squaredcos_cap_v2", 100).betas)
+    assert Schedule.of(DiffusionConfig()).num_steps == 1000
+    with pytest.raises(ValueError, match="target 'v' is unknown; choose one of eps, x_0"):
+        Schedule.of(DiffusionConfig(target="v"))

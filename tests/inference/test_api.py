@@ -14,7 +14,8 @@ from pymatgen.core import Lattice, Structure
 import chemeleon2_jax as c2
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.crystals.structures import structures_to_crystals
-from chemeleon2_jax.diffusion.sampler import SamplerConfig
+from chemeleon2_jax.diffusion.samplers import make_sampler
+from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.inference.api import LDMModel, PredictorModel, VAEModel
 from chemeleon2_jax.inference.generator import draw_num_atoms
 from chemeleon2_jax.models.condition_kinds import CompositionCondition, FloatCondition
@@ -273,7 +274,7 @@ def test_samples_and_their_report(ldm):
     assert done == [4, 4, 2]
     assert report.seed == 7
     assert report.num_atoms == tuple(draw_num_atoms(ldm.parts.size_table, 10, 7).tolist())
-    assert report.sampler == SamplerConfig("ddim", 6, 1.0)
+    assert report.sampler == make_sampler("ddim", 6, 1.0)
     failed = [failure.index for failure in report.failures]
     assert sorted([*report.indices, *failed]) == list(range(10))
     assert [len(s) for s in structures] == [report.num_atoms[i] for i in report.indices]
@@ -386,14 +387,24 @@ def test_times_that_do_not_fit(ldm, latents, t, message):
         ldm.denoise([np.zeros((2, 8))] * latents, t)
 
 
-def test_denoise_wants_finite_latents_and_a_model_of_the_noise(ldm):
+def test_denoise_wants_finite_latents(ldm):
     latents = [np.zeros((2, 8)), np.full((2, 8), np.nan)]
     with pytest.raises(ValueError, match="latent 1 is not finite"):
         ldm.denoise(latents, [1, 2])
+
+
+def test_denoise_gives_the_noise_whatever_the_target(ldm):
+    """x_t = sqrt(bar) x_0 + sqrt(1 - bar) eps: read off a prediction of x_0."""
+    rng = np.random.default_rng(0)
+    latents = [rng.normal(size=(n, 8)).astype(np.float32) for n in (4, 1, 7)]
     diffusion = replace(ldm.parts.diffusion, target="x_0")
     model = LDMModel(replace(ldm.parts, diffusion=diffusion), ldm.meta)
-    with pytest.raises(ValueError, match="predicts x_0, not the noise"):
-        model.denoise(latents[:1], [1])
+    times = np.array([40, 500, 999])
+    bars = Schedule.of(diffusion).alphas_cumprod[times]
+    outputs, found = ldm.denoise(latents, times), model.denoise(latents, times)
+    for bar, x, output, eps in zip(bars, latents, outputs, found, strict=True):
+        expected = (x - np.sqrt(bar) * output) / np.sqrt(1 - bar)
+        np.testing.assert_allclose(eps, expected, rtol=1e-3, atol=1e-4)
 
 
 # --- conditions -----------------------------------------------------------------------------------

@@ -12,13 +12,16 @@ from flax import nnx
 
 from chemeleon2_jax.common.randomness import named_key
 from chemeleon2_jax.crystals.structures import structure_from_arrays
-from chemeleon2_jax.diffusion.sampler import SamplerConfig, sample_chain
+from chemeleon2_jax.diffusion.chain import sample_chain
+from chemeleon2_jax.diffusion.samplers import make_sampler
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.inference import generator as generation
 from chemeleon2_jax.inference.api import VAEModel
-from chemeleon2_jax.inference.generator import Generator, draw_num_atoms
+from chemeleon2_jax.inference.denoiser import denoiser
+from chemeleon2_jax.inference.generator import Generator, draw_num_atoms, padding
 from chemeleon2_jax.models.condition_kinds import CompositionCondition, FloatCondition
 from chemeleon2_jax.models.dit import DiT, split_output
+from chemeleon2_jax.models.vae import split_crystals
 from chemeleon2_jax.pretrained.loading import ldm_of, open_model, vae_of
 from chemeleon2_jax.rows.filling import build_rows, empty_crystals
 from chemeleon2_jax.rows.packing import assign_padded
@@ -28,7 +31,7 @@ from tests.tiny import conditional, noisy
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SIZES = [2, 5, 8, 3, 2, 11, 1, 20, 8, 5, 2]
-FAST = SamplerConfig(steps=6)
+FAST = make_sampler(steps=6)
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +135,9 @@ def test_without_noise_only_the_start_is_random(parts, generator):
 
 
 def test_ddpm(parts):
-    ddpm = Generator(parts, SamplerConfig("ddpm", 6))
+    ddpm = Generator(parts, make_sampler("ddpm", 6))
     first = ddpm.generate(SIZES, seed=3)
-    assert not ddpm.padded
+    assert padding(parts, ddpm.sampler, np.array(SIZES)) == 0
     assert_same(ddpm.generate(SIZES, seed=3, chunk_size=4), first)
     assert np.isfinite(np.concatenate(first.latents)).all()
 
@@ -149,9 +152,10 @@ def interleaved(parts):
 
 @pytest.mark.parametrize(("sampler", "padded"), [("ddpm", True), ("ddim", False)])
 def test_interleaved_variance(interleaved, sampler, padded):
-    generator = Generator(interleaved, SamplerConfig(sampler, 6))
-    assert generator.padded == padded
+    generator = Generator(interleaved, make_sampler(sampler, 6))
     sizes = [2, 5, 8, 3, 1]
+    tokens = len(interleaved.size_table) - 1 if padded else 0
+    assert padding(interleaved, generator.sampler, np.array(sizes)) == tokens
     first = generator.generate(sizes, seed=3)
     assert [len(types) for types, _, _ in first.crystals] == sizes
     assert np.isfinite(np.concatenate(first.latents)).all()
@@ -162,15 +166,18 @@ def test_interleaved_variance(interleaved, sampler, padded):
 
 def test_interleaved_eps_needs_no_padding(interleaved):
     """DDIM over packed rows gives what it gives over rows padded as in training."""
-    packed = Generator(interleaved, FAST)
-    padded = Generator(interleaved, FAST)
-    padded.padded = True
-    assert_same(padded.generate([2, 5, 8, 3], seed=3), packed.generate([2, 5, 8, 3], seed=3))
+    generator, sizes = Generator(interleaved, FAST), np.array([2, 5, 8, 3])
+    tokens = len(interleaved.size_table) - 1
+    arguments, where = generator.program_arguments(sizes, seed=3, padded_tokens=tokens)
+    assert where.padded
+    latents, built = jax.device_get(generator.program(*arguments))
+    padded = generation.Generated(split_crystals(built, where), where.split_atoms(latents))
+    assert_same(padded, generator.generate(sizes, seed=3))
 
 
 def test_interleaved_variance_ends_at_the_largest_crystal_of_training(interleaved):
     largest = len(interleaved.size_table) - 1
-    ddpm = Generator(interleaved, SamplerConfig("ddpm", 6))
+    ddpm = Generator(interleaved, make_sampler("ddpm", 6))
     assert len(ddpm.generate([largest], seed=3).crystals) == 1
     with pytest.raises(ValueError, match=f"crystal 1 has {largest + 1} atoms, .* up to {largest},"):
         ddpm.generate([2, largest + 1], seed=3)
@@ -219,7 +226,7 @@ def test_guidance_is_its_formula(conditional_parts, guided, guided_crystals):
             null = dit(x, t, rows)
             return split_output(null + 2.0 * (conditional - null), rows, parts.sizes)
 
-        options = {"schedule": Schedule.of(parts.diffusion), "config": FAST, "latent_dim": 8}
+        options = {"schedule": Schedule.of(parts.diffusion), "sampler": FAST, "latent_dim": 8}
         return sample_chain(denoise, key, rows, **options) * parts.latent_std
 
     expected = where.split_atoms(chain(parts.params, named_key(3, "chain")))
@@ -259,10 +266,10 @@ def test_scale_of_the_guidance(conditional_parts, guided_crystals):
 
 def test_guided_interleaved_variance(conditional_parts):
     sizes = replace(conditional_parts.sizes, variance_layout="interleaved")
-    ddpm = Generator(replace(conditional_parts, sizes=sizes), SamplerConfig("ddpm", 4))
-    sizes, given = [2, 5, 8], asked(GAPS[:3])
+    ddpm = Generator(replace(conditional_parts, sizes=sizes), make_sampler("ddpm", 4))
+    sizes, given = np.array([2, 5, 8]), asked(GAPS[:3])
     first = ddpm.generate(sizes, seed=3, conditions=given)
-    assert ddpm.padded
+    assert padding(ddpm.parts, ddpm.sampler, sizes) > 0
     assert np.isfinite(np.concatenate(first.latents)).all()
     assert_same(ddpm.generate(sizes, seed=3, conditions=given, chunk_size=2), first)
 
@@ -311,14 +318,17 @@ def test_those_that_diverge_do_not_reach_the_others(monkeypatch, parts, found):
 
 
 def test_a_chain_that_diverges_stays_alone(monkeypatch, parts, found):
-    split = generation.split_output
-
-    def diverging(output, rows, sizes):
-        eps, variance = split(output, rows, sizes)
+    def diverging(dit, sizes, rows, **options):
+        denoise = denoiser(dit, sizes, rows, **options)
         ids = jnp.take_along_axis(rows.crystal_id, rows.slot, axis=1)
-        return jnp.where((ids == 3)[..., None], jnp.inf, eps), variance
 
-    monkeypatch.setattr(generation, "split_output", diverging)
+        def broken(x, t):
+            eps, variance = denoise(x, t)
+            return jnp.where((ids == 3)[..., None], jnp.inf, eps), variance
+
+        return broken
+
+    monkeypatch.setattr(generation, "denoiser", diverging)
     hurt = Generator(parts, FAST).generate(SIZES, seed=3)
     assert np.isnan(hurt.latents[3]).all()
     for start, stop in ((0, 3), (4, None)):
@@ -334,13 +344,13 @@ def test_sizes_that_are_none(generator):
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_more_steps_than_the_chain_has(parts, sampler):
     with pytest.raises(ValueError, match="takes 1 to 1000 steps, not 1001"):
-        Generator(parts, SamplerConfig(sampler, 1001))
+        Generator(parts, make_sampler(sampler, 1001))
 
 
 @pytest.mark.parametrize("options", [{"steps": 0}, {"eta": -0.1}, {"eta": np.nan}, {"eta": np.inf}])
 def test_samplers_that_are_none(options):
     with pytest.raises(ValueError, match="must be at least 1 and eta"):
-        SamplerConfig(**options)
+        make_sampler(**options)
 
 
 # --- numbers of atoms -----------------------------------------------------------------------------

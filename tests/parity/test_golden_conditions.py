@@ -11,14 +11,10 @@ import optax
 import pytest
 from flax import nnx
 
-from chemeleon2_jax.diffusion.gaussian import mean_loss, training_loss
+from chemeleon2_jax.diffusion.gaussian import predictor, training_loss
 from chemeleon2_jax.diffusion.guidance import guided
-from chemeleon2_jax.diffusion.sampler import (
-    SamplerConfig,
-    log_probability,
-    step_constants,
-    transition,
-)
+from chemeleon2_jax.diffusion.sampler import log_probability, step_constants
+from chemeleon2_jax.diffusion.samplers import make_sampler
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.models.condition_kinds import (
     CategoricalCondition,
@@ -29,6 +25,7 @@ from chemeleon2_jax.models.condition_kinds import (
 from chemeleon2_jax.models.dit import DiT, split_output
 from chemeleon2_jax.models.lora import merge
 from chemeleon2_jax.models.sizes import LoRASizes
+from chemeleon2_jax.rows.rows import weighted_mean
 from tests.examples import relative
 from tests.parity.golden import golden_rows, real_atoms, to_slots, to_tokens
 
@@ -117,7 +114,7 @@ def test_loss(golden, name, layout):
             schedule=Schedule.make(),
             rows=model.rows,
         )
-        return mean_loss(loss, terms, model.rows)[0], (loss, terms)
+        return weighted_mean(loss, model.rows.is_crystal), (loss, terms)
 
     step = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
     (_, (loss, terms)), gradient = step(model.params)
@@ -144,20 +141,20 @@ def of_original(gradient):
 
 
 def make_step(model, sampler):
-    """One jitted transition: (x, constants) -> Gaussian."""
+    """One jitted transition: (x, constants) -> Transition."""
 
     @jax.jit
     def step(params, x, values):
         denoise = model.denoise(params, scale=SCALE)
-        return transition(denoise, x, values, rows=model.rows, sampler=sampler)
+        return sampler.transition(predictor(denoise, target="eps", rows=model.rows), x, values)
 
     return lambda x, values: step(model.params, x, values)
 
 
-def constants_of(config):
+def constants_of(sampler):
     """Constants, step by step."""
-    stacked = step_constants(Schedule.make(), config)
-    return [jax.tree.map(lambda v, k=k: v[k], stacked) for k in range(config.steps)]
+    stacked = step_constants(Schedule.make(), sampler)
+    return [jax.tree.map(lambda v, k=k: v[k], stacked) for k in range(sampler.steps)]
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -167,11 +164,12 @@ def test_ddim_chain(golden, name, eta, layout):
     arrays, model = golden.arrays, Model(golden, name, layout)
     where, prefix = model.where, f"{name}/sample/ddim10_eta{eta}"
     x = to_tokens(arrays[f"{name}/sample/z_T"], where)
-    step = make_step(model, "ddim")
-    for k, values in enumerate(constants_of(SamplerConfig("ddim", 10, float(eta)))):
+    sampler = make_sampler("ddim", 10, float(eta))
+    step = make_step(model, sampler)
+    for k, values in enumerate(constants_of(sampler)):
         gaussian = step(x, values)
         noise = to_tokens(arrays[f"{prefix}/noises"][k], where)
-        x = gaussian.mean + values.has_noise * gaussian.std * noise
+        x = gaussian.mean + (k < sampler.num_drawn) * gaussian.std * noise
         if eta == 1 and k < 9:
             scored = where.take_slots(log_probability(gaussian, x, model.rows))
             assert np.abs(scored - arrays[f"{prefix}/log_probs"][k]).max() < 2e-5
@@ -183,8 +181,9 @@ def test_ddim_chain(golden, name, eta, layout):
 def test_ddpm_step_by_step(golden, name):
     arrays, model = golden.arrays, Model(golden, name, "padded")
     where, prefix = model.where, f"{name}/sample/ddpm10"
-    step = make_step(model, "ddpm")
-    for k, values in enumerate(constants_of(SamplerConfig("ddpm", 10))):
+    sampler = make_sampler("ddpm", 10)
+    step = make_step(model, sampler)
+    for k, values in enumerate(constants_of(sampler)):
         gaussian = step(jnp.asarray(arrays[f"{prefix}/zs"][k]), values)
         # Padding too: it evolves with eps 0, and the interleaved variance reads it.
         assert relative(gaussian.mean, arrays[f"{prefix}/means"][k]) < 2e-5

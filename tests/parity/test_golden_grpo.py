@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from chemeleon2_jax.diffusion.sampler import SamplerConfig
+from chemeleon2_jax.diffusion.samplers import make_sampler
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.models.dit import split_output
 from chemeleon2_jax.rl.grpo import advantages
@@ -39,7 +39,7 @@ def moved(golden):
     update = make_pass(
         policy,
         schedule=Schedule.make(),
-        sampler=SamplerConfig("ddim", STEPS, 1.0),
+        sampler=make_sampler("ddim", STEPS, 1.0),
         objective=Objective(clip_ratio=1e-3, kl_weight=1.0, entropy_weight=1e-5),
     )
     return params, jax.jit(update)

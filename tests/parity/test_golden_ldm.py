@@ -9,15 +9,12 @@ import optax
 import pytest
 from flax import nnx
 
-from chemeleon2_jax.diffusion.gaussian import mean_loss, training_loss
-from chemeleon2_jax.diffusion.sampler import (
-    SamplerConfig,
-    log_probability,
-    step_constants,
-    transition,
-)
-from chemeleon2_jax.diffusion.schedule import Schedule, make_betas, sampling_timesteps
+from chemeleon2_jax.diffusion.gaussian import predictor, training_loss
+from chemeleon2_jax.diffusion.sampler import log_probability, step_constants
+from chemeleon2_jax.diffusion.samplers import make_sampler
+from chemeleon2_jax.diffusion.schedule import Schedule, make_betas
 from chemeleon2_jax.models.dit import split_output
+from chemeleon2_jax.rows.rows import weighted_mean
 from tests.examples import relative
 from tests.parity.golden import golden_rows, real_atoms, to_slots, to_tokens
 
@@ -26,7 +23,7 @@ from tests.parity.golden import golden_rows, real_atoms, to_slots, to_tokens
 def test_schedule(golden, name):
     schedule = Schedule.make()
     if name != "train":
-        schedule = schedule.respace(sampling_timesteps(name[:4], int(name[4:])))
+        schedule = schedule.respace(make_sampler(name[:4], int(name[4:])).timesteps(1000))
     times = golden.arrays[f"schedule/{name}/timestep_map"]
     np.testing.assert_array_equal(schedule.timesteps, times)
     for field in (
@@ -79,7 +76,7 @@ def test_loss(golden, name, layout):
         loss, terms = training_loss(
             denoise, x_start, t=t, noise=noise, schedule=schedule, rows=rows
         )
-        return mean_loss(loss, terms, rows)[0], (loss, terms)
+        return weighted_mean(loss, rows.is_crystal), (loss, terms)
 
     (_, (loss, terms)), gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
     assert relative(where.take_slots(terms["mse"]), arrays[f"{name}/training/mse"]) < 2e-5
@@ -94,21 +91,21 @@ def test_loss(golden, name, layout):
 
 
 def make_step(golden, name, rows, sampler):
-    """One jitted transition: (x, constants) -> Gaussian."""
+    """One jitted transition: (x, constants) -> Transition."""
     model, params = load(golden, name)
 
     @jax.jit
     def step(x, values):
         denoise = make_denoise(model, params, rows)
-        return transition(denoise, x, values, rows=rows, sampler=sampler)
+        return sampler.transition(predictor(denoise, target="eps", rows=rows), x, values)
 
     return step
 
 
-def constants_of(config):
+def constants_of(sampler):
     """Constants, step by step."""
-    stacked = step_constants(Schedule.make(), config)
-    return [jax.tree.map(lambda v, k=k: v[k], stacked) for k in range(config.steps)]
+    stacked = step_constants(Schedule.make(), sampler)
+    return [jax.tree.map(lambda v, k=k: v[k], stacked) for k in range(sampler.steps)]
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -119,11 +116,12 @@ def test_ddim_chain(golden, name, eta, layout):
     rows, where = golden_rows(arrays, layout)
     prefix = f"{name}/sample/ddim10_eta{eta}"
     x = to_tokens(arrays[f"{name}/sample/z_T"], where)
-    step = make_step(golden, name, rows, "ddim")
-    for k, values in enumerate(constants_of(SamplerConfig("ddim", 10, float(eta)))):
+    sampler = make_sampler("ddim", 10, float(eta))
+    step = make_step(golden, name, rows, sampler)
+    for k, values in enumerate(constants_of(sampler)):
         gaussian = step(x, values)
         noise = to_tokens(arrays[f"{prefix}/noises"][k], where)
-        x = gaussian.mean + values.has_noise * gaussian.std * noise
+        x = gaussian.mean + (k < sampler.num_drawn) * gaussian.std * noise
         if eta == 1 and k < 9:
             scored = where.take_slots(log_probability(gaussian, x, rows))
             assert np.abs(scored - arrays[f"{prefix}/log_probs"][k]).max() < 2e-5
@@ -136,8 +134,9 @@ def test_ddpm_step_by_step(golden, name):
     arrays = golden.arrays
     rows, where = golden_rows(arrays, "padded")
     prefix = f"{name}/sample/ddpm10"
-    step = make_step(golden, name, rows, "ddpm")
-    for k, values in enumerate(constants_of(SamplerConfig("ddpm", 10))):
+    sampler = make_sampler("ddpm", 10)
+    step = make_step(golden, name, rows, sampler)
+    for k, values in enumerate(constants_of(sampler)):
         gaussian = step(jnp.asarray(arrays[f"{prefix}/zs"][k]), values)
         # Padding too: it evolves with eps 0, and the interleaved variance reads it.
         assert relative(gaussian.mean, arrays[f"{prefix}/means"][k]) < 2e-5

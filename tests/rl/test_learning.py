@@ -9,7 +9,8 @@ import optax
 import pytest
 from flax import nnx
 
-from chemeleon2_jax.diffusion.sampler import SamplerConfig, roll_out
+from chemeleon2_jax.diffusion.chain import roll_out
+from chemeleon2_jax.diffusion.samplers import make_sampler
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.models.dit import DiT, split_output
 from chemeleon2_jax.models.sizes import DiTSizes
@@ -41,7 +42,7 @@ def fine_tune(sampler, *, seed, shuffled):
 
     @jax.jit
     def rollout(params, key):
-        kwargs = {"schedule": SCHEDULE, "config": sampler, "latent_dim": LATENT}
+        kwargs = {"schedule": SCHEDULE, "sampler": sampler, "latent_dim": LATENT}
         return roll_out(policy(params, batch.rows), key, batch.rows, **kwargs)
 
     update = make_pass(policy, schedule=SCHEDULE, sampler=sampler, objective=Objective())
@@ -57,7 +58,7 @@ def fine_tune(sampler, *, seed, shuffled):
         chunk = Chunk(
             rows=batch.rows,
             states=trajectory.states,
-            old_log_probs=jnp.zeros((sampler.steps - 1, *batch.rows.is_crystal.shape)),
+            old_log_probs=jnp.zeros((sampler.num_drawn, *batch.rows.is_crystal.shape)),
             advantages=batch.to_slots(values),
             weights=batch.rows.is_crystal.astype(jnp.float32),
             share=jnp.float32(1.0),
@@ -69,7 +70,7 @@ def fine_tune(sampler, *, seed, shuffled):
     return np.array(history)
 
 
-@pytest.mark.parametrize("sampler", [SamplerConfig("ddim", 8, 1.0), SamplerConfig("ddpm", 8)])
+@pytest.mark.parametrize("sampler", [make_sampler("ddim", 8, 1.0), make_sampler("ddpm", 8)])
 def test_rewards_grow_and_shuffled_ones_do_not(sampler):
     found = fine_tune(sampler, seed=0, shuffled=False)
     control = fine_tune(sampler, seed=0, shuffled=True)

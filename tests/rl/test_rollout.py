@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from chemeleon2_jax.diffusion.gaussian import at_tokens
-from chemeleon2_jax.diffusion.sampler import (
-    SamplerConfig,
-    roll_out,
-    sample_chain,
-    step_constants,
-    transition,
-)
+from chemeleon2_jax.diffusion.chain import roll_out, sample_chain
+from chemeleon2_jax.diffusion.gaussian import at_tokens, predictor
+from chemeleon2_jax.diffusion.sampler import step_constants
+from chemeleon2_jax.diffusion.samplers import make_sampler, sampler_class
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.models.dit import DiT, split_output
 from chemeleon2_jax.models.sizes import DiTSizes
-from chemeleon2_jax.rl.rollout import accumulate, noisy_steps, score_step
+from chemeleon2_jax.rl.rollout import accumulate, drawn_steps, score_step
 from chemeleon2_jax.rows.rows import atom_normal
 from tests.examples import packed, random_crystals, random_model
 
@@ -63,8 +61,8 @@ def score(denoise, states, steps, **fixed):
 
 @pytest.fixture(scope="module", params=["ddim", "ddpm"])
 def drawn(request, model, batch):
-    """(config, trajectory) of a chain."""
-    config = SamplerConfig(request.param, 6, 1.0)
+    """(sampler, trajectory) of a chain."""
+    sampler = make_sampler(request.param, 6, 1.0)
 
     @jax.jit
     def run(params):
@@ -73,22 +71,22 @@ def drawn(request, model, batch):
             jax.random.key(3),
             batch.rows,
             schedule=SCHEDULE,
-            config=config,
+            sampler=sampler,
             latent_dim=LATENT,
         )
 
-    return config, run(model[1])
+    return sampler, run(model[1])
 
 
 def test_its_end_is_what_sampling_gives(drawn, model, batch):
-    config, trajectory = drawn
+    sampler, trajectory = drawn
     end = jax.jit(
         lambda params: sample_chain(
             denoiser(model, params, batch.rows),
             jax.random.key(3),
             batch.rows,
             schedule=SCHEDULE,
-            config=config,
+            sampler=sampler,
             latent_dim=LATENT,
         )
     )(model[1])
@@ -101,25 +99,24 @@ def test_its_end_is_what_sampling_gives(drawn, model, batch):
 
 def test_the_score_is_that_of_the_noise_that_was_drawn(drawn, model, batch):
     """log p of a drawn step: -mean(noise^2)/2 - log(std) - log(2 pi)/2, to 1e-5."""
-    config, trajectory = drawn
+    sampler, trajectory = drawn
     denoise = denoiser(model, model[1], batch.rows)
-    steps = noisy_steps(SCHEDULE, config)
+    predict = predictor(denoise, target="eps", rows=batch.rows)
+    steps = drawn_steps(SCHEDULE, sampler)
     scored = jax.jit(
         lambda p: score(
             denoiser(model, p, batch.rows),
             trajectory.states,
             steps,
             rows=batch.rows,
-            sampler=config.sampler,
+            sampler=sampler,
         )
     )(model[1])
-    constants = step_constants(SCHEDULE, config)
-    assert len(scored) == config.steps - 1
+    constants = step_constants(SCHEDULE, sampler)
+    assert len(scored) == sampler.steps - 1
     for k, found in enumerate(scored):
         values = jax.tree.map(lambda v, k=k: v[k], constants)
-        gaussian = transition(
-            denoise, trajectory.states[k], values, rows=batch.rows, sampler=config.sampler
-        )
+        gaussian = sampler.transition(predict, trajectory.states[k], values)
         noise = atom_normal(jax.random.fold_in(jax.random.key(3), k + 1), batch.rows, LATENT)
         std = jnp.broadcast_to(gaussian.std, noise.shape)
         density = -0.5 * noise**2 - jnp.log(std) - 0.5 * np.log(2 * np.pi)
@@ -128,9 +125,9 @@ def test_the_score_is_that_of_the_noise_that_was_drawn(drawn, model, batch):
 
 
 def test_gradients_add_up(drawn, model, batch):
-    config, trajectory = drawn
-    steps, states = noisy_steps(SCHEDULE, config), trajectory.states
-    fixed = {"rows": batch.rows, "sampler": config.sampler}
+    sampler, trajectory = drawn
+    steps, states = drawn_steps(SCHEDULE, sampler), trajectory.states
+    fixed = {"rows": batch.rows, "sampler": sampler}
 
     def objective(params, step):
         found = score_step(denoiser(model, params, batch.rows), states, step, **fixed)
@@ -155,13 +152,14 @@ def test_gradients_add_up(drawn, model, batch):
 
 def test_memory_does_not_depend_on_the_number_of_steps(model, batch):
     def temporaries(count):
-        steps = noisy_steps(SCHEDULE, SamplerConfig("ddim", count, 1.0))
+        sampler = make_sampler("ddim", count, 1.0)
+        steps = drawn_steps(SCHEDULE, sampler)
         states = jax.ShapeDtypeStruct((count + 1, *batch.rows.position.shape, LATENT), jnp.float32)
 
         def update(params, states):
             def objective(params, step):
                 denoise = denoiser(model, params, batch.rows)
-                fixed = {"rows": batch.rows, "sampler": "ddim"}
+                fixed = {"rows": batch.rows, "sampler": sampler}
                 return score_step(denoise, states, step, **fixed).sum(), ()
 
             return accumulate(objective, params, steps)[0]
@@ -173,7 +171,16 @@ def test_memory_does_not_depend_on_the_number_of_steps(model, batch):
     assert many <= 1.1 * few
 
 
-@pytest.mark.parametrize("config", [SamplerConfig("ddim", 5, 0.0), SamplerConfig("ddpm", 1)])
-def test_chains_without_probability(config):
+@pytest.mark.parametrize("sampler", [make_sampler("ddim", 5, 0.0), make_sampler("ddpm", 1)])
+def test_chains_without_probability(sampler):
     with pytest.raises(ValueError, match="draws nothing"):
-        noisy_steps(SCHEDULE, config)
+        drawn_steps(SCHEDULE, sampler)
+
+
+def test_steps_that_depend_on_earlier_ones_have_no_probability():
+    @dataclass(frozen=True)
+    class Remembering(sampler_class("ddim")):
+        num_remembered = 1
+
+    with pytest.raises(ValueError, match="steps of ddim depend on earlier ones"):
+        drawn_steps(SCHEDULE, Remembering(steps=5))

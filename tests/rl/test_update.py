@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from chemeleon2_jax.diffusion.sampler import SamplerConfig, roll_out
+from chemeleon2_jax.diffusion.chain import roll_out
+from chemeleon2_jax.diffusion.samplers import make_sampler
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.models.dit import DiT, split_output
 from chemeleon2_jax.models.sizes import DiTSizes
@@ -18,7 +19,7 @@ from tests.tiny import noisy, numbers
 
 SCHEDULE, LATENT, STEPS = Schedule.make(), 4, 6
 SIZES = DiTSizes(latent_dim=LATENT, hidden_size=16, depth=1, num_heads=2)
-SAMPLER = SamplerConfig("ddim", STEPS, 1.0)
+SAMPLER = make_sampler("ddim", STEPS, 1.0)
 GRAPHDEF, PARAMS = random_model(lambda: DiT(SIZES, rngs=nnx.Rngs(0)))
 PARAMS = jax.tree.map(lambda leaf: 0.3 * leaf, PARAMS)  # the chain stays of order 1
 
@@ -54,7 +55,7 @@ def trajectory(batch):
             jax.random.key(3),
             batch.rows,
             schedule=SCHEDULE,
-            config=SAMPLER,
+            sampler=SAMPLER,
             latent_dim=LATENT,
         )
 
@@ -176,7 +177,7 @@ def test_gradient_is_that_of_the_loss(batch, trajectory, recorded):
 
 def test_memory_does_not_depend_on_the_number_of_steps(batch):
     def temporaries(count):
-        sampler = SamplerConfig("ddim", count, 1.0)
+        sampler = make_sampler("ddim", count, 1.0)
         update = make_pass(policy, schedule=SCHEDULE, sampler=sampler, objective=Objective())
         slots = batch.rows.is_crystal.shape
         chunk = Chunk(

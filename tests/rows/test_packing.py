@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chemeleon2_jax.rows.layout import Layout, to_slots
 from chemeleon2_jax.rows.packing import RowShape, assign, assign_padded, best_fit, num_rows
 
 sizes_st = st.lists(st.integers(1, 32), min_size=1, max_size=40).map(np.array)
@@ -60,3 +61,13 @@ def test_assign_says_what_does_not_fit():
 def test_useful_share():
     assert assign([10, 6, 8], [RowShape(2, 16, 5)]).useful_share == pytest.approx(24 / 32)
     assert assign_padded([10, 6, 8], 10, rows=4).useful_share == pytest.approx(24 / 40)
+
+
+def test_values_find_their_slots():
+    sizes = np.array([3, 1, 7, 4, 2, 5])
+    where = Layout.plan(sizes, len(sizes), row_tokens=16).assign(sizes)
+    values = np.arange(1, 7, dtype=np.int32)
+    slots = to_slots(values, where)
+    assert (slots.dtype, slots.shape) == (np.int32, (where.shape.rows, where.shape.slots))
+    np.testing.assert_array_equal(where.take_slots(slots), values)
+    assert slots.sum() == values.sum()

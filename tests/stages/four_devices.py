@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from chemeleon2_jax.diffusion.sampler import SamplerConfig
+from chemeleon2_jax.diffusion.samplers import make_sampler
 from chemeleon2_jax.inference.generator import Generator
 from chemeleon2_jax.pretrained.loading import ldm_of, open_model
 from chemeleon2_jax.runs.config import fit_config
@@ -75,7 +75,7 @@ def rl_config(data: Path, ldm: Path) -> ConfigDict:
 def generate(run: Path, num_devices: int) -> dict[str, Any]:
     """Generate crystals; everything about them in flat arrays."""
     generator = Generator(
-        ldm_of(open_model(run)), SamplerConfig(steps=5), mesh=make_mesh(num_devices)
+        ldm_of(open_model(run)), make_sampler(steps=5), mesh=make_mesh(num_devices)
     )
     found = generator.generate(SIZES, seed=3)
     types, frac, lattices = zip(*found.crystals, strict=True)

@@ -14,7 +14,7 @@ from chemeleon2_jax.common.errors import CheckpointError, ConfigError
 from chemeleon2_jax.common.randomness import named_key
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.datasets import load_split
-from chemeleon2_jax.diffusion.sampler import SamplerConfig
+from chemeleon2_jax.diffusion.samplers import make_sampler
 from chemeleon2_jax.inference.generator import Generator, draw_num_atoms
 from chemeleon2_jax.metrics.structure import covalent_check, validity_check
 from chemeleon2_jax.models.vae import sample_posterior
@@ -306,7 +306,7 @@ def test_validation_samples_if_asked_to(tiny_data, tiny_ldm):
     found = stage.validate(stage.init_params, {}).values
     parts = ldm_of(open_model(tiny_ldm.path))
     sizes = draw_num_atoms(parts.size_table, 6, 0)
-    crystals = Generator(parts, SamplerConfig(steps=5)).generate(sizes, seed=0).crystals
+    crystals = Generator(parts, make_sampler(steps=5)).generate(sizes, seed=0).crystals
     assert set(found) == set(stage.value_names)
     assert found["val/valid_share"] == validity_check(crystals).share
     assert found["val/covalent_share"] == covalent_check(crystals).share

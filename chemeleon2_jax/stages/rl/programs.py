@@ -10,10 +10,11 @@ from jax import stages
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from chemeleon2_jax.diffusion.chain import Trajectory, roll_out
 from chemeleon2_jax.diffusion.gaussian import DenoiseFn
-from chemeleon2_jax.diffusion.sampler import SamplerConfig, Trajectory, roll_out
+from chemeleon2_jax.diffusion.sampler import Sampler
 from chemeleon2_jax.diffusion.schedule import Schedule
-from chemeleon2_jax.inference.generator import denoiser
+from chemeleon2_jax.inference.denoiser import denoiser
 from chemeleon2_jax.models.lora import only_adapters
 from chemeleon2_jax.models.vae import reconstruct
 from chemeleon2_jax.pretrained.loading import LDMParts
@@ -43,7 +44,7 @@ class Settings:
         draw_every: rollouts from picture to picture.
     """
 
-    sampler: SamplerConfig
+    sampler: Sampler
     cfg_scale: float
     objective: Objective
     group_size: int
@@ -87,7 +88,7 @@ def make_programs(
                 key,
                 rows,
                 schedule=schedule,
-                config=settings.sampler,
+                sampler=settings.sampler,
                 latent_dim=parts.sizes.latent_dim,
                 target=parts.diffusion.target,
             )

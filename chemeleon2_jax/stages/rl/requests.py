@@ -180,17 +180,6 @@ class PromptBatches:
         return Batch(rows, len(crystals), useful)
 
 
-def to_slots(values: np.ndarray, where: Assignment) -> np.ndarray:
-    """Put values (B,) of a chunk's crystals to their slots: this process's rows of (R, S) float32,
-    0 where there is none.
-    """
-    shape = where.shape
-    out = np.zeros(shape.rows * shape.slots, np.float32)
-    out[where.slot_index] = values
-    first, last = local_rows(shape)
-    return out.reshape(shape.rows, shape.slots)[first:last]
-
-
 def sizes_to_plan_for(source: FromCrystals | FromModel) -> np.ndarray:
     """Sizes that prompts are drawn from, for the layout."""
     if isinstance(source, FromCrystals):

@@ -18,14 +18,15 @@ from ml_collections import ConfigDict
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.loader import Loader
-from chemeleon2_jax.diffusion.sampler import SamplerConfig, step_constants
+from chemeleon2_jax.diffusion.sampler import Sampler
+from chemeleon2_jax.diffusion.samplers import make_sampler
 from chemeleon2_jax.diffusion.schedule import Schedule
-from chemeleon2_jax.inference.generator import Generator
+from chemeleon2_jax.inference.generator import Generator, padding
 from chemeleon2_jax.inference.requests import Prompts
 from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.meta import LDMMeta, ModelMeta
 from chemeleon2_jax.pretrained.loading import LDMParts, ldm_of, open_model
-from chemeleon2_jax.rl.rollout import noisy_steps
+from chemeleon2_jax.rl.rollout import drawn_steps
 from chemeleon2_jax.rl.update import Objective
 from chemeleon2_jax.rows.layout import Layout
 from chemeleon2_jax.runs.config import split_names
@@ -79,7 +80,7 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     crystals = _load_crystals(config, parts)
     source, val_prompts = _prompts(config, parts, crystals)
     group_size = module.rl_configs.num_group_samples
-    batches = _batches(config, source, parts, mesh.devices.size)
+    batches = _batches(config, source, parts, sampler=sampler, num_devices=mesh.devices.size)
     pool = make_pool(config)
     reward = make_reward(
         module.reward_fn, vae=parts.vae, known=None if crystals is None else crystals[0], pool=pool
@@ -156,7 +157,7 @@ def _load_start(module: ConfigDict, resumed: OpenModel | None) -> Start:
     return Start(parts, model.meta, parts.params if with_reference else {})
 
 
-def _settings(config: ConfigDict, parts: LDMParts) -> tuple[SamplerConfig, Settings]:
+def _settings(config: ConfigDict, parts: LDMParts) -> tuple[Sampler, Settings]:
     module = config.rl_module
     options, sampling = module.rl_configs, module.sampling_configs
     if options.group_reward_norm and options.num_group_samples < 2:
@@ -165,10 +166,8 @@ def _settings(config: ConfigDict, parts: LDMParts) -> tuple[SamplerConfig, Setti
             "more, or group_reward_norm to false"
         )
     try:
-        sampler = SamplerConfig(sampling.sampler, sampling.sampling_steps, sampling.eta)
-        schedule = Schedule.of(parts.diffusion)
-        step_constants(schedule, sampler)
-        noisy_steps(schedule, sampler)
+        sampler = make_sampler(sampling.sampler, sampling.sampling_steps, sampling.eta)
+        drawn_steps(Schedule.of(parts.diffusion), sampler)  # raises where there are none
     except ValueError as error:
         raise ConfigError(f"rl_module.sampling_configs: {error}") from error
     return sampler, Settings(
@@ -236,7 +235,12 @@ def _read_conditions(text: str, parts: LDMParts) -> dict[str, Any]:
 
 
 def _batches(
-    config: ConfigDict, source: FromCrystals | FromModel, parts: LDMParts, num_devices: int
+    config: ConfigDict,
+    source: FromCrystals | FromModel,
+    parts: LDMParts,
+    *,
+    sampler: Sampler,
+    num_devices: int,
 ) -> PromptBatches:
     module, group_size = config.rl_module, config.rl_module.rl_configs.num_group_samples
     prompts = len(source(0).num_atoms)  # fewer than asked for if there are no more crystals
@@ -249,15 +253,12 @@ def _batches(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     sizes = sizes_to_plan_for(source)
-    # DDPM at an interleaved variance depends on the padding: see `Generator`.
-    interleaved = parts.sizes.learn_sigma and parts.sizes.variance_layout == "interleaved"
-    padded = interleaved and module.sampling_configs.sampler == "ddpm"
-    largest = len(parts.size_table) - 1
-    if padded and sizes.max() > largest:
-        raise ConfigError(
-            f"the variance that DDPM takes from this model is defined up to {largest} atoms, but "
-            f"there are prompts of {sizes.max()}: set data.max_atoms, or roll out with ddim"
-        )
+    try:
+        padded_tokens = padding(parts, sampler, sizes)
+    except ValueError as error:
+        raise ConfigError(f"rl_module.sampling_configs.sampler: {error}") from error
+    if config.packing.layout == "padded":
+        padded_tokens = len(parts.size_table) - 1
     try:
         layout = Layout.plan(
             sizes,
@@ -265,7 +266,7 @@ def _batches(
             num_devices=num_devices,
             row_tokens=config.packing.row_tokens,
             max_shapes=config.packing.max_shapes,
-            padded_tokens=largest if padded or config.packing.layout == "padded" else 0,
+            padded_tokens=padded_tokens,
             copies=group_size,
         )
     except ValueError as error:

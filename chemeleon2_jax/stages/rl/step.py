@@ -24,11 +24,12 @@ from chemeleon2_jax.rewards.combine import Rewards
 from chemeleon2_jax.rewards.evaluation import RewardFunction
 from chemeleon2_jax.rl.grpo import advantages
 from chemeleon2_jax.rl.update import Chunk
+from chemeleon2_jax.rows.layout import to_slots
 from chemeleon2_jax.rows.packing import Assignment
 from chemeleon2_jax.rows.rows import Rows
 from chemeleon2_jax.stages.common import broadcast_from_first
 from chemeleon2_jax.stages.rl.programs import Programs, Settings
-from chemeleon2_jax.stages.rl.requests import PromptBatches, to_slots
+from chemeleon2_jax.stages.rl.requests import PromptBatches
 from chemeleon2_jax.training.parallel import DATA_AXIS, shard_batch
 from chemeleon2_jax.training.stage import Pictures
 from chemeleon2_jax.training.state import TrainState
@@ -195,7 +196,7 @@ class RolloutStep:
         )
         old = chunk.old_log_probs
         if old is None:
-            shape = (self.settings.sampler.steps - 1, *chunk.rows.is_crystal.shape)
+            shape = (self.settings.sampler.num_drawn, *chunk.rows.is_crystal.shape)
             sharding = NamedSharding(self.mesh, P(None, DATA_AXIS))
             old = jnp.zeros(shape, jnp.float32, device=sharding)
         return Chunk(rows=chunk.rows, states=chunk.states, old_log_probs=old, **sharded)

@@ -17,7 +17,6 @@ from chemeleon2_jax.stages.rl.requests import (
     PromptBatches,
     cut,
     sizes_to_plan_for,
-    to_slots,
 )
 from tests.examples import random_crystals
 from tests.tiny import conditional
@@ -103,17 +102,6 @@ def test_batches_are_a_function_of_the_step(crystals):
         for ours, theirs in zip(one.batch(step).arrays, other.batch(step).arrays, strict=True):
             np.testing.assert_array_equal(ours.num_atoms, theirs.num_atoms)
     assert one.steps_per_epoch == 2
-
-
-def test_values_find_their_slots(crystals):
-    batches = batches_of(crystals)
-    for part, where in zip(
-        batches.parts, batches.assignments(batches.prompts(0).num_atoms), strict=True
-    ):
-        values = np.arange(part.start, part.stop) + 1.0
-        slots = to_slots(values, where)
-        np.testing.assert_array_equal(where.take_slots(slots), values)
-        assert slots.sum() == values.sum()
 
 
 def test_sizes_of_the_model_without_data(tiny_ldm):

@@ -13,7 +13,7 @@ import pytest
 from jax import export
 
 from chemeleon2_jax.common.errors import CheckpointError, ConfigError, RewardError
-from chemeleon2_jax.diffusion.sampler import SamplerConfig
+from chemeleon2_jax.diffusion.samplers import make_sampler
 from chemeleon2_jax.inference.api import load_model
 from chemeleon2_jax.models.condition_kinds import CompositionCondition
 from chemeleon2_jax.pretrained.loading import ldm_of, open_model
@@ -306,7 +306,7 @@ def test_conditions_of_the_crystals_are_asked_for(tiny_data, tiny_ldm):
     conditions[..., 8] = 1.0
     rows = replace(rows, conditions={"formula": conditions})
     settings = Settings(
-        sampler=SamplerConfig("ddim", 4, 1.0),
+        sampler=make_sampler("ddim", 4, 1.0),
         cfg_scale=2.0,
         objective=Objective(),
         group_size=2,
