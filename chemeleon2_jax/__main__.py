@@ -7,7 +7,7 @@ from chemeleon2_jax.common.version import __version__
 COMMANDS = {
     "train": "train a VAE, a latent diffusion model or a predictor, or fine-tune with rewards",
     "sample": "generate crystals with a trained model",
-    "evaluate": "judge crystals: validity, uniqueness, novelty, density",
+    "evaluate": "evaluate crystals: validity, uniqueness, novelty, density",
     "convert": "convert PyTorch checkpoints of Chemeleon2, and back",
 }
 
@@ -17,7 +17,7 @@ def main() -> int:
     print(f"chemeleon2_jax {__version__}\n")
     for name, purpose in COMMANDS.items():
         print(f"  python -m chemeleon2_jax.{name:10} {purpose}")
-    print("\nEach explains its flags with --help.")
+    print("\n--help explains the flags of a command.")
     return 0
 
 

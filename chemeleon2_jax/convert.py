@@ -6,8 +6,8 @@ r"""Convert weights from the PyTorch original, and back.
         --output=model.ckpt
     python -m chemeleon2_jax.convert --list
 
-The input is whatever a model can be: a PyTorch .ckpt, a run folder, a checkpoint folder, the key of
-a published checkpoint. Nothing that a .ckpt names is run, and PyTorch is not needed.
+The input is a PyTorch .ckpt, a run folder, a checkpoint folder or the key of a published
+checkpoint. Code that a .ckpt names is not run, and PyTorch is not needed.
 """
 
 from __future__ import annotations
@@ -19,21 +19,19 @@ from absl import flags
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.runs import command_line as cli
 
-flags.DEFINE_string("input", "", "What to convert.")
-flags.DEFINE_string("output", "", "A folder to make, or with --format=torch a .ckpt file.")
-flags.DEFINE_enum("format", "orbax", ["orbax", "torch"], "What to write.")
-flags.DEFINE_string(
-    "vae", "", "The VAE of an LDM's .ckpt that does not hold it, or does not tell its heads."
-)
-flags.DEFINE_bool("ema", False, "Take the moving averages of a .ckpt, not its raw weights.")
-flags.DEFINE_bool("merge_lora", False, "Add LoRA adapters to the weights.")
-flags.DEFINE_string("size_table", "", "Sizes that a .ckpt samples with: mp-20 (default) or mp-120.")
-flags.DEFINE_bool("overwrite", False, "Replace what is at --output.")
-flags.DEFINE_bool("list", False, "Show the published checkpoints, and stop.")
+flags.DEFINE_string("input", "", "Model to convert.")
+flags.DEFINE_string("output", "", "New folder, or with --format=torch new .ckpt file.")
+flags.DEFINE_enum("format", "orbax", ["orbax", "torch"], "Format of the output.")
+flags.DEFINE_string("vae", "", "VAE of an LDM whose .ckpt lacks the VAE or its number of heads.")
+flags.DEFINE_bool("ema", False, "Use the moving averages of a .ckpt, not its raw weights.")
+flags.DEFINE_bool("merge_lora", False, "Merge LoRA adapters into the weights.")
+flags.DEFINE_string("size_table", "", "Size table of a .ckpt: mp-20 (default) or mp-120.")
+flags.DEFINE_bool("overwrite", False, "Replace an existing --output.")
+flags.DEFINE_bool("list", False, "List the published checkpoints and exit.")
 
 
 def main() -> int:
-    """Do what the flags say."""
+    """Convert as the flags say; return the exit code."""
     values = flags.FLAGS
     if values.list:
         from chemeleon2_jax.pretrained import hub
@@ -46,7 +44,7 @@ def main() -> int:
     output = Path(values.output).expanduser()
     _check_output(output, is_file=values.format == "torch")
 
-    # After the flags are checked: loading JAX takes seconds.
+    # Late: importing JAX takes seconds.
     from chemeleon2_jax.pretrained.loading import open_model
     from chemeleon2_jax.torch_format.files import write_orbax, write_torch
 
@@ -59,15 +57,15 @@ def main() -> int:
 
 
 def _check_output(path: Path, *, is_file: bool) -> None:
-    """Refuse to touch what is there."""
+    """Refuse to overwrite without --overwrite."""
     if is_file and path.is_dir():
         raise ConfigError(f"--output: {path} is a folder; name a file, as in {path / 'model.ckpt'}")
     if path.is_dir() and any(path.iterdir()) and not flags.FLAGS.overwrite:
         raise ConfigError(
-            f"--output: {path} is a folder with something in it; choose another name or --overwrite"
+            f"--output: the folder {path} is not empty; choose another name or --overwrite"
         )
     if path.is_file() and not flags.FLAGS.overwrite:
-        raise ConfigError(f"--output: {path} is there; choose another name or --overwrite")
+        raise ConfigError(f"--output: {path} exists; choose another name or --overwrite")
 
 
 if __name__ == "__main__":

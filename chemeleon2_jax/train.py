@@ -31,24 +31,24 @@ flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and 
 _LOG_FILE = "train.log"
 
 _NEXT = {
-    "train_vae": "Diffusion on its latents: train with --config=configs/train_ldm.py "
+    "train_vae": "Next, diffusion on its latents: train with --config=configs/train_ldm.py "
     "--config.ldm_module.vae_ckpt_path=%s",
-    "train_ldm": "Crystals from it: python -m chemeleon2_jax.sample --model=%s "
+    "train_ldm": "Next, sampling: python -m chemeleon2_jax.sample --model=%s "
     "--num_samples=100 --output_dir=outputs/first",
-    "train_rl": "Crystals from it: python -m chemeleon2_jax.sample --model=%s "
+    "train_rl": "Next, sampling: python -m chemeleon2_jax.sample --model=%s "
     "--num_samples=100 --output_dir=outputs/rl",
-    "train_predictor": "Values from it: chemeleon2_jax.load_model('%s').predict(structures)",
+    "train_predictor": "Next, prediction: chemeleon2_jax.load_model('%s').predict(structures)",
 }
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command line asks for.
+    """A checked command line.
 
     Attributes:
         config: resolved and checked.
-        resume_dir: the run to go on with; None starts a new one.
-        changes: a line for each value that differs from that run's.
+        resume_dir: folder of the run to resume; None starts a new run.
+        changes: a line for each value that differs from the resumed run's.
     """
 
     config: ConfigDict
@@ -57,7 +57,7 @@ class Plan:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parse the arguments; what config_flags would say in a traceback is said in a line.
+    """Parse the arguments; mistakes in the config get one line, not config_flags' traceback.
 
     Raises:
         ConfigError: the config file, its experiment or an override is wrong.
@@ -69,7 +69,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     ordered = [argv[0], *(f"--config={spec}" for spec in specs), *others]
     if specs:
         check_overrides(load_config(specs[0]), others)
-    # config_flags reads sys.argv, and wants the file before the values that override it.
+    # config_flags reads sys.argv and needs the file before the overrides.
     sys.argv = ordered
     return flags.FLAGS(ordered)
 
@@ -87,14 +87,14 @@ def _split_config_flag(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def make_plan(config: ConfigDict | None, overrides: dict[str, object]) -> Plan:
-    """Resolve and check what the command line says.
+    """Resolve and check a command line.
 
     Args:
-        config: config file and experiment with the overrides; None if no file is given.
+        config: of the file and experiment, with the overrides; None without a file.
         overrides: {dotted key: value} of the overrides alone.
 
     Raises:
-        ConfigError: no config, a value that cannot be used, or a run that cannot be resumed so.
+        ConfigError: there is no config, a value is wrong, or the run cannot be resumed with it.
     """
     if config is None:
         raise ConfigError("give a config: --config=configs/train_vae.py:tiny/vae_dng, for example")
@@ -109,11 +109,10 @@ def make_plan(config: ConfigDict | None, overrides: dict[str, object]) -> Plan:
 
 
 def train(plan: Plan) -> int:
-    """Train in a run's folder and return the exit code.
+    """Train in a run folder and return the exit code.
 
     Raises:
-        ConfigError, DatasetError, CheckpointError, SettingsError, NonFiniteError: the text says
-            what to do.
+        UserError: of any kind; the text says what to do.
     """
     config = plan.config
     run_dir = plan.resume_dir or make_run_dir(config.paths.log_dir, config.task_name)
@@ -126,8 +125,8 @@ def train(plan: Plan) -> int:
             save_config(config, run_dir)
 
     try:
-        # A run keeps its config until it goes on with another; a new one has it at once, so that
-        # it can be resumed whenever it is killed.
+        # A new run has its config from the beginning, so that it can be resumed whenever it is
+        # killed; a resumed run keeps the old one until `start`.
         if plan.resume_dir is None:
             save_config(config, run_dir)
         return _train_in(run_dir, plan, on_start=start)
@@ -143,7 +142,7 @@ def _train_in(run_dir: Path, plan: Plan, *, on_start: Callable[[], None]) -> int
         logging.info("Run folder: %s", run_dir)
         for change in plan.changes:
             logging.info("Changed for this part of the run: %s", change)
-        # After the log file is open: loading JAX and pymatgen takes seconds.
+        # After the log file is open: importing JAX and pymatgen takes seconds.
         from chemeleon2_jax import stages
         from chemeleon2_jax.training.compilation import enable_compilation_cache
         from chemeleon2_jax.training.loop import fit
@@ -166,7 +165,7 @@ def _train_in(run_dir: Path, plan: Plan, *, on_start: Callable[[], None]) -> int
             )
         except RewardError as error:
             raise RewardError(
-                f"{error}. What was trained is in {run_dir}: mend the reward, and go on with "
+                f"{error}. The run so far is in {run_dir}: mend the reward, and resume with "
                 f"--config.resume_from={run_dir}"
             ) from error
         if result.status != "interrupted":
@@ -177,7 +176,7 @@ def _train_in(run_dir: Path, plan: Plan, *, on_start: Callable[[], None]) -> int
 
 
 def main() -> int:
-    """Do what the flags say."""
+    """Train as the flags say; return the exit code."""
     flag_values = flags.FLAGS
     overrides = {}
     if flag_values.config is not None:

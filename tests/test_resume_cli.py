@@ -98,7 +98,7 @@ def test_stopped_ldm_says_how_to_go_on_and_ends_as_an_unbroken_one(
         tmp_path / "logs", LDM_SPEC, {**TINY_LDM, **given}, by=signal.SIGTERM
     )
     assert code == 143, output
-    found = re.search(r"SIGTERM: stopped and saved at step (\d+); go on with (\S+)", output)
+    found = re.search(r"SIGTERM: stopped and saved at step (\d+); resume with (\S+)", output)
     assert found, output
     assert found[2] == f"--config.resume_from={run_dir}"
     assert "Traceback" not in output

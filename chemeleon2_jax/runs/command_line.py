@@ -27,11 +27,11 @@ def run(
 ) -> NoReturn:
     """Run a command line and end the process with its exit code.
 
-    An error that the user can mend is one line and exit code 1, any other shows its traceback.
+    A `UserError` becomes one line and exit code 1, any other error shows its traceback.
 
     Args:
         main: returns the exit code.
-        parse_flags: parses the arguments; absl's own by default.
+        parse_flags: parser of the arguments; absl's by default.
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
@@ -45,7 +45,7 @@ def run(
 
     def guarded(_argv: Sequence[str]) -> int:
         log_to_console()
-        # pymatgen, whenever it sorts the elements of a formula that has a noble gas in it.
+        # pymatgen warns whenever it sorts the elements of a formula with a noble gas.
         warnings.filterwarnings("ignore", message="No Pauling electronegativity")
         try:
             return main()
@@ -64,13 +64,13 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _is_heard(record: logging.LogRecord) -> bool:
-    """Whether to keep a record; libraries' only from warnings on: Orbax alone logs pages."""
-    # All records of absl's logger have one name; the path says who wrote them.
+    """Return whether to keep a record: libraries' from warnings on, since Orbax logs pages."""
+    # By path: all records of absl's logger have one name.
     return record.pathname.startswith(_SOURCES) or record.levelno >= logging.WARNING
 
 
 class _ConsoleHandler(logging.Handler):
-    """Plain lines on stderr that do not tear a progress bar."""
+    """Writes lines on stderr without tearing a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = getattr(record, ON_CONSOLE, None)
@@ -137,10 +137,10 @@ def _record_of(error: BaseException) -> logging.LogRecord:
 
 
 def check_output_dir(path: Path) -> None:
-    """Find out before the work whether --output_dir can be made, without making it.
+    """Check that --output_dir can be made, without making it.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it cannot be made.
     """
     try:
         nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
@@ -165,7 +165,7 @@ def make_output_dir(path: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file, so that a reader finds the old one or the new one, whole.
+    """Write a file atomically.
 
     Raises:
         ConfigError: it cannot be written.

@@ -1,8 +1,7 @@
-"""Configs of runs: loading them, and what stages and the training core take from them.
+"""Configs of runs: loading, and conversion for stages and the training core.
 
-A config is a `ConfigDict` whose values are numbers, bools and strings. Absent is '' or 0, several
-names are one comma-separated string. No JAX is imported here, so that `--print_config` and the
-message about a misspelt key come at once.
+The values of a `ConfigDict` are numbers, bools and strings. Absent is '' or 0, several names are
+one comma-separated string. JAX is not imported, so that `--print_config` and errors take no time.
 """
 
 import importlib.util
@@ -31,11 +30,10 @@ def load_config(spec: str) -> ConfigDict:
     """Load a config file.
 
     Args:
-        spec: path of a Python file with `get_config(experiment)`, then ':' and an experiment's name
-            where one is wanted.
+        spec: path of a Python file with `get_config(experiment)`, or '<path>:<experiment>'.
 
     Raises:
-        ConfigError: no such file, no such experiment, or the file holds no config.
+        ConfigError: the file or the experiment does not exist, or the file holds no config.
     """
     name, _, experiment = spec.partition(":")
     path = Path(name)
@@ -58,7 +56,7 @@ def load_config(spec: str) -> ConfigDict:
 
 
 def add_config_root(path: Path) -> None:
-    """Make the folder above `configs/` importable: the files there import their shared blocks."""
+    """Make the folder above `configs/` importable, since config files import shared blocks."""
     root = str(path.resolve().parent.parent)
     if root not in sys.path:
         sys.path.insert(0, root)
@@ -86,10 +84,10 @@ def module_of(config: ConfigDict) -> ConfigDict:
 
 
 def fit_config(config: ConfigDict) -> FitConfig:
-    """Return what the training core takes from a config.
+    """Return the settings of the training core.
 
     Raises:
-        ConfigError: a value that it does not take.
+        ConfigError: a value is out of range.
     """
     trainer, stopping, wandb = config.trainer, config.callbacks.early_stopping, config.logger.wandb
     module = module_of(config)
@@ -144,7 +142,7 @@ def fit_config(config: ConfigDict) -> FitConfig:
 
 
 def dataset_label(config: ConfigDict) -> str:
-    """Return a short name of the data set: that of the folder, where one is given."""
+    """Return a short name of the data set: its folder's, or `data.name` without a folder."""
     folder = str(config.data.data_dir)
     return Path(folder).resolve().name if folder else str(config.data.name)
 
@@ -155,10 +153,10 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def rename_columns(text: str) -> dict[str, str]:
-    """Read `data.rename`: 'column in the file:name here', comma-separated.
+    """Read `data.rename`: comma-separated 'column in the file:name here'.
 
     Raises:
-        ConfigError: a part that is not of that form.
+        ConfigError: a part has another form.
     """
     columns = {}
     for part in split_names(text):
@@ -173,7 +171,7 @@ def rename_columns(text: str) -> dict[str, str]:
 
 
 def unwrap_hub_keys(config: ConfigDict) -> None:
-    """Replace every `${hub:name}`, as Chemeleon2's configs have it, by `name`, in place."""
+    """Replace every `${hub:name}`, the form in Chemeleon2's configs, by `name`, in place."""
     for key, value in flatten(config).items():
         match = _HUB_KEY.fullmatch(value) if isinstance(value, str) else None
         if match:

@@ -1,4 +1,4 @@
-"""Checks of a config and of its flags; each error is one line that says what to do."""
+"""Checks of configs and their flags; each error is one line that says what to do."""
 
 import importlib.util
 import math
@@ -66,9 +66,9 @@ _MORE_THAN_0 = (
 # A reward checks its own options: some may be negative.
 _ANY_SIGN = re.compile(r"rl_module\.reward_fn\.\w+\.\w+|rl_module\.sampling_configs\.cfg_scale")
 _AT_MOST = {
-    "packing.max_shapes": 8,  # each is a program that is compiled
+    "packing.max_shapes": 8,  # each is compiled
     "ldm_module.condition_module.drop_prob": 1.0,
-    "vae_module.noise.ratio": 0.5,  # so many atoms are masked, and so many others moved
+    "vae_module.noise.ratio": 0.5,  # this share of atoms is masked, another is moved
 }
 
 
@@ -76,8 +76,8 @@ def check_overrides(config: ConfigDict, argv: Iterable[str]) -> None:
     """Check every `--config.<key>=<value>` among the arguments against the config.
 
     Raises:
-        ConfigError: a key that is not there (the nearest is named), that is a block or cannot be
-            set, or a value that is not of its type.
+        ConfigError: a key is unknown (the nearest is named), is a block, or cannot be set; or a
+            value is of another type.
     """
     flat = flatten(config)
     for argument in argv:
@@ -100,7 +100,7 @@ def check_overrides(config: ConfigDict, argv: Iterable[str]) -> None:
 
 
 def _check_type(key: str, text: str | None, default: object) -> None:
-    if text is None:  # the value is the next argument, or the flag is a bare bool
+    if text is None:  # a value in the next argument, or a bare bool
         return
     if isinstance(default, bool):
         if text.lower() not in ("true", "false", "t", "f", "1", "0"):
@@ -119,17 +119,17 @@ def _nearest_key(key: str, known: list[str]) -> str:
     if same_leaf:
         return f" Did you mean {' or '.join(repr(k) for k in same_leaf[:3])}?"
     near = nearest(key, known, cutoff=0.5)
-    if near is None:  # the block is left out, and the name is misspelt
+    if near is None:  # perhaps a misspelt name without its block
         leaves = {k.rpartition(".")[2]: k for k in known}
         near = leaves.get(nearest(leaf, leaves) or "")
     return " --print_config shows all keys." if near is None else f" Did you mean {near!r}?"
 
 
 def check_config(config: ConfigDict) -> None:
-    """Check values that no model or data is needed for.
+    """Check all values that need neither model nor data.
 
     Raises:
-        ConfigError: a value that is none of its choices, or out of range.
+        ConfigError: a value is not among its choices, or out of range.
     """
     for key, value in flatten(config).items():
         _check_value(key, value)
@@ -181,7 +181,7 @@ def _check_length(config: ConfigDict) -> None:
 
 
 def _check_warmup(config: ConfigDict) -> None:
-    """Where epochs alone limit the run, its length is known with the data: `fit` checks it."""
+    """Check the warm-up of a run of `max_steps`; `fit` knows the length of an epoch."""
     name = f"{config.task_name.removeprefix('train_')}_module.scheduler"
     scheduler, max_steps = module_of(config).scheduler, config.trainer.max_steps
     end = scheduler.decay_steps or max_steps
@@ -189,7 +189,7 @@ def _check_warmup(config: ConfigDict) -> None:
         key = f"{name}.decay_steps" if scheduler.decay_steps else "trainer.max_steps"
         raise ConfigError(
             f"{name}.warmup_steps is {scheduler.warmup_steps}, but the cosine ends at step {end} "
-            f"({key}): warm up for fewer steps, or train for more"
+            f"({key}): shorten the warm-up or train longer"
         )
 
 
@@ -202,7 +202,7 @@ def _check_heads(config: ConfigDict) -> None:
     if hasattr(ENCODERS.get(flat.get("vae_module.encoder.name", "")), "nhead"):
         pairs.append(("vae_module.encoder.d_model", "vae_module.encoder.nhead"))
     for width, heads in pairs:
-        # The index embedding has as many sines as cosines: the width is even.
+        # Even, since the index embedding has as many sines as cosines.
         if width in flat and (flat[width] % flat[heads] or flat[width] % 2):
             raise ConfigError(
                 f"{width} is {flat[width]}; it must be even and a multiple of {heads} = "

@@ -1,7 +1,6 @@
-"""Folders of runs: making one, its `config.json`, and the config to resume it with."""
+"""Run folders: making one, its `config.json`, and the config of a resumed run."""
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,11 +10,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from chemeleon2_jax.common.atomic_files import replacing
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.runs.config import flatten, to_json
 
 CONFIG_FILE = "config.json"
-# A run keeps these for life; prefixes of keys.
+# Prefixes of the keys that a run keeps for life.
 _IDENTITY = (
     "task_name",
     "seed",
@@ -41,14 +41,12 @@ _IDENTITY = (
     "vae_module.foundation_features",
     "vae_module.latent_dim",
 )
-
-
-# Of these it keeps whether they are on: a checkpoint has an item, or weights, more or not.
+# Values that stay zero or stay nonzero: they decide on items or weights of a checkpoint.
 _SWITCHES = ("ldm_module.ema.decay", "rl_module.ema.decay", "vae_module.loss_weights.fa")
 
 
 def make_run_dir(log_dir: str, task_name: str, *, now: datetime | None = None) -> Path:
-    """Make `<log_dir>/<task_name>/runs/<date and time>`, with `_1`, `_2`, ... where it is taken.
+    """Make `<log_dir>/<task_name>/runs/<date and time>`, with `_1`, `_2`, ... if it exists.
 
     Raises:
         ConfigError: the folder cannot be made.
@@ -67,7 +65,7 @@ def make_run_dir(log_dir: str, task_name: str, *, now: datetime | None = None) -
 
 
 def _make_new(path: Path) -> bool:
-    # Making it is the test: two runs that start together get two folders.
+    # Without a test before it, so that two simultaneous runs get two folders.
     try:
         path.mkdir()
     except FileExistsError:
@@ -76,9 +74,9 @@ def _make_new(path: Path) -> bool:
 
 
 def remove_unused(run_dir: Path, log_name: str) -> None:
-    """Remove the folder of a run that never started; one that holds anything else stays."""
+    """Remove the folder of a run that never started, if it has only a config and a log."""
     checkpoints = run_dir / "checkpoints"
-    with suppress(OSError):  # it is only tidier without the folder
+    with suppress(OSError):  # a folder that stays does no harm
         if checkpoints.is_dir():
             checkpoints.rmdir()
         if {path.name for path in run_dir.iterdir()} <= {CONFIG_FILE, log_name}:
@@ -91,10 +89,9 @@ def save_config(config: ConfigDict, run_dir: Path) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    temporary = run_dir / f".{CONFIG_FILE}.{os.getpid()}"
     try:
-        temporary.write_text(to_json(config) + "\n")
-        temporary.replace(run_dir / CONFIG_FILE)
+        with replacing(run_dir / CONFIG_FILE) as temporary:
+            temporary.write_text(to_json(config) + "\n")
     except OSError as error:
         raise ConfigError(f"cannot write {run_dir / CONFIG_FILE}: {error}") from error
 
@@ -103,7 +100,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     """Read a run's `config.json`.
 
     Raises:
-        ConfigError: not a run's folder, or the file is broken.
+        ConfigError: this is not a run folder, or the file is broken.
     """
     path = run_dir / CONFIG_FILE
     try:
@@ -120,23 +117,24 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
 
 def resumed_config(
-    given: ConfigDict, overrides: Mapping[str, Any], run_dir: Path
+    current: ConfigDict, overrides: Mapping[str, Any], run_dir: Path
 ) -> tuple[ConfigDict, list[str]]:
-    """Return the config to go on with: that of the run, with the flags that are given now.
+    """Return the config of a resumed run: the saved one, changed by the present flags.
 
     Args:
-        given: config of the command line; its keys and types are those of the result.
-        overrides: {dotted key: value} of the flags that are given now.
+        current: config of the command line; the result has its keys and types.
+        overrides: {dotted key: value} of the present flags.
         run_dir: folder of the run.
 
     Returns:
-        The config, with an empty `resume_from`, and a line for each value that changes.
+        The config, with an empty `resume_from`, and a line for each changed value.
 
     Raises:
-        ConfigError: not a run's folder, or another stage, experiment, model, data set or seed.
+        ConfigError: this is not a run folder, or a flag changes stage, experiment, model, data set
+            or seed.
     """
     saved = flatten(read_config(run_dir))
-    _check_same_kind(saved, given, run_dir)
+    _check_same_kind(saved, current, run_dir)
     changes = []
     for key, value in overrides.items():
         if key == "resume_from" or key not in saved or _same(key, value, saved[key]):
@@ -147,7 +145,7 @@ def resumed_config(
                 f"and seed: start a new run for {value!r}"
             )
         changes.append(f"{key} = {value!r} (was {saved[key]!r})")
-    config = given.copy_and_resolve_references()
+    config = current.copy_and_resolve_references()
     try:
         config.update_from_flattened_dict(saved)
     except (TypeError, ValueError) as error:
@@ -158,7 +156,7 @@ def resumed_config(
 
 
 def _is_identity(key: str, value: Any, saved: Any) -> bool:
-    """Whether a run with another value would be another run."""
+    """Return whether a new value would make another run."""
     if key.endswith("timeout_s"):
         return False
     if key in _SWITCHES:
@@ -166,19 +164,19 @@ def _is_identity(key: str, value: Any, saved: Any) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in _IDENTITY)
 
 
-def _check_same_kind(saved: Mapping[str, Any], given: ConfigDict, run_dir: Path) -> None:
+def _check_same_kind(saved: Mapping[str, Any], current: ConfigDict, run_dir: Path) -> None:
     task, experiment = saved.get("task_name"), saved.get("experiment")
-    if task != given.task_name:
+    if task != current.task_name:
         raise ConfigError(
-            f"{run_dir} is a run of {task}, not of {given.task_name}: give the config file that "
+            f"{run_dir} is a run of {task}, not of {current.task_name}: give the config file that "
             "it was started with"
         )
-    if given.experiment and given.experiment != experiment:
+    if current.experiment and current.experiment != experiment:
         raise ConfigError(
-            f"{run_dir} is a run of the experiment {experiment!r}, not of {given.experiment!r}: "
+            f"{run_dir} is a run of the experiment {experiment!r}, not of {current.experiment!r}: "
             "start a new run, or name the config file alone"
         )
-    unknown = sorted(saved.keys() - flatten(given).keys())
+    unknown = sorted(saved.keys() - flatten(current).keys())
     if unknown:
         raise ConfigError(
             f"{run_dir / CONFIG_FILE} has the key {unknown[0]!r}, which this version does not know"

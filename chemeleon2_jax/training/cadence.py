@@ -13,7 +13,8 @@ class Cadence:
     Attributes:
         total_steps: length of the run; None: no limit.
         validate_every, save_every, log_every: intervals.
-        patience: validations in a row without an improvement that end the run; 0: it goes on.
+        patience: number of successive validations without an improvement that end the run; 0: no
+            number does.
         validates: whether the stage has a validation.
     """
 
@@ -26,7 +27,7 @@ class Cadence:
 
     @classmethod
     def from_config(cls, config: FitConfig, *, steps_per_epoch: int, validates: bool) -> "Cadence":
-        """Count epochs in steps."""
+        """Convert epochs into steps."""
         by_epoch = config.check_val_every_n_epoch * steps_per_epoch
         return cls(
             total_steps=config.total_steps(steps_per_epoch),
@@ -38,7 +39,10 @@ class Cadence:
         )
 
     def validation_due(self, progress: Progress) -> bool:
-        """Return whether to validate before anything else; also where a signal cut it short."""
+        """Return whether to validate before the next step.
+
+        A validation that a signal interrupted remains due.
+        """
         if not self.validates or progress.step == progress.validated_step:
             return False
         if progress.validated_step < 0:  # the stage's `validate_first`
@@ -46,7 +50,7 @@ class Cadence:
         return self._at_interval(progress.step, self.validate_every)
 
     def save_due(self, step: int) -> bool:
-        """Return whether to save after this step, validated or not."""
+        """Return whether to save after this step, with or without a validation."""
         return self._at_interval(step, self.save_every)
 
     def log_due(self, step: int) -> bool:
@@ -54,7 +58,7 @@ class Cadence:
         return self._at_interval(step, self.log_every)
 
     def reached_end(self, step: int) -> bool:
-        """Return whether the run has all its steps."""
+        """Return whether all steps of the run are done."""
         return self.total_steps is not None and step >= self.total_steps
 
     def finished(self, progress: Progress) -> bool:

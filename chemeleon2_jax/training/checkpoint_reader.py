@@ -1,7 +1,7 @@
-"""Reading checkpoints: of a run (`checkpoints/step_<n>`, `last`, `best`) or alone.
+"""Reading checkpoints: those of a run (`checkpoints/step_<n>`, `last`, `best`) and single folders.
 
-A checkpoint holds, each as an item of its own: the stage's trees (`params`, `ema`, ...), `train`
-(optimiser, step, key), `meta` (JSON: how to build the model) and `progress` (JSON: `Progress`).
+The items of a checkpoint are the stage's trees (`params`, `ema`, ...), `train` (optimiser, step,
+key), `meta` (JSON: a description of the model) and `progress` (JSON: `Progress`).
 `checkpoint_writer` writes them.
 """
 
@@ -29,12 +29,12 @@ Meta = TypeVar("Meta")
 DIRECTORY = "checkpoints"
 LAST, BEST = "last", "best"
 _STEP_NAME = re.compile(r"step_(\d+)")
-_JSON_FILE = "metadata"  # what Orbax calls the file of a JSON item
+_JSON_FILE = "metadata"  # Orbax's name of the file of a JSON item
 
 
 @contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Keep Orbax's own log lines (dozens for each save) out of the run's log."""
+    """Keep Orbax's log lines (dozens for each save) out of the run's log."""
 
     def keep(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.ERROR or "orbax" not in record.pathname
@@ -53,8 +53,8 @@ class Checkpoint(Generic[Meta]):
 
     Attributes:
         path: its folder.
-        meta: how to build the model: the stage's JSON item, or what a caller has read from it.
-        progress: of the run that wrote it; at step 0 for a checkpoint that no run wrote.
+        meta: description of the model: the JSON item, or what a caller has read from it.
+        progress: of the run that wrote it; that of step 0 for a checkpoint outside of a run.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class Checkpoint(Generic[Meta]):
 
     @property
     def step(self) -> int:
-        """Steps trained; 0 for a checkpoint that no run wrote."""
+        """Steps trained; 0 for a checkpoint outside of a run."""
         return self.progress.step
 
     @property
@@ -76,11 +76,11 @@ class Checkpoint(Generic[Meta]):
 
         Args:
             name: one of `items`.
-            target: pytree of arrays or shapes to fill, cast to its dtypes; None: nested dicts as
-                they are on disk, with list indices as strings.
+            target: pytree of arrays or shapes; the result has its structure and dtypes. None:
+                nested dicts as they are on disk, with list indices as strings.
 
         Raises:
-            CheckpointError: no such item, a broken one, or one that does not fit the target.
+            CheckpointError: the item is missing or broken, or does not fit the target.
         """
         if name not in self.items:
             raise CheckpointError(
@@ -88,7 +88,7 @@ class Checkpoint(Generic[Meta]):
             )
         try:
             plain = _read_arrays(self.path / name)
-        # Orbax and TensorStore raise many types on broken files; to the caller they are one thing.
+        # Orbax and TensorStore raise errors of many types on broken files.
         except Exception as error:
             raise CheckpointError(
                 f"item {name!r} of the checkpoint {self.path} cannot be read: the files are "
@@ -107,36 +107,36 @@ class Checkpoint(Generic[Meta]):
 def _read_arrays(directory: Path) -> dict[str, Any]:
     with quiet_orbax(), _quiet_late_reads(), ocp.PyTreeCheckpointer() as reader:
         tree = reader.metadata(directory).item_metadata.tree
-        # As numpy, so that it does not matter on how many devices it was saved.
+        # As numpy arrays, whatever the number of devices that saved them.
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return reader.restore(directory, restore_args=restore_args)
 
 
 @contextmanager
 def _quiet_late_reads() -> Iterator[None]:
-    """Print nothing for reads that end, or fail too, after the first one has failed.
+    """Print no errors of the reads that end after another read of the item has failed.
 
-    When one array of an item cannot be read, Orbax does not wait for the others. They may end long
-    after the error was raised and their event loop closed, hence nothing is put back then.
+    When an array cannot be read, Orbax does not wait for the others, which may end long after the
+    error was raised and their event loop closed. Hence the filters stay in place on an error.
     """
     hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
 
-    def print_others(unraisable: Any) -> None:
+    def print_unrelated(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             hook(unraisable)
 
-    def log_others(record: logging.LogRecord) -> bool:
+    def is_unrelated(record: logging.LogRecord) -> bool:
         return "exception was never retrieved" not in record.getMessage()
 
-    sys.unraisablehook = print_others
-    logger.addFilter(log_others)
+    sys.unraisablehook = print_unrelated
+    logger.addFilter(is_unrelated)
     yield
     sys.unraisablehook = hook
-    logger.removeFilter(log_others)
+    logger.removeFilter(is_unrelated)
 
 
 def short_reason(error: Exception) -> str:
-    """Return an error's type and the beginning of its text, on one line."""
+    """Return an error's type and the start of its text, on one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
 
@@ -155,7 +155,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def open_folder(path: Path) -> Checkpoint[dict[str, Any]]:
-    """Open a checkpoint folder itself.
+    """Open a checkpoint folder.
 
     Raises:
         CheckpointError: its JSON items are missing or broken.
@@ -175,7 +175,7 @@ def _read_progress(path: Path) -> Progress:
 
 
 def complete_steps(directory: Path) -> dict[int, Path]:
-    """Return the checkpoints in a `checkpoints` folder by step, in order; links are not asked."""
+    """Return step -> checkpoint of a `checkpoints` folder, in order; links are ignored."""
     if not directory.is_dir():
         return {}
     matches = ((_STEP_NAME.fullmatch(p.name), p) for p in directory.iterdir() if p.is_dir())
@@ -183,7 +183,7 @@ def complete_steps(directory: Path) -> dict[int, Path]:
 
 
 def best_progress(directory: Path) -> Progress | None:
-    """Return the progress of the best checkpoint in a `checkpoints` folder; None without a score.
+    """Return the progress at the best checkpoint of a `checkpoints` folder; None without a score.
 
     Raises:
         CheckpointError: a checkpoint's JSON items are missing or broken.
@@ -195,17 +195,17 @@ def open_checkpoint(path: str | Path) -> Checkpoint[dict[str, Any]]:
     """Open a run folder (its best checkpoint, else its last) or a checkpoint folder.
 
     Raises:
-        CheckpointError: it is none of these, or broken.
+        CheckpointError: the path is neither, or the checkpoint is broken.
     """
     try:
         return _find(Path(path).expanduser())
-    except (OSError, RuntimeError) as error:  # no such user's home is a RuntimeError
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home of an unknown user
         raise CheckpointError(f"{path} cannot be read: {short_reason(error)}") from error
 
 
 def _find(path: Path) -> Checkpoint[dict[str, Any]]:
     if path.name in (LAST, BEST) and not (path / "meta").is_dir():
-        # A link that a killed process left behind: what it should point at is still there.
+        # A stale link of a process that was killed; its target is still among the checkpoints.
         steps = complete_steps(path.parent)
         if steps:
             return _open_one_of(steps, best=path.name == BEST)
@@ -226,7 +226,7 @@ def _find(path: Path) -> Checkpoint[dict[str, Any]]:
     return _open_one_of(steps, best=True)
 
 
-def _open_one_of(steps: Mapping[int, Path], *, best: bool) -> Checkpoint:
-    """Open the best checkpoint, or the last: also where none has a score."""
+def _open_one_of(steps: Mapping[int, Path], *, best: bool) -> Checkpoint[dict[str, Any]]:
+    """Open the best checkpoint if asked for and if any has a score, else the last."""
     progress = best_of(*map(_read_progress, steps.values())) if best else None
     return open_folder(steps[max(steps) if progress is None else progress.step].resolve())

@@ -1,7 +1,7 @@
 """Writing a run's checkpoints: `checkpoints/step_<n>`, with `last` and `best` as links.
 
-A new checkpoint appears by one rename, and an old one goes by one rename before it is deleted: a
-folder `step_<n>` is complete whenever the process is killed.
+A new checkpoint appears by one rename, and an old one disappears by one rename before its files are
+deleted: a folder `step_<n>` is complete at any moment at which the process may be killed.
 """
 
 import os
@@ -41,8 +41,8 @@ class CheckpointWriter:
 
     Args:
         run_dir: the run folder.
-        monitor, mode: validation value that chooses the best, and 'min' or 'max'.
-        keep_best: how many of the best to keep.
+        monitor, mode: validation value that ranks checkpoints, and 'min' or 'max'.
+        keep_best: number of best checkpoints to keep.
     """
 
     def __init__(self, run_dir: Path, *, monitor: str, mode: str, keep_best: int = 1) -> None:
@@ -51,7 +51,7 @@ class CheckpointWriter:
         self._monitor, self._mode = monitor, mode
         with self._failing_as("opened for writing"), quiet_orbax():
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._tidy()  # what a killed process left behind
+            self._tidy()  # after a process that was killed
             wait_for_all("checkpoints tidied")
             self._manager = ocp.CheckpointManager(
                 self.directory,
@@ -84,7 +84,7 @@ class CheckpointWriter:
         return best_progress(self.directory)
 
     def describe_last(self) -> str:
-        """Return a clause for error messages."""
+        """Return a clause about the last checkpoint, for error messages."""
         try:
             step = self.last_step
         except OSError as error:
@@ -101,16 +101,16 @@ class CheckpointWriter:
     def save(
         self, progress: Progress, *, items: Mapping[str, PyTree], meta: Mapping[str, Any]
     ) -> None:
-        """Write a checkpoint, forget the ones that are neither last nor best, move the links.
+        """Write a checkpoint, delete those that are neither last nor best, and move the links.
 
         Args:
-            progress: of the run; without a score, the checkpoint is kept only while it is the last.
+            progress: of the run; a checkpoint without a score is kept only while it is the last.
             items: trees of arrays by name.
-            meta: JSON-able, how to build the model.
+            meta: JSON-able description of the model.
 
         Raises:
-            CheckpointError: the disk is full, not writable, or writing failed in another way; the
-                checkpoints that were there still are.
+            CheckpointError: the disk is full or read-only, or writing failed in another way; the
+                earlier checkpoints are intact.
         """
         step = progress.step
         trees = {name: to_plain(tree) for name, tree in items.items() if jax.tree.leaves(tree)}
@@ -130,7 +130,7 @@ class CheckpointWriter:
             wait_for_all("checkpoint saved")
 
     def _move_aside(self, step: int) -> None:
-        """Make room for a checkpoint of the same step, e.g. saved before its validation was."""
+        """Make room for a second checkpoint of a step: the first was saved unvalidated."""
         path = self.directory / f"step_{step}"
         if path.is_dir():
             if jax.process_index() == 0:
@@ -140,7 +140,7 @@ class CheckpointWriter:
             self._manager.reload()
 
     def _tidy(self) -> None:
-        """Delete what is broken or thrown away; put back what was moved and never replaced."""
+        """Delete unfinished and discarded checkpoints; put back one moved aside in vain."""
         if jax.process_index() != 0:
             return
         for step, path in complete_steps(self.directory / _ASIDE).items():
@@ -164,30 +164,30 @@ class CheckpointWriter:
             os.replace(temporary, link)
 
     @contextmanager
-    def _failing_as(self, what: str) -> Iterator[None]:
+    def _failing_as(self, action: str) -> Iterator[None]:
         try:
             yield
-        # A full disk comes as OSError, ValueError or a runtime error of TensorStore's.
+        # A full disk raises OSError, ValueError or a runtime error of TensorStore.
         except Exception as error:
             if jax.process_index() == 0:
                 self._tidy()
             raise CheckpointError(
-                f"the checkpoint could not be {what} in {self.directory}: {short_reason(error)}; "
-                f"{self.describe_last()}. Make room (or make the folder writable) and go on with "
+                f"the checkpoint could not be {action} in {self.directory}: {short_reason(error)}; "
+                f"{self.describe_last()}. Make room (or make the folder writable) and resume with "
                 f"--config.resume_from={self.run_dir}"
             ) from error
 
 
 def write_checkpoint(folder: Path, *, items: Mapping[str, PyTree], meta: Mapping[str, Any]) -> None:
-    """Write a checkpoint that no run made: it appears by one rename.
+    """Write a checkpoint outside of a run; it appears by one rename.
 
     Args:
-        folder: to make; an empty one may be there.
+        folder: a new or an empty one.
         items: trees of arrays by name.
-        meta: JSON-able, how to build the model.
+        meta: JSON-able description of the model.
 
     Raises:
-        CheckpointError: it cannot be written, or something is there.
+        CheckpointError: the folder cannot be written, or is not empty.
     """
     folder = Path(folder).absolute()
     args = {name: ocp.args.PyTreeSave(to_plain(tree)) for name, tree in items.items()}
@@ -198,7 +198,7 @@ def write_checkpoint(folder: Path, *, items: Mapping[str, PyTree], meta: Mapping
             folder.rmdir()
         with quiet_orbax(), ocp.Checkpointer(handler) as writer:
             writer.save(folder, args=ocp.args.Composite(**args))
-    # A full disk comes as OSError, ValueError or a runtime error of TensorStore's.
+    # A full disk raises OSError, ValueError or a runtime error of TensorStore.
     except Exception as error:
         raise CheckpointError(
             f"the checkpoint could not be written to {folder}: {short_reason(error)}"
@@ -209,7 +209,7 @@ def _manager_options(monitor: str, *, mode: str, keep_best: int) -> ocp.Checkpoi
     def score(metrics: Mapping[str, float]) -> float:
         return metrics[monitor]
 
-    # Both are needed: the policy keeps the last one too, best_fn makes the metrics persist.
+    # Both are needed: the policy keeps the last checkpoint too, best_fn stores the metrics.
     return ocp.CheckpointManagerOptions(
         best_fn=score,
         best_mode=mode,

@@ -6,26 +6,26 @@ from typing import Any
 
 import jax
 
+from chemeleon2_jax.common.cache import cache_dir
+
 _MIN_COMPILE_SECONDS = 0.5
 
 
 def enable_compilation_cache() -> Path | None:
     """Keep compiled programs under `$XDG_CACHE_HOME/chemeleon2_jax/xla`.
 
-    A cache that the user configured (`JAX_COMPILATION_CACHE_DIR`, or switched off with
-    `JAX_ENABLE_COMPILATION_CACHE=0`) is left alone; so is everything when the folder cannot be
-    written.
+    The user's own setting wins: another folder (`JAX_COMPILATION_CACHE_DIR`) or none
+    (`JAX_ENABLE_COMPILATION_CACHE=0`).
 
     Returns:
-        the folder in use, None without one.
+        The folder in use; None where it is switched off or cannot be written.
     """
     if not _setting("jax_enable_compilation_cache"):
         return None
     configured = _setting("jax_compilation_cache_dir")
     if configured:
         return Path(configured)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(home) / "chemeleon2_jax" / "xla"
+    directory = cache_dir() / "xla"
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -39,5 +39,5 @@ def enable_compilation_cache() -> Path | None:
 
 
 def _setting(name: str) -> Any:
-    # The attributes exist only at run time.
+    # By name: type checkers do not know the attributes.
     return getattr(jax.config, name)

@@ -1,4 +1,4 @@
-"""Settings of a training run, as plain frozen structs (no ConfigDict below the stages)."""
+"""Settings of a training run, as frozen structs: a ConfigDict is known to the stages alone."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ PRECISIONS = {"f32": "float32", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimiser by name; `weight_decay` is decoupled in adamw and an L2 term in adam."""
+    """The optimiser; `weight_decay` is decoupled in adamw and an L2 term in adam."""
 
     name: str = "adamw"
     learning_rate: float = 1e-4
@@ -20,7 +20,7 @@ class OptimizerConfig:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        """Raise ValueError on an unknown name or values out of range."""
+        """Raise ValueError for an unknown name or a value out of range."""
         if self.name not in OPTIMIZERS:
             raise ValueError(f"optimizer {self.name!r} is none of {', '.join(OPTIMIZERS)}")
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
@@ -34,15 +34,16 @@ class SchedulerConfig:
     """Learning rate over the run, as a factor on the optimiser's learning rate.
 
     Attributes:
-        name: 'constant'; 'warmup_linear' (the same, under the name of its warm-up); 'cosine' (down
-            to `final_factor` at `total_steps`); 'plateau' (times `factor` when the monitored
-            validation value has not improved for more than `patience` validations).
-        warmup_steps: linear warm-up, for every name; step t (from 0) has (t + 1) / warmup_steps.
-        total_steps: horizon of the cosine; 0: the length of the run.
-        final_factor: what the cosine ends at.
-        factor, patience, threshold, min_lr: plateau; an improvement is one of more than
-            `threshold` relative to the best value; the rate does not go below `min_lr`.
-        monitor, mode: plateau; '' is the stage's.
+        name: 'constant'; 'warmup_linear' (a synonym); 'cosine' (down to `final_factor` at
+            `total_steps`); 'plateau' (times `factor` when the monitored validation value has not
+            improved for more than `patience` validations).
+        warmup_steps: length of a linear warm-up, with every name; step t (from 0) has the factor
+            (t + 1) / warmup_steps.
+        total_steps: end of the cosine; 0: the end of the run.
+        final_factor: factor at the end of the cosine.
+        factor, patience, threshold, min_lr: of the plateau; an improvement is larger than
+            `threshold` relative to the best value, and `min_lr` is the lowest rate.
+        monitor, mode: of the plateau; '' is the stage's.
     """
 
     name: str = "constant"
@@ -57,7 +58,7 @@ class SchedulerConfig:
     mode: str = ""
 
     def __post_init__(self) -> None:
-        """Raise ValueError on an unknown name or values out of range."""
+        """Raise ValueError for an unknown name or a value out of range."""
         if self.name not in SCHEDULERS:
             raise ValueError(f"scheduler {self.name!r} is none of {', '.join(SCHEDULERS)}")
         if self.warmup_steps < 0 or self.total_steps < 0:
@@ -69,7 +70,10 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class EarlyStoppingConfig:
-    """Stop when `monitor` has not improved by `min_delta` for `patience` validations; 0: never."""
+    """Stop after `patience` validations (0: never) without an improvement by `min_delta`.
+
+    An empty `monitor` or `mode` is the stage's.
+    """
 
     patience: int = 0
     monitor: str = ""
@@ -77,7 +81,7 @@ class EarlyStoppingConfig:
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raise ValueError on an unknown mode."""
+        """Raise ValueError for an unknown mode."""
         _check_mode(self.mode, "early_stopping")
 
 
@@ -98,19 +102,19 @@ class WandbConfig:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Settings of `loop.fit`; 0 is 'no limit' or 'off'.
+    """Settings of `loop.fit`; 0 means no limit, or off.
 
     Attributes:
-        seed: of every random number in training.
-        max_steps, max_epochs: whichever comes first.
-        check_val_every_n_epoch: validation after every so many epochs, and at the end.
-        check_val_every_n_steps: after every so many steps, where that is not 0.
-        save_every_n_steps: `last` is saved at least this often, and after every validation.
-        log_every_n_steps: the host waits for the device only this often.
+        seed: of all random numbers of the training.
+        max_steps, max_epochs: length of the run, whichever comes first.
+        check_val_every_n_epoch: epochs between validations; the end of the run has one, too.
+        check_val_every_n_steps: steps between validations; where not 0, it replaces the epochs.
+        save_every_n_steps: steps between checkpoints; every validation is saved, too.
+        log_every_n_steps: steps between log lines, for which the host waits for the device.
         gradient_clip_val: largest global norm of the gradient.
         ema_decay: of the exponential moving average of the parameters, after its warm-up.
-        keep_best: how many of the best checkpoints to keep, beside the last one.
-        num_devices: use only the first so many local devices.
+        keep_best: number of best checkpoints to keep, beside the last one.
+        num_devices: number of local devices to use, the first ones.
     """
 
     seed: int = 0
@@ -130,7 +134,7 @@ class FitConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
-        """Raise ValueError on values out of range."""
+        """Raise ValueError for a value out of range."""
         for name in (
             "max_steps",
             "max_epochs",
@@ -148,6 +152,6 @@ class FitConfig:
             raise ValueError(f"ema_decay is {self.ema_decay}; it is in [0, 1), 0 is off")
 
     def total_steps(self, steps_per_epoch: int) -> int | None:
-        """Return the number of steps of the whole run, None without a limit."""
+        """Return the length of the run in steps; None without a limit."""
         limits = [n for n in (self.max_steps, self.max_epochs * steps_per_epoch) if n > 0]
         return min(limits, default=None)

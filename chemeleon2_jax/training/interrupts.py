@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and preemption: finish the step, save, and say how to go on."""
+"""SIGTERM, Ctrl-C and preemption: finish the step, save, and say how to resume."""
 
 import os
 import signal
@@ -14,17 +14,17 @@ from jax.experimental import multihost_utils
 
 
 class ValidationInterrupted(BaseException):
-    """Raised out of a validation by the first signal; the loop then saves and stops."""
+    """Raised in a validation by the first signal; the loop then saves and stops."""
 
 
 class Interrupts:
-    """Notes SIGTERM and SIGINT while its context is open; a second SIGINT interrupts at once.
+    """Records SIGTERM and SIGINT while its context is open; a second SIGINT interrupts at once.
 
-    When `jax.distributed` is initialised, SIGTERM belongs to JAX, which agrees with all hosts on
-    the step at which to stop. Outside the main thread no signal can be caught.
+    With `jax.distributed`, JAX handles SIGTERM: all hosts agree on the step at which to stop.
+    Outside the main thread no signal can be caught.
 
     Attributes:
-        received: the signal that came, None so far.
+        received: the first signal; None before.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Interrupts:
         first = self.received is None
         self.received = signal.Signals(number)
         if first:
-            # Not through logging: the signal may have come in the middle of a log line.
+            # Not by logging: the signal may interrupt a log line.
             message = (
                 f"\n{self.received.name}: saving after this step; Ctrl-C again stops at once\n"
             )
@@ -58,7 +58,7 @@ class Interrupts:
             raise ValidationInterrupted
 
     def stop_after(self, step: int) -> bool:
-        """Return whether to save and stop after this step; the same in all processes."""
+        """Return whether to save and stop after this step; all processes agree."""
         if self._distributed and _reached_preemption(step):
             self.received = signal.SIGTERM
         return self.received is not None

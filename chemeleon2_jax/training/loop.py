@@ -23,7 +23,7 @@ from chemeleon2_jax.training.progress import Progress, best_of
 from chemeleon2_jax.training.report import Report
 from chemeleon2_jax.training.result import FitResult, result_of
 from chemeleon2_jax.training.stage import PyTree, Stage, StepFn
-from chemeleon2_jax.training.start import checkpoint_to_resume_from, start
+from chemeleon2_jax.training.start import checkpoint_to_resume_from, initial_state
 from chemeleon2_jax.training.state import TrainState, train_item
 from chemeleon2_jax.training.step import Updater, all_finite, make_train_step
 from chemeleon2_jax.training.step_metrics import StepMetrics
@@ -39,24 +39,24 @@ def fit(
     config_text: str = "",
     on_start: Callable[[], None] | None = None,
 ) -> FitResult:
-    """Train a stage in a run folder, which receives events and checkpoints.
+    """Train a stage; write events and checkpoints into a run folder.
 
     Args:
-        stage: what is trained.
-        config: how.
+        stage: model and data.
+        config: settings of the training.
         run_dir: the run folder; made if it is missing.
-        resume: go on from the folder's last complete checkpoint, exactly as if the run had never
-            stopped; without one, start at step 0.
-        config_text: the resolved configuration, as JSON, for TensorBoard and W&B.
-        on_start: called once the settings are checked and the state is that of step 0 or of the
-            checkpoint, before anything is trained.
+        resume: continue from the folder's last complete checkpoint, exactly as if the run had
+            never stopped; without one, start at step 0.
+        config_text: the resolved configuration as JSON, for TensorBoard and W&B.
+        on_start: called before the first step, once the settings are checked and the state is
+            initialised or restored.
 
     Raises:
         CheckpointError: a checkpoint cannot be written, or the one to resume from does not fit; or
             there are checkpoints and `resume` is False.
         NonFiniteError: the loss, gradient or parameters became NaN or infinite.
-        SettingsError: the configuration does not fit the stage.
-        ValueError: the configuration cannot be used.
+        SettingsError: the settings do not fit the stage.
+        ValueError: a setting is out of range.
     """
     if stage.validate is not None and stage.value_names:
         check_monitored(monitored_names(config, default=stage.monitor), stage.value_names)
@@ -72,7 +72,9 @@ def fit(
         run_dir, monitor=stage.monitor, mode=stage.mode, keep_best=config.keep_best
     ) as checkpoints:
         checkpoint = checkpoint_to_resume_from(checkpoints, resume=resume)
-        state, progress = start(stage, config, updater=updater, mesh=mesh, checkpoint=checkpoint)
+        state, progress = initial_state(
+            stage, config, updater=updater, mesh=mesh, checkpoint=checkpoint
+        )
         if on_start is not None:
             on_start()
         if cadence.finished(progress):
@@ -117,7 +119,7 @@ def _make_step(stage: Stage, updater: Updater, mesh: Mesh) -> StepFn:
 
 @dataclass(frozen=True)
 class _Run:
-    """What stays the same from step to step."""
+    """All that stays the same from step to step."""
 
     stage: Stage
     config: FitConfig
@@ -131,13 +133,13 @@ class _Run:
     metrics: StepMetrics = field(default_factory=StepMetrics)
 
     def train(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
-        """Train to the end, or until a signal; the last thing done is to save.
+        """Train to the end or until a signal, and save.
 
         Raises:
             NonFiniteError: with advice.
         """
         try:
-            if self.cadence.validation_due(progress):  # the first one, or a signal cut it short
+            if self.cadence.validation_due(progress):  # the first, or one that was interrupted
                 state, progress = self._validate(state, progress)
                 if progress.is_validated:
                     self._save(state, progress)
@@ -147,7 +149,7 @@ class _Run:
                 error.step,
                 error.names,
                 advice=f"; {self.checkpoints.describe_last()}. Lower the learning rate or set "
-                "gradient_clip_val, and go on with "
+                "gradient_clip_val, and resume with "
                 f"--config.resume_from={self.checkpoints.run_dir}",
             ) from None
 
@@ -181,16 +183,16 @@ class _Run:
         return state, progress
 
     def _validate(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
-        """Validate and watch the values; a signal that cuts it short leaves all as it was."""
+        """Validate and watch the values; a signal interrupts it and leaves all unchanged."""
         assert self.stage.validate is not None
         self.metrics.fetch()
         start = time.perf_counter()
         params = state.params if state.ema_params is None else state.ema_params
-        handed_on = progress.validation_state
+        earlier = progress.validation_state
         try:
             with self.interrupts.during_validation():
                 validation = self.stage.validate(
-                    params, self.stage.validation_state if handed_on is None else handed_on
+                    params, self.stage.validation_state if earlier is None else earlier
                 )
         except ValidationInterrupted:
             return state, progress
@@ -213,9 +215,9 @@ class _Run:
         try:
             check_monitored(names, progress.values)
         except SettingsError as error:
-            self._save(state, replace(progress, score=None))  # only the judgement is missing
+            self._save(state, replace(progress, score=None))
             raise SettingsError(
-                f"{error}; {self.checkpoints.describe_last()}: go on with another name and "
+                f"{error}; {self.checkpoints.describe_last()}: resume with another name and "
                 f"--config.resume_from={self.checkpoints.run_dir}"
             ) from None
 

@@ -15,10 +15,8 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Return the optimiser without its learning rate: updates are to be times -lr.
+    """Return the optimiser without a learning rate: the step multiplies updates by -lr."""
 
-    The learning rate is multiplied in by the step, which also reports it.
-    """
     adam = optax.scale_by_adam(b1=config.betas[0], b2=config.betas[1], eps=config.eps)
     if not config.weight_decay:
         return optax.chain(adam)
@@ -29,9 +27,9 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 def make_schedule(
     config: SchedulerConfig, *, learning_rate: float, total_steps: int | None
 ) -> Schedule:
-    """Return the learning rate as a function of the step (from 0).
+    """Return the learning rate as a function of the update (from 0).
 
-    optax's schedules round otherwise: a resumed run of an earlier version would not be the same.
+    optax's schedules differ in the last bit, and runs of earlier versions resume bit for bit.
 
     Raises:
         SettingsError: a cosine in a run without a limit, or a warm-up as long as the cosine.
@@ -59,9 +57,10 @@ def make_schedule(
 
 
 def update_ema(ema_params: PyTree, params: PyTree, *, step: jax.Array, decay: float) -> PyTree:
-    """Move the average towards `params` after update number `step` (from 0).
+    """Return the moving average after update number `step` (from 0).
 
-    The decay is min(decay, (1 + step) / (10 + step)): a short run's average is not its start.
+    The decay is min(decay, (1 + step) / (10 + step)), so that the average of a short run is not
+    that of its start.
     """
     step = step.astype(jnp.float32)
     weight = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))

@@ -1,7 +1,7 @@
 """The device mesh: data parallel over one axis, on one host or many.
 
-A multi-host run initialises `jax.distributed` before anything else touches a device; nothing here
-does it. The first axis of every batch array is sharded, parameters are replicated.
+The first axis of every batch array is sharded, parameters are replicated. On several hosts, the
+caller initialises `jax.distributed` before any use of a device.
 """
 
 import os
@@ -21,7 +21,8 @@ def make_mesh(num_devices: int = 0) -> Mesh:
     """Return the mesh of all devices of all hosts, or of the first `num_devices`.
 
     Raises:
-        ValueError: more devices asked for than there are, or a part of them on several hosts.
+        ValueError: there are fewer devices, or there are several hosts and `num_devices` is not the
+            number of all devices.
     """
     devices = jax.devices()
     if num_devices:
@@ -30,12 +31,12 @@ def make_mesh(num_devices: int = 0) -> Mesh:
         if num_devices > len(devices):
             raise ValueError(f"num_devices is {num_devices}, but jax sees {len(devices)} devices")
         devices = devices[:num_devices]
-    # Auto: with explicit axes, gathers and segment sums ask for shardings at every call.
+    # Auto: with explicit axes, every gather and segment sum needs a sharding as an argument.
     return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def describe_devices(mesh: Mesh) -> str:
-    """Return the number and the kind of the devices, e.g. '1 x cpu (8 cores)'."""
+    """Return number and kind of the devices, e.g. '1 x cpu (8 cores)'."""
     device = mesh.devices.flat[0]
     text = f"{mesh.size} x {device.device_kind}"
     if device.platform == "cpu":
@@ -44,12 +45,12 @@ def describe_devices(mesh: Mesh) -> str:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the sharding that puts a whole copy on every device."""
+    """Return the sharding with a whole copy on every device."""
     return NamedSharding(mesh, P())
 
 
 def sharding_of(array: Any, mesh: Mesh) -> NamedSharding:
-    """Return a batch array's sharding: the first axis over the devices, a scalar on all."""
+    """Return the sharding of a batch array: first axis over the devices, scalars on all."""
     return NamedSharding(mesh, P(DATA_AXIS) if np.ndim(array) else P())
 
 
@@ -65,7 +66,7 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def wait_for_all(name: str) -> None:
-    """Wait until every process is here."""
+    """Wait until every process calls this with the same name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -85,7 +86,7 @@ def shard_batch(arrays: PyTree, mesh: Mesh) -> PyTree:
             )
     shardings = jax.tree.map(lambda array: sharding_of(array, mesh), arrays)
     if jax.process_count() == 1:
-        return jax.device_put(arrays, shardings)  # one call: half the host's time
+        return jax.device_put(arrays, shardings)  # one call takes half the time on the host
     return jax.tree.map(
         lambda array, sharding: jax.make_array_from_process_local_data(sharding, np.asarray(array)),
         arrays,

@@ -1,4 +1,4 @@
-"""Patience with a validation value: early stopping and the plateau scheduler."""
+"""Patience with a validation value that does not improve: early stopping, plateau scheduler."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,11 +11,11 @@ from chemeleon2_jax.training.progress import Progress, Watch
 
 @dataclass(frozen=True)
 class Patience:
-    """What counts as an improvement of a value.
+    """Definition of an improvement: by more than relative * |best| + absolute.
 
     Attributes:
         mode: 'min' or 'max'.
-        relative, absolute: an improvement is by more than relative * |best| + absolute.
+        relative, absolute: see above.
     """
 
     mode: str
@@ -23,7 +23,7 @@ class Patience:
     absolute: float = 0.0
 
     def update(self, watch: Watch, value: float) -> Watch:
-        """Return the state after one more validation; a NaN is no improvement."""
+        """Return the history after one more validation; NaN is no improvement."""
         if watch.best is None:
             improved = not math.isnan(value)
         else:
@@ -33,11 +33,11 @@ class Patience:
 
 
 def monitored_names(config: FitConfig, *, default: str) -> dict[str, str]:
-    """Return the validation values that a run watches, by the setting that names them.
+    """Return setting -> name of the validation values that a run watches.
 
     Args:
         config: settings of the run.
-        default: the stage's, which chooses the best checkpoint.
+        default: name of the value that ranks checkpoints.
     """
     names = {"callbacks.model_checkpoint.monitor": default}
     if config.early_stopping.patience:
@@ -51,13 +51,13 @@ def check_monitored(names: Mapping[str, str], known: Iterable[str]) -> None:
     """Check that all watched values are among those of a validation.
 
     Raises:
-        SettingsError: one is not; the text has the setting and the known values.
+        SettingsError: one is not; the text names the setting and the known values.
     """
     known = list(known)
     for setting, name in names.items():
         if name not in known:
             raise SettingsError(
-                f"{setting} is {name!r}, which is none of the validation's values: "
+                f"{setting} is {name!r}, which is not among the values of the validation: "
                 f"{', '.join(known)}"
             )
 
@@ -65,18 +65,18 @@ def check_monitored(names: Mapping[str, str], known: Iterable[str]) -> None:
 def watch_validation(
     progress: Progress, lr_scale: float, *, config: FitConfig
 ) -> tuple[Progress, float]:
-    """Show the values of a validation to early stopping and to the plateau scheduler.
+    """Update early stopping and the plateau scheduler with the values of a validation.
 
-    As in PyTorch, the rate falls after more than `patience` bad validations in a row, and the
-    count starts again.
+    As in PyTorch, the rate falls after more than `patience` successive validations without an
+    improvement, and the count restarts.
 
     Args:
         progress: with the values of the validation.
-        lr_scale: factor on the learning rate so far.
+        lr_scale: present factor on the learning rate.
         config: settings of the run.
 
     Returns:
-        The progress with both watches up to date, and the factor from now on.
+        The progress with both histories updated, and the next factor.
     """
     values, stopping, scheduler = progress.values, config.early_stopping, config.scheduler
     if stopping.patience:

@@ -1,41 +1,23 @@
-"""Any pytree <-> plain nested dicts: the form in which checkpoints keep arrays.
+"""Pytrees as plain nested dicts of arrays, the form of all trees in checkpoints.
 
-Optimiser states and nnx states are library types that change between versions; on disk every tree
-is nested dicts of arrays by name, readable without the library that made it.
+Optimiser states and nnx states are library types, which change between versions; nested dicts are
+readable without the library.
 """
 
 from typing import Any
 
 import jax
 import numpy as np
-from jax.tree_util import (
-    DictKey,
-    FlattenedIndexKey,
-    GetAttrKey,
-    KeyEntry,
-    SequenceKey,
-    tree_flatten_with_path,
-)
+from jax.tree_util import GetAttrKey, KeyEntry, keystr, tree_flatten_with_path
 
 PyTree = Any
 
 
-def _name(entry: KeyEntry) -> str:
-    match entry:
-        case GetAttrKey(name=name):
-            return name
-        case SequenceKey(idx=index):
-            return str(index)
-        case DictKey(key=key) | FlattenedIndexKey(key=key):
-            return str(key)
-    return str(entry)
-
-
 def _names(path: tuple[KeyEntry, ...]) -> tuple[str, ...]:
-    # An nnx variable wraps its array once more; the wrapper's name says nothing.
+    # An nnx variable adds a level of the name `value` above its array.
     if path and path[-1] == GetAttrKey("value"):
         path = path[:-1]
-    return tuple(_name(entry) for entry in path) or ("array",)
+    return tuple(keystr((entry,), simple=True) for entry in path) or ("array",)
 
 
 def to_plain(tree: PyTree) -> dict[str, Any]:
@@ -79,20 +61,20 @@ def from_plain(plain: dict[str, Any], target: PyTree) -> PyTree:
     Raises:
         ValueError: an array is missing, unexpected, or has another shape; up to five are named.
     """
-    found = flat_names(plain)
+    arrays = flat_names(plain)
     paths, treedef = tree_flatten_with_path(target)
-    wanted = {"/".join(_names(path)): leaf for path, leaf in paths}
-    problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
-    problems += [f"{name} is not in the model" for name in found.keys() - wanted.keys()]
+    leaves = {"/".join(_names(path)): leaf for path, leaf in paths}
+    problems = [f"{name} is missing" for name in leaves.keys() - arrays.keys()]
+    problems += [f"{name} is not in the model" for name in arrays.keys() - leaves.keys()]
     problems += [
-        f"{name} has shape {np.shape(found[name])}, the model has {np.shape(leaf)}"
-        for name, leaf in wanted.items()
-        if name in found and np.shape(found[name]) != np.shape(leaf)
+        f"{name} has shape {np.shape(arrays[name])}, the model has {np.shape(leaf)}"
+        for name, leaf in leaves.items()
+        if name in arrays and np.shape(arrays[name]) != np.shape(leaf)
     ]
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise ValueError("; ".join(sorted(problems)[:5]) + more)
-    leaves = [
-        np.asarray(found[name]).astype(leaf.dtype, copy=False) for name, leaf in wanted.items()
-    ]
-    return jax.tree.unflatten(treedef, leaves)
+    return jax.tree.unflatten(
+        treedef,
+        [np.asarray(arrays[name]).astype(leaf.dtype, copy=False) for name, leaf in leaves.items()],
+    )

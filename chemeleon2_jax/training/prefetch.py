@@ -1,4 +1,4 @@
-"""Batches made and put on the devices in a background thread, ahead of the training loop."""
+"""A background thread that makes batches and puts them on the devices ahead of the loop."""
 
 import queue
 import threading
@@ -18,12 +18,12 @@ class Prefetcher:
 
     Args:
         source: batches by step.
-        mesh: devices to put them on.
-        first_step: first step wanted.
-        end_step: one past the last step wanted; None: no end.
-        size: batches that wait on the devices.
+        mesh: devices of the batches.
+        first_step: step of the first batch.
+        end_step: one past the step of the last batch; None: no end.
+        size: number of batches that wait on the devices.
 
-    What `source` raises is raised again by `next`. Leaving the context ends the thread.
+    `next` raises the errors of `source`. Leaving the context ends the thread.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Prefetcher:
                 self._put(Batch(arrays, batch.num_crystals, batch.useful_tokens))
                 step += 1
             self._put(None)
-        # Whatever it is, it belongs to the training loop, which would otherwise wait forever.
+        # Of any type: the training loop, which raises it, would otherwise wait forever.
         except BaseException as error:
             self._put(error)
 

@@ -1,4 +1,4 @@
-"""How far a run has come: what its checkpoints hold beside the arrays."""
+"""The progress of a run, as its checkpoints hold it beside the arrays."""
 
 import math
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from chemeleon2_jax.training.config import MODES
 
 @dataclass(frozen=True)
 class Watch:
-    """A validation value over a run.
+    """History of a validation value that early stopping or the plateau scheduler watches.
 
     Attributes:
         best: None before the first value.
-        num_bad: validations in a row without an improvement.
+        num_bad: number of successive validations without an improvement.
     """
 
     best: float | None = None
@@ -28,11 +28,11 @@ class Progress:
     Attributes:
         step: steps done.
         monitor, mode: validation value that ranks checkpoints, and 'min' or 'max'.
-        score: that value where this very step was validated and it is finite, else None.
+        score: that value, if this step was validated and the value is finite; else None.
         validated_step: step of the last validation; -1: one is due before the first step.
-        values: of the last validation; {}: none so far.
-        validation_state: what the last validation hands to the next; None: none so far.
-        early_stopping, plateau: the values that these watch.
+        values: of the last validation; {} before the first.
+        validation_state: state of the last validation, for the next; None before the first.
+        early_stopping, plateau: histories of their values.
     """
 
     step: int = 0
@@ -47,13 +47,13 @@ class Progress:
 
     @property
     def is_validated(self) -> bool:
-        """Whether the values are of this very step."""
+        """Whether the values are of this step."""
         return self.step == self.validated_step
 
     def after_validation(
         self, values: Mapping[str, float], *, state: Mapping[str, Any]
     ) -> "Progress":
-        """Return the progress with the values and the state of a validation at this step."""
+        """Return the progress with values and state of a validation at this step."""
         values = {name: float(value) for name, value in values.items()}
         score = values.get(self.monitor, math.nan)
         return replace(
@@ -70,13 +70,12 @@ class Progress:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "Progress":
-        """Read what `to_json` returned.
+        """Read the result of `to_json`.
 
-        Checkpoints of earlier versions lack `validation_state` and hold other entries beside the
-        fields.
+        Checkpoints of earlier versions lack `validation_state` and have entries beside the fields.
 
         Raises:
-            ValueError: an entry is missing or of another kind.
+            ValueError: an entry is missing or of a wrong type.
         """
         entries = {"validation_state": None, **saved}
         try:
@@ -93,7 +92,7 @@ class Progress:
 
 
 def best_of(*candidates: Progress | None) -> Progress | None:
-    """Return the one with the best score, the later of equals; None without any score."""
+    """Return the progress with the best score, the later of equals; None without a score."""
 
     def rank(progress: Progress) -> tuple[float, int]:
         assert progress.score is not None

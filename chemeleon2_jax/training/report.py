@@ -1,4 +1,4 @@
-"""What a run says of itself: a line on the console, everything in its log and its events."""
+"""Reports of a run: one line on the console, all values in the log file and the events."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -18,17 +18,17 @@ from chemeleon2_jax.training.writer import Writers
 
 
 class Report:
-    """Reports a run of a stage, `total_steps` long (None: no limit)."""
+    """Reports a run of `total_steps` steps (None: no limit) of a stage."""
 
     def __init__(self, stage: Stage, writers: Writers, *, total_steps: int | None) -> None:
         self._stage, self._writers, self._total_steps = stage, writers, total_steps
         self._created = time.perf_counter()
-        self._timed_from = (0, self._created)  # a step and when it was done
+        self._timed_from = (0, self._created)  # a step and its end
         self._bar: tqdm | None = None
 
     @contextmanager
     def progress_bar(self, step: int) -> Iterator[None]:
-        """Show a bar, if stderr is a terminal and this is the first process."""
+        """Show a bar if stderr is a terminal, in the first process."""
         with tqdm(
             desc=self._stage.name,
             total=self._total_steps,
@@ -40,7 +40,7 @@ class Report:
             yield
 
     def start(self, mesh: Mesh, *, num_crystals: int) -> None:
-        """Say what the run computes on."""
+        """Log devices, precision and batch size."""
         share = f" ({num_crystals / mesh.size:g} a device)" if mesh.size > 1 else ""
         logging.info(
             "%s, %s, %d crystals a step%s",
@@ -48,7 +48,7 @@ class Report:
         )
 
     def first_step(self, step: int, seconds: float) -> None:
-        """Say how long the first step took, which compiles."""
+        """Log the duration of the first step, which compiles."""
         now = time.perf_counter()
         logging.info(
             "step %d is done: %.1f s with its compilation, %.1f s since the start of training",
@@ -57,13 +57,13 @@ class Report:
         self._timed_from = (step, now)
 
     def step(self, step: int, pictures: Pictures) -> None:
-        """Count a step; the device may still be busy with it."""
+        """Advance the bar by a step, which the device may still compute; write its pictures."""
         if self._bar is not None:
             self._bar.update()
         self._write_pictures(pictures, step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Report the means over some steps."""
+        """Report means over the steps since the last report."""
         epoch = step / self._stage.batches.steps_per_epoch
         scalars = {f"train/{name}": value for name, value in values.items()}
         self._writers.scalars({**scalars, "train/epoch": epoch}, step=step)
@@ -85,7 +85,7 @@ class Report:
     def validation(
         self, progress: Progress, pictures: Pictures, *, best: Progress | None, seconds: float
     ) -> None:
-        """Report a validation; `best` is the best of the run, this one included."""
+        """Report a validation; `best` is the best one of the run, this one included."""
         self._write_pictures(pictures, progress.step)
         self._writers.scalars(progress.values, step=progress.step)
         line = validation_line(progress, best=best, shown=self._stage.shown, seconds=seconds)

@@ -1,4 +1,4 @@
-"""Lines that report a training step or a validation, as text."""
+"""The lines that report a training step or a validation."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ _LABEL_WIDTH = 20
 
 
 def all_values(values: Mapping[str, float]) -> str:
-    """Return every value, for the log file."""
+    """Return all values, for the log file."""
     return " ".join(f"{name}={value:.5g}" for name, value in values.items())
 
 
@@ -25,14 +25,14 @@ def step_line(
     shown: Mapping[str, str],
     seconds_left: float | None = None,
 ) -> str:
-    """Return the console's line of a training step, at most `WIDTH` columns.
+    """Return the line of a training step on the console, at most `WIDTH` columns.
 
     Args:
         step: steps done.
-        values: `loss`, `lr`, perhaps `crystals_per_second`, and the stage's.
+        values: `loss`, `lr`, the stage's, perhaps `crystals_per_second`.
         total_steps: length of the run; None: no limit.
         shown: name -> label of the stage's values to show, as many as fit.
-        seconds_left: to the end of the run; None: unknown.
+        seconds_left: estimated time to the end of the run; None: unknown.
     """
     head = [f"step {step}" if total_steps is None else f"step {step}/{total_steps}"]
     head.append(f"loss {values['loss']:.4g}")
@@ -47,18 +47,18 @@ def step_line(
 def validation_line(
     progress: Progress, *, best: Progress | None, shown: Mapping[str, str], seconds: float
 ) -> str:
-    """Return the console's line of a validation, at most `WIDTH` columns.
+    """Return the line of a validation on the console, at most `WIDTH` columns.
 
     Args:
-        progress: with its values.
-        best: of the run, this validation included; None: no value was finite.
-        shown: name -> label of the values to show beside the monitored one.
-        seconds: that the validation took.
+        progress: with the values of the validation.
+        best: progress at the best validation, this one included; None: no value was finite.
+        shown: name -> label of the values to show beside the monitored one, as many as fit.
+        seconds: duration of the validation.
     """
     values, monitor = progress.values, progress.monitor
     head = [f"validation at step {progress.step}"]
     label = shown.get(monitor, monitor.rpartition("/")[2])
-    for monitored in _labelled(values, {monitor: label}):  # none where the monitor is unknown
+    for monitored in _labelled(values, {monitor: label}):  # none for an unknown monitor
         if best is None:
             verdict = ""
         elif best.step == progress.step:
@@ -79,7 +79,7 @@ def _labelled(values: Mapping[str, float], shown: Mapping[str, str]) -> list[str
 
 
 def _join(head: Sequence[str], optional: Sequence[str], tail: Sequence[str] = ()) -> str:
-    """Join with as many of the optional entries as fit."""
+    """Join all entries of `head` and `tail`, and as many optional ones as fit."""
     for count in range(len(optional), -1, -1):
         line = "  ".join([*head, *optional[:count], *tail])
         if len(line) <= WIDTH:
@@ -88,5 +88,5 @@ def _join(head: Sequence[str], optional: Sequence[str], tail: Sequence[str] = ()
 
 
 def _short(number: float) -> str:
-    """Three digits with k, M, ... for thousands, as in 1.53k."""
+    """Return three digits, with k, M, ... for thousands, as in 1.53k."""
     return tqdm.format_sizeof(number) if 1e3 <= number < 1e15 else f"{number:.3g}"

@@ -19,9 +19,9 @@ class FitResult:
     Attributes:
         status: 'finished', 'early_stopped' or 'interrupted'.
         step: steps done.
-        exit_code: for the command line: 0, or 128 + the signal (SIGINT 130, SIGTERM 143).
-        state: on the devices.
-        values: of the last validation; {} if there was none.
+        exit_code: of the command line: 0, or 128 + the signal (SIGINT 130, SIGTERM 143).
+        state: final state, on the devices.
+        values: of the last validation; {} without one.
         best_step: step of the best checkpoint; None without a validation value.
     """
 
@@ -41,12 +41,12 @@ def result_of(
     checkpoints: CheckpointWriter,
     received: signal.Signals | None = None,
 ) -> FitResult:
-    """Return how the run ended, given the signal that came, if any."""
+    """Return how the run ended, and log it; `received` is the signal that stopped it."""
     status, exit_code = "finished", 0
     if received is not None and not cadence.finished(progress):
         status, exit_code = "interrupted", 128 + received
         logging.warning(
-            "%s: stopped%s at step %d; go on with --config.resume_from=%s",
+            "%s: stopped%s at step %d; resume with --config.resume_from=%s",
             *(received.name, "" if checkpoints.last_step is None else " and saved"),
             *(progress.step, checkpoints.run_dir),
         )

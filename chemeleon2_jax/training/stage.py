@@ -19,13 +19,13 @@ ItemsFn = Callable[[PyTree, PyTree | None], Mapping[str, PyTree]]
 
 
 def params_and_ema(params: PyTree, ema_params: PyTree | None) -> dict[str, PyTree]:
-    """Return the items that every checkpoint holds: `params`, and `ema` where there is one."""
+    """Return the items of every checkpoint: `params`, and `ema` where EMA is on."""
     return {"params": params} if ema_params is None else {"params": params, "ema": ema_params}
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What a validation found; the same in every process.
+    """Result of a validation; the same in every process.
 
     Attributes:
         values: numbers by name, e.g. 'val/total_loss'.
@@ -47,31 +47,30 @@ class Stage:
 
     Attributes:
         name: for logs, e.g. 'train_vae'.
-        init_params: trainable parameters, any pytree of arrays.
+        init_params: trainable parameters at step 0, any pytree of arrays.
         loss_fn: pure `(params, frozen, key, batch) -> (loss, metrics)`, where `batch` is the pytree
             of `Batch.arrays` as global arrays and `metrics` holds scalars by name. A mean is a sum
-            over the global batch by a sum of weights over the global batch. None with `make_step`.
+            over the global batch divided by its sum of weights. None with `make_step`.
         batches: training batches.
-        meta: JSON-able: what is needed to build the model again; saved with every checkpoint.
-        frozen: pytree of arrays that the loss needs and that are not trained; {} if none.
+        meta: JSON-able description of the model, saved with every checkpoint.
+        frozen: pytree of untrained arrays that the loss needs.
         validate: `(params, state) -> Validation`, called with the EMA parameters where EMA is on
             and the state of the validation before. None: no validation.
-        validation_state: state for the first validation of a run, and of a run whose checkpoint
-            holds none.
-        monitor: name of the validation value that chooses the best checkpoint.
+        validation_state: state for the first validation of a run, or of a run resumed from a
+            checkpoint without such a state.
+        monitor: name of the validation value that ranks checkpoints.
         mode: 'min' or 'max': which value of `monitor` is better.
-        value_names: names of what `validate` returns, so that a wrong monitor is found before
-            training; () if they are known only then.
-        items: `(params, ema_params or None) -> trees to save by name`. Must keep `params` and `ema`
-            as they are given (a run resumes from them) and may add others, e.g. a frozen `vae`.
-        make_step: `(updater, mesh) -> step`, where a step is more than one gradient of `loss_fn`:
+        value_names: names of the values of a validation, to check monitors before training; ()
+            where they are unknown.
+        items: `(params, ema_params or None) -> trees to save by name`. Must return `params` and
+            `ema` unchanged (a run resumes from them) and may add others, e.g. a frozen `vae`.
+        make_step: `(updater, mesh) -> step`, for a step of more than one gradient of `loss_fn`:
             `(state, frozen, batch) -> (state, metrics, pictures)`, which donates the state.
-        updates_per_step: how often a step changes the parameters: learning rate schedules count
-            updates.
+        updates_per_step: parameter updates of a step; learning rate schedules count updates.
         validate_first: validate before the first step, too.
-        shown: name -> label of the one or two values of a step, and of a validation ('val/...'),
-            that the console shows beside the loss and the monitored value.
-        precision: 'f32' or 'bf16', in which the model computes, for the log.
+        shown: name -> label of one or two values of a step, and of a validation ('val/...'), which
+            the console shows beside the loss and the monitored value.
+        precision: of the model's computations, 'f32' or 'bf16', for the log.
     """
 
     name: str

@@ -16,23 +16,23 @@ from chemeleon2_jax.training.step import Updater
 
 
 def checkpoint_to_resume_from(checkpoints: CheckpointWriter, *, resume: bool) -> Checkpoint | None:
-    """Return the last complete checkpoint of a run folder; None starts at step 0.
+    """Return the last complete checkpoint of a run folder; None without one.
 
     Raises:
-        CheckpointError: there is one, and `resume` is False.
+        CheckpointError: there is one and `resume` is False.
     """
     checkpoint = checkpoints.last()
     if checkpoint and not resume:
         raise CheckpointError(
-            f"{checkpoints.directory} already holds checkpoints: go on with "
-            f"--config.resume_from={checkpoints.run_dir}, or train in another folder"
+            f"{checkpoints.directory} already holds checkpoints: resume with "
+            f"--config.resume_from={checkpoints.run_dir} or train in another folder"
         )
     if resume and not checkpoint:
         logging.info("%s holds no whole checkpoint: starting at step 0", checkpoints.directory)
     return checkpoint
 
 
-def start(
+def initial_state(
     stage: Stage,
     config: FitConfig,
     *,
@@ -40,10 +40,10 @@ def start(
     mesh: Mesh,
     checkpoint: Checkpoint | None,
 ) -> tuple[TrainState, Progress]:
-    """Return the state and the progress of step 0, or of a checkpoint.
+    """Return state and progress of step 0 or of a checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint is broken or of another model or optimiser.
+        CheckpointError: the checkpoint is broken, or of another model or optimiser.
     """
     init, tx, ema = stage.init_params, updater.tx, config.ema_decay > 0
     if checkpoint is None:

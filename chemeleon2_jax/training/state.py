@@ -1,4 +1,4 @@
-"""The whole state of a training run on the devices: one frozen pytree."""
+"""The state of a training run on the devices: one frozen pytree."""
 
 import dataclasses
 from typing import Any
@@ -17,15 +17,15 @@ PyTree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a training step takes and returns.
+    """Argument and result of a training step.
 
     Attributes:
-        step: () int32, steps done.
+        step: () int32, updates done.
         params: trainable parameters.
         opt_state: the optimiser's moments.
-        ema_params: moving average of `params`, None when off.
-        key: root random key of the run; a step's key is `fold_in(key, step)`.
-        lr_scale: () float32, factor on the learning rate (lowered by the plateau scheduler).
+        ema_params: moving average of `params`; None where EMA is off.
+        key: root random key of the run; the key of a step is `fold_in(key, step)`.
+        lr_scale: () float32, factor on the learning rate, which the plateau scheduler lowers.
     """
 
     step: jax.Array
@@ -39,12 +39,12 @@ class TrainState:
 def create_state(
     init_params: PyTree, tx: optax.GradientTransformation, *, seed: int, ema: bool
 ) -> TrainState:
-    """Return the state at step 0; the parameters are copied (a step donates its state)."""
+    """Return the state at step 0, with copies of the parameters: a step donates its state."""
     return TrainState(
         step=jnp.int32(0),
         params=jax.tree.map(jnp.copy, init_params),
         opt_state=tx.init(init_params),
-        # Another copy: the same buffer twice in a donated state is an error.
+        # Another copy: a donated state must not hold a buffer twice.
         ema_params=jax.tree.map(jnp.copy, init_params) if ema else None,
         key=jax.random.key(seed),
         lr_scale=jnp.float32(1.0),
@@ -65,12 +65,12 @@ def init_state(
 def abstract_state(
     init_params: PyTree, tx: optax.GradientTransformation, *, ema: bool
 ) -> TrainState:
-    """Return the shapes and dtypes of a state, without computing it."""
+    """Return shapes and dtypes of a state without computing it."""
     return jax.eval_shape(lambda params: create_state(params, tx, seed=0, ema=ema), init_params)
 
 
 def train_item(state: TrainState) -> dict[str, PyTree]:
-    """Return what a checkpoint holds beside the parameters, so that a run can go on exactly."""
+    """Return the item of a checkpoint that, with the parameters, makes a resume exact."""
     return {
         "step": state.step,
         "opt_state": state.opt_state,
@@ -80,15 +80,15 @@ def train_item(state: TrainState) -> dict[str, PyTree]:
 
 
 def restore_state(checkpoint: Checkpoint, target: TrainState, *, mesh: Mesh) -> TrainState:
-    """Return the state that a checkpoint holds, on every device of the mesh.
+    """Return the state of a checkpoint on every device of the mesh.
 
     Args:
-        checkpoint: one of a run.
+        checkpoint: of a run.
         target: shapes of the state (`abstract_state`).
-        mesh: any devices, not only those of the run that saved it.
+        mesh: any devices, whatever those of the run that saved the checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint is broken or of another model or optimiser.
+        CheckpointError: the checkpoint is broken, or of another model or optimiser.
     """
     train = checkpoint.restore("train", jax.eval_shape(train_item, target))
     has_ema = target.ema_params is not None
@@ -101,6 +101,6 @@ def restore_state(checkpoint: Checkpoint, target: TrainState, *, mesh: Mesh) -> 
         lr_scale=train["lr_scale"],
     )
     state = replicate(state, mesh)
-    # Only numbers can be put on the devices of other hosts, a key cannot.
+    # Numbers, unlike keys, can be put on the devices of several hosts.
     key = jax.jit(jax.random.wrap_key_data, out_shardings=replicated(mesh))(state.key)
     return dataclasses.replace(state, key=key)

@@ -1,4 +1,4 @@
-"""The only place that compiles a training step."""
+"""The compiled training step."""
 
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ from chemeleon2_jax.training.state import TrainState
 
 @dataclass(frozen=True)
 class Updater:
-    """How gradients become parameters: optimiser, schedule, clipping and moving average."""
+    """Optimiser, learning rate schedule, gradient clipping and moving average."""
 
     tx: optax.GradientTransformation
     schedule: Schedule
@@ -26,7 +26,7 @@ class Updater:
 
     @classmethod
     def from_config(cls, config: FitConfig, *, total_steps: int | None) -> "Updater":
-        """Build it for a run of `total_steps` steps (None: no limit)."""
+        """Build an updater for a run of `total_steps` updates (None: no limit)."""
         return cls(
             tx=make_optimizer(config.optimizer),
             schedule=make_schedule(
@@ -39,11 +39,11 @@ class Updater:
         )
 
     def apply(self, state: TrainState, gradients: PyTree) -> tuple[TrainState, Metrics]:
-        """Return the state after the update, and `grad_norm` (before clipping) and `lr`."""
+        """Return the state after an update, and `grad_norm` (before clipping) and `lr`."""
         norm = optax.tree.norm(gradients)
         if self.gradient_clip_val:
-            # Rounded as in earlier versions (optax.clip_by_global_norm divides first), so that
-            # their runs resume exactly; 1 where there is nothing to clip.
+            # optax.clip_by_global_norm rounds otherwise, and runs of earlier versions resume bit
+            # for bit. Exactly 1 where nothing is to clip.
             scale = self.gradient_clip_val / jnp.maximum(norm, self.gradient_clip_val)
             gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
         updates, opt_state = self.tx.update(gradients, state.opt_state, state.params)
@@ -61,8 +61,8 @@ class Updater:
 def make_train_step(loss_fn: LossFn, updater: Updater, *, mesh: Mesh) -> stages.Wrapped:
     """Return the jitted `(state, frozen, batch) -> (state, metrics)`.
 
-    The state is donated: the one given is gone. `metrics` has the loss function's, and `loss`,
-    `grad_norm` (before clipping) and `lr`. Compiled once for each shape of the batch.
+    The step donates the state that it is called with. `metrics` are those of the loss function,
+    `loss`, `grad_norm` (before clipping) and `lr`. It compiles once for each shape of the batch.
     """
 
     def train_step(state: TrainState, frozen: PyTree, batch: PyTree) -> tuple[TrainState, Metrics]:

@@ -1,4 +1,4 @@
-"""What the steps report: kept on the device, fetched together, checked, averaged, timed."""
+"""Metrics of training steps: kept on the device, fetched together, checked and averaged."""
 
 import time
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ import numpy as np
 from chemeleon2_jax.common.errors import NonFiniteError
 from chemeleon2_jax.rows.batch import Batch
 
-# Steps that the host may be ahead of the device: enough to keep it busy, few enough that the
-# progress bar is right and that Ctrl-C does not wait for a long queue.
+# Number of steps that the host may be ahead of the device: enough to keep it busy, few enough for
+# a progress bar that is right and for a Ctrl-C that does not wait for a long queue.
 _STEPS_AHEAD = 2
 
 
 class StepMetrics:
-    """Metrics of the steps since the last log line."""
+    """Metrics and rates of the steps since the last log line."""
 
     def __init__(self) -> None:
         self._on_device: list[tuple[int, Mapping[str, Any]]] = []
@@ -24,7 +24,7 @@ class StepMetrics:
         self.restart_clock()
 
     def add(self, step: int, metrics: Mapping[str, Any], batch: Batch) -> None:
-        """Keep a step's metrics; wait only if the device is more than two steps behind."""
+        """Keep the metrics of a step; wait only if the device is more than two steps behind."""
         self._on_device.append((step, metrics))
         self._crystals += batch.num_crystals
         self._useful += batch.useful_tokens
@@ -33,10 +33,10 @@ class StepMetrics:
             jax.block_until_ready(self._on_device[-1 - _STEPS_AHEAD][1])
 
     def fetch(self) -> None:
-        """Bring everything to the host.
+        """Copy all metrics to the host.
 
         Raises:
-            NonFiniteError: the first step whose loss or gradient norm is not finite.
+            NonFiniteError: for the first step whose loss or gradient norm is not finite.
         """
         steps = [step for step, _ in self._on_device]
         fetched = jax.device_get([metrics for _, metrics in self._on_device])
@@ -47,17 +47,16 @@ class StepMetrics:
             self._window.append({name: float(value) for name, value in metrics.items()})
 
     def read(self) -> dict[str, float]:
-        """Fetch, and return the means since the last reading, the last `lr`, and the rates.
+        """Fetch; return means since the last reading, the last `lr`, and rates without pauses.
 
-        Time that was not training (`pause`) does not count. At least one step was added since the
-        last reading.
+        At least one step must have been added since the last reading.
 
         Raises:
             NonFiniteError: see `fetch`.
         """
         self.fetch()
         names = dict.fromkeys(["loss", *(name for m in self._window for name in m)])
-        # What a step does not report is a count that was 0 there.
+        # A metric that a step lacks is a count of 0.
         values = {name: float(np.mean([m.get(name, 0.0) for m in self._window])) for name in names}
         values["lr"] = self._window[-1]["lr"]
         if self._steps:
@@ -69,10 +68,10 @@ class StepMetrics:
         return values
 
     def pause(self, seconds: float) -> None:
-        """Leave time spent on something else out of the rates."""
+        """Exclude time from the rates."""
         self._paused += seconds
 
     def restart_clock(self) -> None:
-        """Measure rates from now on."""
+        """Restart the measurement of rates."""
         self._start, self._paused = time.perf_counter(), 0.0
         self._crystals, self._useful, self._steps = 0, 0.0, 0

@@ -1,4 +1,4 @@
-"""Where a run's numbers, pictures and texts go: TensorBoard, and Weights & Biases if asked for."""
+"""Writers of a run's numbers, pictures and texts: TensorBoard, and Weights & Biases if set."""
 
 import secrets
 import time
@@ -14,7 +14,7 @@ from chemeleon2_jax.training.config import WandbConfig
 
 
 class Writer(Protocol):
-    """What a destination can do."""
+    """One destination."""
 
     def scalars(self, values: Mapping[str, float], *, step: int) -> None:
         """Write numbers by name."""
@@ -29,29 +29,29 @@ class Writer(Protocol):
         ...
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the rest and close."""
         ...
 
 
 class TensorBoardWriter:
-    """TensorBoard events, written at once and in this thread.
+    """TensorBoard events, written immediately in this thread.
 
     tensorboardX's SummaryWriter hands events to a thread through a bounded queue: on a full disk
-    that thread dies, and training then waits for the queue forever. Here a write that fails ends
-    the events with a warning, and the run goes on.
+    that thread dies, and training waits for the queue forever. Here a failed write ends the events
+    with a warning, and the run continues.
 
     Args:
         directory: the run folder.
-        first_step: events of this step and later, from an earlier part of the run, are hidden.
+        first_step: TensorBoard hides events of an earlier part of the run from this step on.
     """
 
     def __init__(self, directory: Path, *, first_step: int = 0) -> None:
-        # Imported here: other processes of a multi-host run, and readers, do not need it.
+        # Here: only the first process of a run needs it.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self._event = Event
-        # The step is in the name: two parts of a run may start within the same second.
+        # With the step in the name, since two parts of a run may start within the same second.
         self._events: Any = EventsWriter(str(directory / "events"), f".{first_step}")
         if first_step:
             self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
@@ -99,10 +99,10 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-    """Weights & Biases; `WANDB_MODE=offline` and its other variables work as always.
+    """Weights & Biases; `WANDB_MODE=offline` and its other variables apply.
 
-    A resumed run goes on in the same W&B run. Steps that are trained again are exact repetitions,
-    which W&B leaves out.
+    A resumed run continues the same W&B run, which ignores the exact repetitions of steps that are
+    trained again.
 
     Raises:
         ValueError: the package `wandb` is not installed.
@@ -114,7 +114,7 @@ class WandbWriter:
         except ImportError as error:
             raise ValueError(
                 "logger.wandb.project is set, but the package wandb is not installed: "
-                "`pip install wandb`, or leave logger.wandb.project empty"
+                "`pip install wandb`, or clear logger.wandb.project"
             ) from error
         id_file = directory / "wandb_run_id"
         if not id_file.exists():
@@ -151,7 +151,7 @@ class WandbWriter:
 
 
 class Writers:
-    """All destinations of a run as one; none in processes other than the first."""
+    """All destinations of a run as one; processes other than the first have none."""
 
     def __init__(self, writers: Sequence[Writer] = ()) -> None:
         self._writers = list(writers)
@@ -178,7 +178,7 @@ class Writers:
             writer.text(name, content, step=step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the rest and close."""
         for writer in self._writers:
             writer.close()
 
@@ -195,11 +195,11 @@ def open_writers(
     Args:
         directory: the run folder.
         wandb: Weights & Biases is on when it has a project.
-        first_step: the first step that will be written (0: a new run).
-        settings: JSON-able, the run's configuration, for Weights & Biases.
+        first_step: first step to write; 0 for a new run.
+        settings: JSON-able configuration of the run, for Weights & Biases.
 
     Raises:
-        ValueError: wandb is asked for and not installed.
+        ValueError: a W&B project is set and wandb is not installed.
     """
     if jax.process_index() != 0:
         return Writers()

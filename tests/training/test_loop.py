@@ -243,7 +243,7 @@ def test_wrong_monitor_is_an_error_that_loses_nothing(
     tmp_path: Path, block: str, monitor: str, changes: dict[str, Any]
 ) -> None:
     stage = toy_stage(monitor=monitor)
-    there = f"{block}.monitor is 'val/accuracy', .*: val/total_loss, val/other; .*step_4: go on"
+    there = f"{block}.monitor is 'val/accuracy', .*: val/total_loss, val/other; .*step_4: resume"
     with pytest.raises(SettingsError, match=there) as caught:
         fit(stage, settings(max_steps=5, **changes), run_dir=tmp_path)
     assert "\n" not in str(caught.value)
