@@ -37,7 +37,6 @@ from chemeleon2_jax.data.augment import Augmentation, augment
 from chemeleon2_jax.data.datasets import load_split
 from chemeleon2_jax.data.loader import Loader
 from chemeleon2_jax.diffusion.samplers import make_sampler
-from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.inference.generator import Generator
 from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.dit import DiT
@@ -181,7 +180,7 @@ def build_model(size_table: np.ndarray, dtype: Any) -> LDMParts:
 
 def training_cases(ldm: LDMParts, sizes: np.ndarray) -> dict[str, TrainingCase]:
     """Return the training steps of VAE and denoiser for a batch of crystals of given sizes."""
-    schedule, weights, vae = Schedule.of(ldm.diffusion), LossWeights(), ldm.vae
+    weights, vae = LossWeights(), ldm.vae
 
     def vae_loss(params: Any, frozen: Any, key: jax.Array, rows: Any) -> Any:
         augment_key, sample_key = jax.random.split(key)
@@ -190,7 +189,7 @@ def training_cases(ldm: LDMParts, sizes: np.ndarray) -> dict[str, TrainingCase]:
         return total_loss(terms, weights)
 
     def ldm_loss(params: Any, frozen: Any, key: jax.Array, rows: Any) -> Any:
-        terms = ldm_terms(ldm, params, frozen, rows, key, schedule)
+        terms = ldm_terms(ldm, params, rows, vae_params=frozen, key=key)
         total, count = terms["total_loss"]
         return total / count, {}
 

@@ -20,8 +20,8 @@ from chemeleon2_jax.common.randomness import named_key
 from chemeleon2_jax.data.augment import Augmentation
 from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.losses import Terms
-from chemeleon2_jax.models.meta import ModelMeta
-from chemeleon2_jax.pretrained.loading import open_model
+from chemeleon2_jax.models.meta import LDMMeta, ModelMeta
+from chemeleon2_jax.pretrained.loading import LDMParts, open_model
 from chemeleon2_jax.torch_format.model import OpenModel
 from chemeleon2_jax.training.checkpoint_reader import DIRECTORY, complete_steps
 from chemeleon2_jax.training.config import PRECISIONS
@@ -101,6 +101,16 @@ def new_module(
     graphdef, params = nnx.split(model, nnx.Param)
     log_size(type(model).__name__, params)
     return graphdef, params
+
+
+def ldm_meta(ldm: LDMParts, ema: ConfigDict) -> LDMMeta:
+    """Return the meta of an LDM in training, which samples with its EMA weights if it has any."""
+    return LDMMeta(
+        dit=ldm.sizes,
+        diffusion=ldm.diffusion,
+        latent_std=ldm.latent_std,
+        sample_weights="ema" if ema.decay > 0 else "raw",
+    )
 
 
 def log_size(name: str, params: Any) -> None:

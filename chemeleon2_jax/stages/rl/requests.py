@@ -1,43 +1,51 @@
-"""What a rollout is asked for, and how its crystals become rows.
+"""Prompts of a rollout, and their rows.
 
-B prompts of `group_size` crystals each, one group after another, cut in order into mini-batches and
-those into chunks. A chunk has its own rows, so that a mini-batch is a number of whole arrays.
+B prompts of `group_size` crystals each, one group after another, are cut in order into mini-batches
+and those into chunks. A chunk has its own rows, so that a mini-batch is a number of whole arrays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.loader import Loader
+from chemeleon2_jax.diffusion.sampler import Sampler
+from chemeleon2_jax.inference.generator import padding
 from chemeleon2_jax.inference.requests import Prompts, make_prompts
 from chemeleon2_jax.pretrained.loading import LDMParts
 from chemeleon2_jax.rows.batch import Batch
 from chemeleon2_jax.rows.filling import build_rows, empty_crystals
 from chemeleon2_jax.rows.layout import Layout, local_rows
 from chemeleon2_jax.rows.packing import Assignment
+from chemeleon2_jax.runs.config import split_names
+from chemeleon2_jax.stages.common import VALIDATION_SEED
+from chemeleon2_jax.stages.data import load_splits
 
-DescribeFn = Callable[[Crystals], Mapping[str, np.ndarray]]
+EncodeFn = Callable[[Crystals], Mapping[str, np.ndarray]]
+_PLANNED_STEPS = 64  # whose prompts the layout is planned for
 
 
 @dataclass(frozen=True)
-class Part:
-    """Crystals `start` to `stop` of a rollout, one chunk, and the mini-batch that it belongs to."""
+class Span:
+    """Crystals `start` to `stop` of a rollout, one chunk, and the index of its mini-batch."""
 
     start: int
     stop: int
     mini_batch: int
 
 
-def cut(num_samples: int, num_mini_batches: int, chunk_size: int = 0) -> tuple[Part, ...]:
+def cut(num_samples: int, num_mini_batches: int, chunk_size: int = 0) -> tuple[Span, ...]:
     """Cut a rollout into mini-batches, and those into chunks of at most `chunk_size` (0: whole).
 
     Raises:
-        ValueError: mini-batches that are not equal, or empty.
+        ValueError: mini-batches of different sizes, or empty ones.
     """
     if num_mini_batches < 1 or num_samples % num_mini_batches or num_samples < num_mini_batches:
         raise ValueError(
@@ -47,7 +55,7 @@ def cut(num_samples: int, num_mini_batches: int, chunk_size: int = 0) -> tuple[P
     size = num_samples // num_mini_batches
     step = min(chunk_size or size, size)
     return tuple(
-        Part(first + start, first + min(start + step, size), index)
+        Span(first + start, first + min(start + step, size), index)
         for index, first in enumerate(range(0, num_samples, size))
         for start in range(0, size, step)
     )
@@ -55,17 +63,17 @@ def cut(num_samples: int, num_mini_batches: int, chunk_size: int = 0) -> tuple[P
 
 @dataclass(frozen=True)
 class FromCrystals:
-    """Prompts that ask for what training crystals are: their sizes, conditions and, for a VAE that
-    is given them, atom types.
+    """Prompts from training crystals: their sizes, their conditions and, for a VAE that does not
+    predict them, their atom types.
 
     Attributes:
         loader: chooses the crystals of a step.
-        describe: crystals -> conditions; None for a model without.
-        gives_types: whether the model is told the atom types.
+        encode: crystals -> inputs of the conditions; None for a model without conditions.
+        gives_types: whether the prompts hold the atom types.
     """
 
     loader: Loader
-    describe: DescribeFn | None
+    encode: EncodeFn | None
     gives_types: bool
 
     @property
@@ -74,14 +82,18 @@ class FromCrystals:
         return self.loader.steps_per_epoch
 
     def __call__(self, step: int) -> Prompts:
-        """Prompts of a step, one a group."""
+        """Return the prompts of a step, one a group."""
         return self.of(self.loader.crystals.take(self.loader.indices(step)))
 
     def of(self, crystals: Crystals) -> Prompts:
-        """Prompts that ask for these crystals."""
-        conditions = dict(self.describe(crystals)) if self.describe else {}
+        """Return the prompts for these crystals."""
+        conditions = dict(self.encode(crystals)) if self.encode else {}
         types = np.split(crystals.atom_types, crystals.offsets[1:-1]) if self.gives_types else None
         return Prompts(crystals.num_atoms, conditions, types)
+
+    def possible_sizes(self) -> np.ndarray:
+        """Numbers of atoms that prompts have."""
+        return np.asarray(self.loader.crystals.num_atoms)
 
 
 @dataclass(frozen=True)
@@ -89,13 +101,13 @@ class FromModel:
     """Prompts with sizes from the model's own table, and the same conditions for all.
 
     Attributes:
-        parts: the model.
-        conditions: name -> value; {} asks for nothing.
+        ldm: the model.
+        conditions: name -> value; {} for no conditions.
         count: prompts of a step.
         seed: of the sizes.
     """
 
-    parts: LDMParts
+    ldm: LDMParts
     conditions: Mapping[str, Any]
     count: int
     seed: int
@@ -103,10 +115,10 @@ class FromModel:
     @property
     def steps_per_epoch(self) -> int:
         """Rollouts in as many prompts as the model's training set had crystals."""
-        return max(1, int(self.parts.size_table.sum()) // self.count)
+        return max(1, int(self.ldm.size_table.sum()) // self.count)
 
     def __call__(self, step: int) -> Prompts:
-        """Prompts of a step, one a group."""
+        """Return the prompts of a step, one a group."""
         # A seed for each step; numpy's seed sequence mixes the two.
         seed = int(np.random.SeedSequence((self.seed, step)).generate_state(1)[0])
         return self.draw(self.count, seed)
@@ -115,26 +127,40 @@ class FromModel:
         """Draw prompts.
 
         Raises:
-            ValueError: conditions that the model cannot be asked for.
+            ValueError: conditions that the model does not have.
         """
-        return make_prompts(self.parts, num_samples=count, conditions=self.conditions, seed=seed)
+        return make_prompts(self.ldm, num_samples=count, conditions=self.conditions, seed=seed)
+
+    def possible_sizes(self) -> np.ndarray:
+        """Numbers of atoms of the first prompts."""
+        return np.concatenate([self(step).num_atoms for step in range(_PLANNED_STEPS)])
 
 
 @dataclass(frozen=True)
 class PromptBatches:
-    """Rollouts by step: rows of what is asked for.
+    """Rollouts by step: rows with the prompts' sizes, conditions and atom types.
 
     Attributes:
         source: prompts of a step, one a group.
         group_size: crystals of a prompt.
-        parts: chunks of a rollout.
+        chunks: of a rollout.
         layout: of the rows of a chunk.
     """
 
     source: FromCrystals | FromModel
     group_size: int
-    parts: tuple[Part, ...]
+    chunks: tuple[Span, ...]
     layout: Layout
+
+    @property
+    def num_crystals(self) -> int:
+        """Crystals of a rollout."""
+        return self.chunks[-1].stop
+
+    @property
+    def num_mini_batches(self) -> int:
+        """Mini-batches of a rollout."""
+        return self.chunks[-1].mini_batch + 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -142,22 +168,22 @@ class PromptBatches:
         return self.source.steps_per_epoch
 
     def prompts(self, step: int) -> Prompts:
-        """Prompts of a step, one a crystal: groups one after another."""
-        found, times = self.source(step), self.group_size
-        types = found.atom_types
+        """Return the prompts of a step, one a crystal: groups one after another."""
+        groups, times = self.source(step), self.group_size
+        types = groups.atom_types
         return Prompts(
-            np.repeat(found.num_atoms, times),
-            {name: np.repeat(values, times, axis=0) for name, values in found.conditions.items()},
+            np.repeat(groups.num_atoms, times),
+            {name: np.repeat(values, times, axis=0) for name, values in groups.conditions.items()},
             None if types is None else [t for t in types for _ in range(times)],
         )
 
     def assignments(self, num_atoms: np.ndarray) -> list[Assignment]:
-        """Where the crystals of each chunk are, from the sizes of all (G,)."""
-        return [self.layout.assign(num_atoms[part.start : part.stop]) for part in self.parts]
+        """Assign the crystals of each chunk to its rows, from the sizes of all (G,)."""
+        return [self.layout.assign(num_atoms[span.start : span.stop]) for span in self.chunks]
 
     def batch(self, step: int) -> Batch:
-        """The rollout of a step: a tuple of `Rows`, one a chunk; a crystal_id is its index in the
-        rollout.
+        """Return the rollout of a step: a tuple of `Rows`, one a chunk; a crystal_id is the index
+        in the rollout.
         """
         prompts = self.prompts(step)
         crystals = empty_crystals(prompts.num_atoms)
@@ -165,24 +191,117 @@ class PromptBatches:
             crystals = replace(
                 crystals, atom_types=np.concatenate(prompts.atom_types).astype(np.int8)
             )
-        places = self.assignments(prompts.num_atoms)
+        assignments = self.assignments(prompts.num_atoms)
         rows = tuple(
             build_rows(
-                crystals.take(index := np.arange(part.start, part.stop)),
-                where,
+                crystals.take(index := np.arange(span.start, span.stop)),
+                assignment,
                 crystal_ids=index,
-                row_range=local_rows(where.shape),
+                row_range=local_rows(assignment.shape),
                 conditions={name: values[index] for name, values in prompts.conditions.items()},
             )
-            for part, where in zip(self.parts, places, strict=True)
+            for span, assignment in zip(self.chunks, assignments, strict=True)
         )
-        useful = float(np.mean([where.useful_share for where in places]))
+        useful = float(np.mean([assignment.useful_share for assignment in assignments]))
         return Batch(rows, len(crystals), useful)
 
 
-def sizes_to_plan_for(source: FromCrystals | FromModel) -> np.ndarray:
-    """Sizes that prompts are drawn from, for the layout."""
-    if isinstance(source, FromCrystals):
-        return np.asarray(source.loader.crystals.num_atoms)
-    draws: Sequence[np.ndarray] = [source(step).num_atoms for step in range(64)]
-    return np.concatenate(draws)
+def load_crystals(config: ConfigDict, ldm: LDMParts) -> tuple[Crystals, Crystals] | None:
+    """Load the training and validation crystals; None where the config names no data."""
+    if not (config.data.name or config.data.data_dir):
+        return None
+    conditions = ldm.sizes.conditions.conditions if ldm.sizes.conditions else ()
+    from_columns = [c.name for c in conditions if c.source == "column"]
+    return load_splits(config, () if config.rl_module.conditions else from_columns)
+
+
+def read_prompts(
+    config: ConfigDict, ldm: LDMParts, crystals: tuple[Crystals, Crystals] | None
+) -> tuple[FromCrystals | FromModel, Prompts]:
+    """Return the source of prompts, and the prompts of validation.
+
+    Args:
+        config: of the run.
+        ldm: the model.
+        crystals: training and validation set; None takes the sizes from the model.
+
+    Raises:
+        ConfigError: conditions that the model does not have.
+    """
+    module, count = config.rl_module, config.rl_module.validation.num_samples
+    if module.conditions or crystals is None:
+        conditions = _read_conditions(module.conditions, ldm)
+        drawn = FromModel(ldm, conditions, config.data.batch_size, config.seed)
+        try:
+            drawn(0)
+            return drawn, drawn.draw(count, VALIDATION_SEED)
+        except ValueError as error:
+            raise ConfigError(f"rl_module.conditions: {error}") from error
+    train, val = crystals
+    # The loader only chooses crystals: the rows of a rollout have a layout of their own.
+    loader = Loader(train, config.data.batch_size, Layout(()), config.seed)
+    encode = ldm.sizes.conditions.encode_crystals if ldm.sizes.conditions else None
+    source = FromCrystals(loader, encode, gives_types=not ldm.vae.sizes.atom_type_predict)
+    order = np.random.default_rng(VALIDATION_SEED).permutation(len(val))
+    return source, source.of(val.take(np.resize(order, count)))
+
+
+def _read_conditions(text: str, ldm: LDMParts) -> dict[str, Any]:
+    """Read 'name=value', comma-separated."""
+    known = {c.name: c for c in ldm.sizes.conditions.conditions} if ldm.sizes.conditions else {}
+    conditions: dict[str, Any] = {}
+    for part in split_names(text):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and value) or name in conditions:
+            raise ConfigError(
+                f"rl_module.conditions has the part {part!r}; it is name=value, comma-separated, "
+                "each name once"
+            )
+        try:
+            # `make_prompts` raises on an unknown name, with the known ones.
+            conditions[name] = known[name].read(value) if name in known else value
+        except ValueError as error:
+            raise ConfigError(f"rl_module.conditions: {error}") from error
+    return conditions
+
+
+def plan_batches(
+    config: ConfigDict,
+    source: FromCrystals | FromModel,
+    ldm: LDMParts,
+    *,
+    sampler: Sampler,
+    num_devices: int,
+) -> PromptBatches:
+    """Cut the rollouts into chunks and plan their rows.
+
+    Raises:
+        ConfigError: mini-batches of different sizes, or rows that cannot hold the crystals.
+    """
+    module, group_size = config.rl_module, config.rl_module.rl_configs.num_group_samples
+    num_prompts = len(source(0).num_atoms)  # fewer than data.batch_size in a smaller data set
+    num_mini_batches = module.rl_configs.num_inner_batch
+    try:
+        chunks = cut(num_prompts * group_size, num_mini_batches, module.sampling_configs.chunk_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    sizes = source.possible_sizes()
+    try:
+        padded_tokens = padding(ldm, sampler, sizes)
+    except ValueError as error:
+        raise ConfigError(f"rl_module.sampling_configs.sampler: {error}") from error
+    if config.packing.layout == "padded":
+        padded_tokens = len(ldm.size_table) - 1
+    try:
+        layout = Layout.plan(
+            sizes,
+            max(span.stop - span.start for span in chunks),
+            num_devices=num_devices,
+            row_tokens=config.packing.row_tokens,
+            max_shapes=config.packing.max_shapes,
+            padded_tokens=padded_tokens,
+            copies=group_size,
+        )
+    except ValueError as error:
+        raise ConfigError(f"packing: {error}") from error
+    return PromptBatches(source, group_size, chunks, layout)

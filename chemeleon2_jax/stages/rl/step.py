@@ -34,15 +34,15 @@ from chemeleon2_jax.training.parallel import DATA_AXIS, shard_batch
 from chemeleon2_jax.training.stage import Pictures
 from chemeleon2_jax.training.state import TrainState
 
-_MOST_USELESS = 3
+_MOST_USELESS = 3  # rollouts in a row
 
 
 @dataclass
 class _Recorded:
-    """A chunk of a rollout."""
+    """One chunk of a rollout."""
 
     rows: Rows
-    where: Assignment
+    assignment: Assignment
     states: jax.Array
     failed: np.ndarray  # (B,) bool
     old_log_probs: jax.Array | None = None
@@ -54,8 +54,8 @@ class RolloutStep:
     Args:
         programs: see `make_programs`.
         settings: see `Settings`.
-        batches: what the batches were made by.
-        reward: judges the crystals.
+        batches: source of the step's batches.
+        reward: of the crystals.
         mesh: devices.
     """
 
@@ -70,7 +70,6 @@ class RolloutStep:
     ) -> None:
         self.programs, self.settings, self.batches = programs, settings, batches
         self.reward, self.mesh = reward, mesh
-        self.num_updates = batches.parts[-1].mini_batch + 1
         self._key = named_key(settings.seed, "rollout")
         self._num_useless = 0  # rollouts in a row
 
@@ -78,28 +77,30 @@ class RolloutStep:
         self, state: TrainState, frozen: Mapping[str, Any], batch: tuple[Rows, ...]
     ) -> tuple[TrainState, dict[str, Any], Pictures]:
         """Roll out, judge, update."""
-        number = int(state.step) // self.num_updates
+        number = int(state.step) // self.batches.num_mini_batches
         start = time.perf_counter()
         with self.reward.start() as evaluation:
-            recorded, crystals = self._roll_out(state.params, frozen, batch, number, evaluation.add)
+            recorded, crystals = self._roll_out(
+                state.params, frozen, batch, number=number, on_crystals=evaluation.add
+            )
             rolled_out = time.perf_counter()
             self._score_old(state.params, frozen, recorded)
             scored = time.perf_counter()
             rewards = evaluation.result()
         judged = time.perf_counter()
-        self._report(number + 1, rewards)
+        self._warn_of_failures(number + 1, rewards)
         self._check_problem(number + 1, rewards)
-        found = self._advantages(rewards, number)
-        state, metrics = self._update(state, frozen, recorded, found)
+        values = self._advantages(rewards, number)
+        state, metrics = self._update(state, frozen, recorded, values=values)
         jax.block_until_ready(metrics)
         drawn = self.settings.num_drawn and (number + 1) % self.settings.draw_every == 0
         measured = {
             **metrics,
             **{f"reward/{name}": value for name, value in rewards.summary().items()},
-            "advantage_std": float(found.std()),
+            "advantage_std": float(values.std()),
             "failed_chains": float(sum(chunk.failed.sum() for chunk in recorded)),
             "rollout_seconds": rolled_out - start,
-            "reward_seconds": judged - scored,  # that the device waited for
+            "reward_seconds": judged - scored,  # while the device waits
             "update_seconds": time.perf_counter() - judged + scored - rolled_out,
         }
         return state, measured, self._draw(crystals, rewards) if drawn else {}
@@ -109,70 +110,71 @@ class RolloutStep:
         params: Any,
         frozen: Mapping[str, Any],
         batch: Sequence[Rows],
+        *,
         number: int,
-        hand_over: Callable[[Sequence[CrystalArrays]], None],
+        on_crystals: Callable[[Sequence[CrystalArrays]], None],
     ) -> tuple[list[_Recorded], list[CrystalArrays]]:
-        """Roll out all chunks, handing over each one's crystals while the next is under way."""
+        """Roll out all chunks; `on_crystals` gets those of one chunk while the next one runs."""
         key = jax.random.fold_in(self._key, number)
-        # Asked for all at once: the device need not wait for the host between them.
+        # Dispatched at once: the device need not wait for the host between the chunks.
         running = [self.programs.roll_out(params, frozen["vae"], key, rows) for rows in batch]
-        sizes = self.batches.prompts(number).num_atoms
+        assignments = self.batches.assignments(self.batches.prompts(number).num_atoms)
         recorded, crystals = [], []
-        for rows, where, (trajectory, built) in zip(
-            batch, self.batches.assignments(sizes), running, strict=True
+        for rows, assignment, (trajectory, reconstruction) in zip(
+            batch, assignments, running, strict=True
         ):
-            failed, arrays = jax.device_get((trajectory.failed, built))
-            bad = where.take_slots(failed)
-            found = mark_failed(split_crystals(arrays, where), bad)
-            hand_over(found)
-            crystals += found
-            recorded.append(_Recorded(rows, where, trajectory.states, bad))
+            in_slots, arrays = jax.device_get((trajectory.failed, reconstruction))
+            failed = assignment.take_slots(in_slots)
+            built = mark_failed(split_crystals(arrays, assignment), failed)
+            on_crystals(built)
+            crystals += built
+            recorded.append(_Recorded(rows, assignment, trajectory.states, failed))
         return recorded, crystals
 
     def _score_old(self, params: Any, frozen: Any, recorded: Sequence[_Recorded]) -> None:
-        """Record the log-probabilities that later mini-batches are compared with.
-
-        The first one meets the parameters that drew it, and needs none.
+        """Record the old log-probabilities for all mini-batches but the first, which is updated
+        with the parameters that drew it.
         """
-        for chunk, part in zip(recorded, self.batches.parts, strict=True):
-            if part.mini_batch:
+        for chunk, span in zip(recorded, self.batches.chunks, strict=True):
+            if span.mini_batch:
                 zeros = np.zeros(len(chunk.failed), np.float32)
                 inputs = self._chunk(chunk, zeros, 1.0, is_drawn_with=True)
-                found = self.programs.run_pass(params, frozen["reference"], inputs)
-                chunk.old_log_probs = found.log_probs
+                scored = self.programs.run_pass(params, frozen["reference"], inputs)
+                chunk.old_log_probs = scored.log_probs
 
     def _advantages(self, rewards: Rewards, number: int) -> np.ndarray:
-        values = rewards.total
+        """Advantages of all crystals, (B,); the same in every process."""
+        totals = rewards.total
         if self.settings.shuffle:
             rng = np.random.default_rng((self.settings.seed, number))
-            values = rng.permutation(values)
-        # Time limits strike where they like: what the first process found counts.
-        agreed = broadcast_from_first({str(i): float(v) for i, v in enumerate(values)})
-        found = advantages(
-            jnp.asarray(list(agreed.values()), jnp.float32),
-            group_size=self.settings.group_size,
-            scope="group" if self.settings.norm_in_groups else "batch",
+            totals = rng.permutation(totals)
+        agreed = broadcast_from_first({str(i): float(v) for i, v in enumerate(totals)})
+        return np.asarray(
+            advantages(
+                jnp.asarray(list(agreed.values()), jnp.float32),
+                group_size=self.settings.group_size,
+                scope="group" if self.settings.norm_in_groups else "batch",
+            )
         )
-        return np.asarray(found)
 
     def _update(
-        self, state: TrainState, frozen: Any, recorded: Sequence[_Recorded], values: np.ndarray
+        self, state: TrainState, frozen: Any, recorded: Sequence[_Recorded], *, values: np.ndarray
     ) -> tuple[TrainState, dict[str, Any]]:
         """Update once for each mini-batch; metrics are means over them."""
         history: list[dict[str, Any]] = []
-        for index in range(self.num_updates):
-            members = [
-                (chunk, values[part.start : part.stop])
-                for chunk, part in zip(recorded, self.batches.parts, strict=True)
-                if part.mini_batch == index
+        for index in range(self.batches.num_mini_batches):
+            chunks = [
+                (chunk, values[span.start : span.stop])
+                for chunk, span in zip(recorded, self.batches.chunks, strict=True)
+                if span.mini_batch == index
             ]
-            total = max(1, sum(int((~chunk.failed).sum()) for chunk, _ in members))
+            num_built = max(1, sum(int((~chunk.failed).sum()) for chunk, _ in chunks))
             gradient, metrics = None, None
-            for chunk, own in members:
-                share = float((~chunk.failed).sum()) / total
-                inputs = self._chunk(chunk, own, share, is_drawn_with=index == 0)
-                found = self.programs.run_pass(state.params, frozen["reference"], inputs)
-                pair = (found.gradient, found.metrics)
+            for chunk, own_values in chunks:
+                share = float((~chunk.failed).sum()) / num_built
+                inputs = self._chunk(chunk, own_values, share, is_drawn_with=index == 0)
+                passed = self.programs.run_pass(state.params, frozen["reference"], inputs)
+                pair = (passed.gradient, passed.metrics)
                 if gradient is not None:
                     pair = _add((gradient, metrics), pair)
                 gradient, metrics = pair
@@ -184,11 +186,12 @@ class RolloutStep:
     def _chunk(
         self, chunk: _Recorded, values: np.ndarray, share: float, *, is_drawn_with: bool
     ) -> Chunk:
+        """Inputs of a pass over a chunk with these advantages (B,)."""
         weights = (~chunk.failed).astype(np.float32)
         sharded = shard_batch(
             {
-                "advantages": to_slots(values, chunk.where),
-                "weights": to_slots(weights, chunk.where),
+                "advantages": to_slots(values, chunk.assignment),
+                "weights": to_slots(weights, chunk.assignment),
                 "share": np.float32(share),
                 "is_drawn_with": np.bool_(is_drawn_with),
             },
@@ -201,27 +204,25 @@ class RolloutStep:
             old = jnp.zeros(shape, jnp.float32, device=sharding)
         return Chunk(rows=chunk.rows, states=chunk.states, old_log_probs=old, **sharded)
 
-    def _report(self, step: int, rewards: Rewards) -> None:
-        """Say what failed and why: the numbers are in the log anyway."""
+    def _warn_of_failures(self, step: int, rewards: Rewards) -> None:
         for name, judged in rewards.components.items():
-            failures = judged.failures
-            if failures:
-                count = sum(failures.values())
+            if judged.failures:
                 logging.warning(
                     "step %d: the reward %s failed for %d of %d crystals: %s",
-                    *(step, name, count, len(rewards.total), judged.reasons),
+                    *(step, name, sum(judged.failures.values())),
+                    *(len(rewards.total), judged.reasons),
                 )
 
     def _check_problem(self, step: int, rewards: Rewards) -> None:
-        """End the run where several rollouts in a row told nothing: one may be bad luck."""
-        # What the first process found counts: time limits strike where they like.
-        found = broadcast_from_first({"problem": float(rewards.problem is not None)})
-        self._num_useless = self._num_useless + 1 if found["problem"] else 0
-        if not self._num_useless:
+        """End the run after several useless rollouts in a row: a single one may be bad luck."""
+        agreed = broadcast_from_first({"problem": float(rewards.problem is not None)})
+        if not agreed["problem"]:
+            self._num_useless = 0
             return
-        problem = rewards.problem or "the first process's rewards failed"
+        self._num_useless += 1
+        problem = rewards.problem or "the rewards of process 0 failed"
         if self._num_useless >= _MOST_USELESS:
-            raise RewardError(f"{_MOST_USELESS} rollouts in a row were of no use; {problem}")
+            raise RewardError(f"{_MOST_USELESS} rollouts in a row were useless; {problem}")
         logging.warning("step %d: nothing to learn from, %s", step, problem)
 
     def _draw(self, crystals: Sequence[CrystalArrays], rewards: Rewards) -> Pictures:

@@ -13,10 +13,9 @@ from chemeleon2_jax.rows.layout import Layout
 from chemeleon2_jax.stages.rl.requests import (
     FromCrystals,
     FromModel,
-    Part,
     PromptBatches,
+    Span,
     cut,
-    sizes_to_plan_for,
 )
 from tests.examples import random_crystals
 from tests.tiny import conditional
@@ -36,16 +35,16 @@ def batches_of(crystals, *, prompts=4, group=3, mini_batches=2, chunk=0, gives_t
         lambda c: {"size": c.num_atoms[:, None].astype(np.float32)},
         gives_types,
     )
-    parts = cut(prompts * group, mini_batches, chunk)
-    longest = max(part.stop - part.start for part in parts)
-    plan = Layout.plan(sizes_to_plan_for(source), longest, copies=group)
-    return PromptBatches(source, group, parts, plan)
+    chunks = cut(prompts * group, mini_batches, chunk)
+    longest = max(span.stop - span.start for span in chunks)
+    plan = Layout.plan(source.possible_sizes(), longest, copies=group)
+    return PromptBatches(source, group, chunks, plan)
 
 
 def test_cut_into_mini_batches_and_chunks():
-    assert cut(6, 2) == (Part(0, 3, 0), Part(3, 6, 1))
-    assert cut(10, 2, 3) == (Part(0, 3, 0), Part(3, 5, 0), Part(5, 8, 1), Part(8, 10, 1))
-    assert cut(4, 1, 100) == (Part(0, 4, 0),)
+    assert cut(6, 2) == (Span(0, 3, 0), Span(3, 6, 1))
+    assert cut(10, 2, 3) == (Span(0, 3, 0), Span(3, 5, 0), Span(5, 8, 1), Span(8, 10, 1))
+    assert cut(4, 1, 100) == (Span(0, 4, 0),)
 
 
 @pytest.mark.parametrize(("count", "pieces"), [(5, 2), (1, 2), (4, 0)])
@@ -73,7 +72,7 @@ def test_rows_hold_each_crystal_once_with_its_prompt(crystals):
     assert len(batch.arrays) == 4
     seen = []
     for rows, part, where in zip(
-        batch.arrays, batches.parts, batches.assignments(prompts.num_atoms), strict=True
+        batch.arrays, batches.chunks, batches.assignments(prompts.num_atoms), strict=True
     ):
         ids = where.take_slots(rows.crystal_id)
         assert ids.tolist() == list(range(part.start, part.stop))
@@ -109,7 +108,7 @@ def test_sizes_of_the_model_without_data(tiny_ldm):
     source = FromModel(parts, {}, 6, seed=1)
     first = source(0)
     assert len(first.num_atoms) == 6
-    assert set(sizes_to_plan_for(source).tolist()) == set(np.flatnonzero(parts.size_table))
+    assert set(source.possible_sizes().tolist()) == set(np.flatnonzero(parts.size_table))
     np.testing.assert_array_equal(first.num_atoms, source(0).num_atoms)
     drawn = np.concatenate([source(step).num_atoms for step in range(20)])
     expected = parts.size_table / parts.size_table.sum()

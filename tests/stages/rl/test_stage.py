@@ -132,7 +132,7 @@ def test_chunks_change_nothing(base, tiny_data, tiny_ldm):
     changes = custom("number_of_sites") | {"rl_module.sampling_configs.chunk_size": 5}
     stage, _, state, metrics, _ = one_step(config_of(tiny_data, tiny_ldm.path, **changes))
     _, (_, before, expected, theirs, _) = base
-    assert len(stage.batches.parts) == 6
+    assert len(stage.batches.chunks) == 6
     for name in ("loss", "log_prob", "reward/custom_mean", "advantage_std", "surrogate"):
         assert metrics[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
     moved, wanted = numbers(state.params) - before, numbers(expected.params) - before
