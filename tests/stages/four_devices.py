@@ -26,7 +26,7 @@ SIZES = [2, 5, 8, 3, 20, 11, 1] * 4  # 200 atoms: rows for all devices
 
 
 def train(config: ConfigDict, num_devices: int) -> dict[str, Any]:
-    """Train a few steps; losses, parameters and a validation."""
+    """Train a few steps; return losses, parameters and a validation."""
     config.trainer.num_devices = num_devices
     settings, stage, mesh = fit_config(config), build(config), make_mesh(num_devices)
     updater = Updater.from_config(settings, total_steps=STEPS)
@@ -46,18 +46,18 @@ def train(config: ConfigDict, num_devices: int) -> dict[str, Any]:
         metrics.append([float(values[name]) for name in names])
     params = state.params if state.ema_params is None else state.ema_params
     assert stage.validate is not None
-    found = stage.validate(params, stage.validation_state).values
+    validation = stage.validate(params, stage.validation_state).values
     return {
         "metrics": metrics,
         "params": numbers(state.params),
         "start": numbers(init),
-        "validation": [found[name] for name in sorted(found)],
+        "validation": [validation[name] for name in sorted(validation)],
     }
 
 
 def rl_config(data: Path, ldm: Path) -> ConfigDict:
     """Fine-tuning with rewards, in two chunks a mini-batch."""
-    given = {
+    overrides = {
         **TINY_RL,
         "data.data_dir": str(data),
         "data.batch_size": 8,
@@ -69,28 +69,28 @@ def rl_config(data: Path, ldm: Path) -> ConfigDict:
         "rl_module.sampling_configs.chunk_size": 16,
         "rl_module.optimizer.eps": 1e-3,
     }
-    return make_config(RL_SPEC, given)
+    return make_config(RL_SPEC, overrides)
 
 
 def generate(run: Path, num_devices: int) -> dict[str, Any]:
-    """Generate crystals; everything about them in flat arrays."""
+    """Generate crystals; return them and their latents in flat arrays."""
     generator = Generator(
         ldm_of(open_model(run)), make_sampler(steps=5), mesh=make_mesh(num_devices)
     )
-    found = generator.generate(SIZES, seed=3)
-    types, frac, lattices = zip(*found.crystals, strict=True)
+    generated = generator.generate(SIZES, seed=3)
+    types, frac, lattices = zip(*generated.crystals, strict=True)
     return {
         "types": np.concatenate(types),
         "frac": np.concatenate(frac),
         "lattices": np.stack(lattices),
-        "latents": np.concatenate(found.latents),
+        "latents": np.concatenate(generated.latents),
     }
 
 
 def main(output: Path, data: Path, vae: Path, ldm: Path) -> None:
     """Do everything on 1 and on 4 devices."""
     assert jax.device_count() == 4
-    # Adam divides a gradient that is zero but for float error by itself; not with this epsilon.
+    # With a small epsilon Adam divides float error by itself where a gradient is zero.
     smooth, cspnet = {"optimizer.eps": 1e-3}, {"encoder.name": "cspnet"}
     composition = {"condition_module.condition_type": "composition:composition"}
     batch = {"batch_size": 40}  # 170 atoms

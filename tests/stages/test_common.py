@@ -1,4 +1,4 @@
-"""What the stages share: data in rows, evaluation, sums."""
+"""Shared steps of the stages: data in rows, evaluation, sums."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 def atoms_of(batches):
     """(crystal, atomic number) of all atoms in batches of rows, sorted."""
-    found = []
+    atoms = []
     for rows in batches:
         owner = np.take_along_axis(np.asarray(rows.crystal_id), np.asarray(rows.slot), axis=1)
         real = np.asarray(rows.is_atom)
-        found += zip(owner[real], np.asarray(rows.atom_types)[real], strict=True)
-    return sorted(found)
+        atoms += zip(owner[real], np.asarray(rows.atom_types)[real], strict=True)
+    return sorted(atoms)
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -52,11 +52,11 @@ def test_all_crystals_come_in_order_in_rows_of_one_shape(tiny_data, layout):
     assert set(batches[0].edges) == {"senders", "receivers", "is_edge"}
 
 
-def test_indices_of_validation_say_which_crystal_is_which(tiny_data):
+def test_indices_of_validation_are_those_of_the_crystals(tiny_data):
     data = load_data(vae_config(tiny_data, data={"batch_size": 4}), edges=False)
     seen = []
-    for rows, where, indices in data.val_batches():
-        sizes = [len(part) for part in where.split_atoms(rows.atom_types)]
+    for rows, assignment, indices in data.val_batches():
+        sizes = [len(types) for types in assignment.split_atoms(rows.atom_types)]
         assert sizes == data.val.num_atoms[indices].tolist()
         seen += indices.tolist()
         assert not rows.edges
@@ -99,27 +99,27 @@ def test_precision():
 
 
 def test_augmentation_options():
-    given = {"augmentation.rotate": False, "augmentation.per_crystal": False}
-    options = augmentation(vae_config("unused", vae_module=given).vae_module.augmentation)
+    block = {"augmentation.rotate": False, "augmentation.per_crystal": False}
+    options = augmentation(vae_config("unused", vae_module=block).vae_module.augmentation)
     assert (options.rotate, options.translate, options.per_crystal) == (False, True, False)
 
 
 def test_terms_add_up_in_float64():
     # 2**24 + 1 is no float32: added one by one the ones would vanish.
-    part = {
+    large = {
         "loss": (jnp.float32(2**24), jnp.float32(3)),
         "other": (jnp.float32(-1), jnp.float32(1)),
     }
     one = {"loss": (jnp.float32(1), jnp.float32(1))}
-    assert sum_terms([part, one, one]) == {"loss": (2.0**24 + 2, 5.0), "other": (-1.0, 1.0)}
+    assert sum_terms([large, one, one]) == {"loss": (2.0**24 + 2, 5.0), "other": (-1.0, 1.0)}
     assert sum_terms([]) == {}
 
 
 def test_evaluator_gives_whole_arrays():
     double = evaluator(lambda x: {"twice": 2 * x}, make_mesh(1))
-    found = double(jnp.arange(4.0))["twice"]
-    assert found.is_fully_replicated
-    np.testing.assert_array_equal(found, [0, 2, 4, 6])
+    twice = double(jnp.arange(4.0))["twice"]
+    assert twice.is_fully_replicated
+    np.testing.assert_array_equal(twice, [0, 2, 4, 6])
 
 
 def test_unknown_stage(tiny_data):

@@ -1,4 +1,4 @@
-"""The latent diffusion stage: its step, its options, what it starts from, its validation."""
+"""The latent diffusion stage: step, options, models to start from, validation."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ def stage(tiny_data, tiny_vae):
 
 @pytest.fixture(scope="module")
 def base(stage):
-    """A step away from the first parameters, which are zero where it matters."""
+    """A step at noisy parameters: at the first ones, zeros hide most gradients."""
     return first_step(stage, noisy(stage.init_params))
 
 
-def changed(tiny_data, tiny_vae, **blocks):
+def build_with(tiny_data, tiny_vae, **blocks):
+    """The stage with other options, and its step at noisy parameters."""
     other = build(ldm_config(tiny_data, tiny_vae.path, **blocks))
     return other, first_step(other, noisy(other.init_params))
 
@@ -65,13 +66,13 @@ def test_step_reaches_every_parameter(base):
 
 
 def test_padded_rows_change_nothing(tiny_data, tiny_vae, base):
-    _, (loss, _, gradients) = changed(tiny_data, tiny_vae, packing={"layout": "padded"})
+    _, (loss, _, gradients) = build_with(tiny_data, tiny_vae, packing={"layout": "padded"})
     assert loss == pytest.approx(base[0], rel=1e-5)
     np.testing.assert_allclose(numbers(gradients), numbers(base[2]), rtol=1e-3, atol=1e-5)
 
 
 def test_bfloat16_computes_about_the_same_in_float32_parameters(tiny_data, tiny_vae, base):
-    other, (loss, _, gradients) = changed(tiny_data, tiny_vae, trainer={"precision": "bf16"})
+    other, (loss, _, gradients) = build_with(tiny_data, tiny_vae, trainer={"precision": "bf16"})
     rows = other.batches.batch(0).arrays
     program = jax.make_jaxpr(other.loss_fn)(
         other.init_params, other.frozen, jax.random.key(0), rows
@@ -82,12 +83,12 @@ def test_bfloat16_computes_about_the_same_in_float32_parameters(tiny_data, tiny_
     assert {leaf.dtype for leaf in jax.tree.leaves(other.init_params)} == {jnp.dtype("float32")}
     assert loss != base[0]
     assert loss == pytest.approx(base[0], rel=0.03)
-    ours, theirs = numbers(gradients), numbers(base[2])
-    assert ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs) > 0.99
+    bf16, f32 = numbers(gradients), numbers(base[2])
+    assert bf16 @ f32 / np.linalg.norm(bf16) / np.linalg.norm(f32) > 0.99
 
 
 def test_fixed_variance(tiny_data, tiny_vae, base):
-    other, (loss, terms, gradients) = changed(
+    other, (loss, terms, gradients) = build_with(
         tiny_data, tiny_vae, ldm_module={"diffusion.learn_sigma": False}
     )
     assert set(terms) == {"loss_mse"}
@@ -119,8 +120,8 @@ def test_target_x_0(tiny_data, tiny_vae):
 
 
 def test_interleaved_variance_is_padded_to_the_largest_crystal(tiny_data, tiny_vae, base):
-    given = {"diffusion.variance_layout": "interleaved"}
-    other, (loss, terms, gradients) = changed(tiny_data, tiny_vae, ldm_module=given)
+    options = {"diffusion.variance_layout": "interleaved"}
+    other, (loss, terms, gradients) = build_with(tiny_data, tiny_vae, ldm_module=options)
     rows = other.batches.batch(0).arrays
     assert rows.atom_types.shape == (12, 8)
     assert rows.is_crystal.shape == (12, 1)
@@ -130,9 +131,9 @@ def test_interleaved_variance_is_padded_to_the_largest_crystal(tiny_data, tiny_v
     assert loss != pytest.approx(base[0], rel=1e-3)
 
 
-def test_augmentation_is_off_unless_asked_for(tiny_data, tiny_vae, base):
-    given = {"augmentation.rotate": True, "augmentation.translate": True}
-    other, (loss, _, _) = changed(tiny_data, tiny_vae, ldm_module=given)
+def test_augmentation_is_off_by_default(tiny_data, tiny_vae, base):
+    options = {"augmentation.rotate": True, "augmentation.translate": True}
+    other, (loss, _, _) = build_with(tiny_data, tiny_vae, ldm_module=options)
     assert loss != pytest.approx(base[0], rel=1e-4)
     # latent_std is measured on the cells as they are.
     assert meta_of(other).ldm.latent_std == pytest.approx(
@@ -150,7 +151,7 @@ def test_learns_the_latents_of_two_crystals(tmp_path, tiny_vae):
     before = stage.validate(stage.init_params, {}).values
     result = fit(stage, fit_config(config), run_dir=tmp_path / "run")
     assert result.values["val/total_loss"] < 0.2 * before["val/total_loss"]
-    # What validates is the moving average, and it is what the checkpoint says it samples with.
+    # Validation takes the moving averages, and the checkpoint names them to sample with.
     assert stage.validate(result.state.ema_params, {}).values == pytest.approx(result.values)
     trained = open_model(tmp_path / "run")
     assert trained.meta.ldm.sample_weights == "ema"
@@ -159,11 +160,8 @@ def test_learns_the_latents_of_two_crystals(tmp_path, tiny_vae):
     assert np.abs(numbers(result.state.params) - numbers(result.state.ema_params)).max() > 0
 
 
-# --- latent_std -----------------------------------------------------------------------------------
-
-
 def sampled_latents(vae, crystals: Crystals, seed: int) -> np.ndarray:
-    """Latents of all crystals, each in a row of its own, with the noise that the stage draws."""
+    """Latents of all crystals, each in a row of its own, with the noise of the stage."""
     rows = build_rows(crystals, assign_padded(crystals.num_atoms, 8))
     posterior = jax.jit(lambda params: vae.module(params).encode(rows))(vae.params)
     key = named_key(seed, "latent_std")
@@ -181,13 +179,10 @@ def test_latent_std_is_that_of_all_sampled_latents(tiny_data, tiny_vae, seed):
     assert meta_of(build(config)).ldm.latent_std == pytest.approx(expected, rel=1e-5)
 
 
-# --- what it starts from --------------------------------------------------------------------------
-
-
 def test_checkpoint_holds_the_vae_as_it_was(tiny_vae, tiny_ldm):
-    theirs = open_checkpoint(tiny_vae.path).restore("params")
-    ours = open_checkpoint(tiny_ldm.path).restore("vae")
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    trained = open_checkpoint(tiny_vae.path).restore("params")
+    kept = open_checkpoint(tiny_ldm.path).restore("vae")
+    jax.tree.map(np.testing.assert_array_equal, kept, trained)
 
 
 def test_start_weights_bring_their_vae_and_latent_std(tiny_data, tiny_ldm, stage):
@@ -214,19 +209,19 @@ def test_start_weights_bring_their_vae_and_latent_std(tiny_data, tiny_ldm, stage
     ],
 )
 def test_start_weights_of_another_size(tiny_data, tiny_ldm, change):
-    given = {"ldm_ckpt_path": str(tiny_ldm.path), **change}
+    options = {"ldm_ckpt_path": str(tiny_ldm.path), **change}
     (key,) = (name.partition(".")[2] for name in change)
     with pytest.raises(CheckpointError, match=rf"has {key} = .* \(here .*\): set these in"):
-        build(ldm_config(tiny_data, "", ldm_module=given))
+        build(ldm_config(tiny_data, "", ldm_module=options))
 
 
 def test_start_weights_of_a_vae(tiny_data, tiny_vae):
-    given = {"ldm_ckpt_path": str(tiny_vae.path)}
+    options = {"ldm_ckpt_path": str(tiny_vae.path)}
     with pytest.raises(CheckpointError, match="checkpoint of train_vae, which cannot generate"):
-        build(ldm_config(tiny_data, "", ldm_module=given))
+        build(ldm_config(tiny_data, "", ldm_module=options))
 
 
-def test_vae_out_of_another_ldm(tiny_data, tiny_ldm, stage):
+def test_vae_of_another_ldm(tiny_data, tiny_ldm, stage):
     other = build(ldm_config(tiny_data, tiny_ldm.path))
     assert meta_of(other).ldm.latent_std == meta_of(stage).ldm.latent_std
     assert meta_of(other).vae_config == meta_of(stage).vae_config
@@ -234,7 +229,7 @@ def test_vae_out_of_another_ldm(tiny_data, tiny_ldm, stage):
     jax.tree.map(np.testing.assert_array_equal, other.frozen, stage.frozen)
 
 
-def test_vae_with_cspnet_and_given_types(tiny_data, csp_run):
+def test_vae_with_cspnet_and_without_atom_types(tiny_data, csp_run):
     stage = build(ldm_config(tiny_data, csp_run))
     assert stage.batches.batch(0).arrays.edges
     loss, _, gradients = first_step(stage, noisy(stage.init_params))
@@ -286,10 +281,7 @@ def test_resumed_run_without_a_checkpoint_starts_as_a_new_one(tmp_path, tiny_dat
     assert begun.meta == stage.meta
 
 
-# --- validation -----------------------------------------------------------------------------------
-
-
-def test_validation_is_repeatable_and_sees_no_batches(tiny_data, tiny_vae, stage):
+def test_validation_is_repeatable_and_independent_of_the_batches(tiny_data, tiny_vae, stage):
     other = build(ldm_config(tiny_data, tiny_vae.path, data={"batch_size": 3}))
     params = noisy(stage.init_params)
     first = stage.validate(params, {}).values
@@ -300,23 +292,23 @@ def test_validation_is_repeatable_and_sees_no_batches(tiny_data, tiny_vae, stage
     assert other.validate(params, {}).values == pytest.approx(first, rel=1e-4)
 
 
-def test_validation_samples_if_asked_to(tiny_data, tiny_ldm):
-    given = {"sampling.num_samples": 6, "sampling.steps": 5, "ldm_ckpt_path": str(tiny_ldm.path)}
-    stage = build(ldm_config(tiny_data, "", ldm_module=given))
-    found = stage.validate(stage.init_params, {}).values
-    parts = ldm_of(open_model(tiny_ldm.path))
-    sizes = draw_num_atoms(parts.size_table, 6, 0)
-    crystals = Generator(parts, make_sampler(steps=5)).generate(sizes, seed=0).crystals
-    assert set(found) == set(stage.value_names)
-    assert found["val/valid_share"] == validity_check(crystals).share
-    assert found["val/covalent_share"] == covalent_check(crystals).share
-    # Sampled with the parameters that are given, not with those it started from.
+def test_validation_generates_crystals(tiny_data, tiny_ldm):
+    options = {"sampling.num_samples": 6, "sampling.steps": 5, "ldm_ckpt_path": str(tiny_ldm.path)}
+    stage = build(ldm_config(tiny_data, "", ldm_module=options))
+    values = stage.validate(stage.init_params, {}).values
+    ldm = ldm_of(open_model(tiny_ldm.path))
+    sizes = draw_num_atoms(ldm.size_table, 6, 0)
+    crystals = Generator(ldm, make_sampler(steps=5)).generate(sizes, seed=0).crystals
+    assert set(values) == set(stage.value_names)
+    assert values["val/valid_share"] == validity_check(crystals).share
+    assert values["val/covalent_share"] == covalent_check(crystals).share
+    # With the parameters of the call, not with the first ones.
     broken = jax.tree.map(lambda x: x * np.nan, stage.init_params)
     assert stage.validate(broken, {}).values["val/valid_share"] == 0.0
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         ({"sampling.num_samples": 2, "sampling.steps": 1001}, "takes 1 to 1000 steps, not 1001"),
         ({"sampling.sampler": "euler"}, "sampler 'euler' is unknown"),
@@ -327,12 +319,12 @@ def test_validation_samples_if_asked_to(tiny_data, tiny_ldm):
         ({"denoiser.num_heads": 3}, "width 16 is not a multiple of the 3"),
     ],
 )
-def test_values_that_no_model_has(tiny_data, tiny_vae, given, message):
+def test_values_that_no_model_has(tiny_data, tiny_vae, options, message):
     with pytest.raises(ConfigError, match=message):
-        build(ldm_config(tiny_data, tiny_vae.path, ldm_module=given))
+        build(ldm_config(tiny_data, tiny_vae.path, ldm_module=options))
 
 
-def test_samples_of_given_types_cannot_be_validated(tiny_data, csp_run):
+def test_crystals_without_predicted_types_cannot_be_validated(tiny_data, csp_run):
     with pytest.raises(ConfigError, match="VAE does not predict atom types"):
         build(ldm_config(tiny_data, csp_run, ldm_module={"sampling.num_samples": 2}))
 

@@ -1,4 +1,4 @@
-"""The predictor stage: its step, its options, its validation, what it leaves behind."""
+"""The predictor stage: step, options, validation, checkpoint."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 
 
 def config_of(folder, vae, **changes):
-    given = {
+    overrides = {
         **TINY_DATA,
         "data.data_dir": str(folder),
         "data.target_condition": ",".join(NAMES),
@@ -54,7 +54,7 @@ def config_of(folder, vae, **changes):
         "trainer.check_val_every_n_epoch": 0,
         **{name.replace("__", "."): value for name, value in changes.items()},
     }
-    return make_config(SPEC, given)
+    return make_config(SPEC, overrides)
 
 
 @pytest.fixture(scope="module")
@@ -73,29 +73,31 @@ def test_step_reaches_every_parameter(stage):
 
 
 def test_targets_are_standardised_with_the_training_set(stage):
-    found = stage.batches.targets
-    np.testing.assert_allclose(found.mean(0), 0.0, atol=1e-5)
-    np.testing.assert_allclose(found.std(0), 1.0, atol=1e-4)
+    targets = stage.batches.targets
+    np.testing.assert_allclose(targets.mean(0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(targets.std(0), 1.0, atol=1e-4)
     densities = [s.density for s in make_crystals()]
     assert meta_of(stage).predictor.targets[0].mean == pytest.approx(np.mean(densities), 1e-4)
 
 
-def test_given_statistics(folder, tiny_vae, stage):
+def test_statistics_from_the_config(folder, tiny_vae, stage):
     text = "density:5.0:2.0"
-    given = build(config_of(folder, tiny_vae.path, predictor_module__target_conditions=text))
-    targets = meta_of(given).predictor.targets
+    other = build(config_of(folder, tiny_vae.path, predictor_module__target_conditions=text))
+    targets = meta_of(other).predictor.targets
     assert targets[0] == Target("density", mean=5.0, std=2.0)
     assert targets[1] == meta_of(stage).predictor.targets[1]
 
 
-def test_partial_batches_weigh_nothing_more(stage):
-    """Filled up for five devices: the same loss."""
-    filled = replace(stage, batches=replace(stage.batches, num_devices=5))
-    assert len(filled.batches.batch(0).arrays["weights"]) == 15
-    assert filled.batches.batch(0).arrays["weights"].sum() == 12
-    ours, theirs = first_step(filled), first_step(stage)
-    assert ours[0] == pytest.approx(theirs[0], rel=1e-6)
-    np.testing.assert_allclose(numbers(ours[2]), numbers(theirs[2]), rtol=1e-4, atol=1e-7)
+def test_padding_of_a_batch_has_no_weight(stage):
+    """Padded for five devices: the same loss."""
+    padded = replace(stage, batches=replace(stage.batches, num_devices=5))
+    assert len(padded.batches.batch(0).arrays["weights"]) == 15
+    assert padded.batches.batch(0).arrays["weights"].sum() == 12
+    (loss, _, gradients), (expected, _, expected_gradients) = map(first_step, (padded, stage))
+    assert loss == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(
+        numbers(gradients), numbers(expected_gradients), rtol=1e-4, atol=1e-7
+    )
 
 
 def test_it_learns_and_predicts_in_units(folder, tiny_vae, tmp_path):
@@ -107,12 +109,12 @@ def test_it_learns_and_predicts_in_units(folder, tiny_vae, tmp_path):
     assert result.values["val/mae_density"] < 0.5 * spread
     model = load_model(tmp_path / "run")
     val = load_split("", "val", data_dir=folder, targets=NAMES).crystals
-    # As the stage saw them: reduced, and coordinates of 1 not wrapped to 0.
+    # The crystals of the stage: reduced, and coordinates of 1 not wrapped to 0.
     arrays = [val.crystal(i) for i in range(len(val))]
     crystals = [Structure(cell, types, frac) for types, frac, cell in arrays]
-    found = model.predict(crystals)
-    assert set(found) == set(NAMES)
-    error = np.abs(found["density"] - val.targets["density"]).mean()
+    predicted = model.predict(crystals)
+    assert set(predicted) == set(NAMES)
+    error = np.abs(predicted["density"] - val.targets["density"]).mean()
     best = open_checkpoint(tmp_path / "run").progress.values["val/mae_density"]
     assert error == pytest.approx(best, rel=0.02)
     assert model.vae.parts.sizes == load_model(tiny_vae.path).parts.sizes
@@ -137,7 +139,7 @@ def test_pictures_show_the_validation(stage):
         assert len(np.unique(pixels)) > 10
 
 
-def test_values_of_a_validation_are_named(stage):
+def test_value_names_are_those_of_the_validation(stage):
     values = stage.validate(stage.init_params, {}).values
     assert set(values) == set(stage.value_names)
     assert all(np.isfinite(list(values.values())))
@@ -169,6 +171,5 @@ def test_what_cannot_be_trained(folder, tiny_vae, changes, error, message):
 def test_units_are_those_of_the_file(stage):
     sizes = meta_of(stage).predictor
     assert [target.name for target in sizes.targets] == list(NAMES)
-
     known = to_units(stage.batches.targets, sizes)
     np.testing.assert_allclose(known[:, 1], [len(s) for s in make_crystals()], rtol=1e-5)

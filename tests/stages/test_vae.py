@@ -1,4 +1,4 @@
-"""The VAE stage: its step, its options, its validation."""
+"""The VAE stage: step, options, validation."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_bfloat16_computes_about_the_same_in_float32_parameters(tiny_data, base)
     loss, _, gradients = first_step(stage)
     assert loss != base[0]
     assert loss == pytest.approx(base[0], rel=0.02)
-    ours, theirs = numbers(gradients), numbers(base[2])
-    cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
+    bf16, f32 = numbers(gradients), numbers(base[2])
+    cosine = bf16 @ f32 / np.linalg.norm(bf16) / np.linalg.norm(f32)
     assert 0.99 < cosine < 1.0
 
 
@@ -84,11 +84,8 @@ def test_given_atom_types_are_not_predicted(tiny_data, base):
     }
 
 
-# --- what the encoder sees ------------------------------------------------------------------------
-
-
-def clean_and_seen(monkeypatch, config: ConfigDict):
-    """The rows of the first batch, and what becomes of them: the target, and what is encoded."""
+def clean_and_noisy(monkeypatch, config: ConfigDict):
+    """Rows of the first batch, and the target and the encoder's input made of them."""
     monkeypatch.setattr(
         vae_stage, "autoencoder_terms", lambda vae, clean, noisy, *, key: (clean, noisy)
     )
@@ -98,20 +95,22 @@ def clean_and_seen(monkeypatch, config: ConfigDict):
     return rows, *jax.jit(stage.loss_fn)(stage.init_params, {}, jax.random.key(5), rows)
 
 
-def test_nothing_is_changed_unless_asked_for(monkeypatch, tiny_data):
-    rows, clean, seen = clean_and_seen(monkeypatch, vae_config(tiny_data, vae_module=QUIET))
-    for found in (clean, seen):
-        jax.tree.map(np.testing.assert_array_equal, rows, found)
+def test_without_augmentation_and_noise_nothing_changes(monkeypatch, tiny_data):
+    rows, clean, noisy = clean_and_noisy(monkeypatch, vae_config(tiny_data, vae_module=QUIET))
+    for changed in (clean, noisy):
+        jax.tree.map(np.testing.assert_array_equal, rows, changed)
 
 
 @pytest.mark.parametrize("per_crystal", [True, False])
 def test_rotation_and_translation(monkeypatch, tiny_data, per_crystal):
-    given = {"augmentation.per_crystal": per_crystal}
-    rows, clean, seen = clean_and_seen(monkeypatch, vae_config(tiny_data, vae_module=given))
-    jax.tree.map(np.testing.assert_array_equal, clean, seen)
+    options = {"augmentation.per_crystal": per_crystal}
+    rows, clean, noisy = clean_and_noisy(monkeypatch, vae_config(tiny_data, vae_module=options))
+    jax.tree.map(np.testing.assert_array_equal, clean, noisy)
     before, after = (np.asarray(x.lattices)[rows.is_crystal] for x in (rows, clean))
-    for ours, theirs in zip(lattice_parameters(after), lattice_parameters(before), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    for rotated, original in zip(
+        lattice_parameters(after), lattice_parameters(before), strict=True
+    ):
+        np.testing.assert_allclose(rotated, original, rtol=1e-4)
     rotations = np.linalg.solve(before, after)  # (crystals, 3, 3)
     assert np.abs(rotations[0] - np.eye(3)).max() > 0.1
     assert (np.abs(rotations - rotations[0]).max() < 1e-4) != per_crystal
@@ -121,28 +120,25 @@ def test_rotation_and_translation(monkeypatch, tiny_data, per_crystal):
     assert np.asarray(clean.frac_coords).max() < 1.0
 
 
-def test_noise_is_what_the_encoder_sees(monkeypatch, tiny_data):
-    given = {**QUIET, "noise.ratio": 0.3, "noise.corruption_scale": 0.05}
-    rows, clean, seen = clean_and_seen(
-        monkeypatch, vae_config(tiny_data, vae_module=given, data={"batch_size": 41})
+def test_only_the_input_of_the_encoder_is_noisy(monkeypatch, tiny_data):
+    options = {**QUIET, "noise.ratio": 0.3, "noise.corruption_scale": 0.05}
+    rows, clean, noisy = clean_and_noisy(
+        monkeypatch, vae_config(tiny_data, vae_module=options, data={"batch_size": 41})
     )
     jax.tree.map(np.testing.assert_array_equal, rows, clean)
     real = rows.is_atom
-    masked = (np.asarray(seen.atom_types) == 0)[real]
-    moved = (np.asarray(seen.frac_coords) != rows.frac_coords).any(-1)[real]
+    masked = (np.asarray(noisy.atom_types) == 0)[real]
+    moved = (np.asarray(noisy.frac_coords) != rows.frac_coords).any(-1)[real]
     assert not (masked & moved).any()
     for share in (masked.mean(), moved.mean()):  # of 172 atoms: 0.3 +- 3 standard deviations
         assert 0.2 < share < 0.4
-    kept = np.asarray(seen.atom_types)[real][~masked]
+    kept = np.asarray(noisy.atom_types)[real][~masked]
     np.testing.assert_array_equal(kept, rows.atom_types[real][~masked])
-
-
-# --- alignment with features ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def features(tiny_data):
-    """Random features of every crystal by id, as a file would hold them."""
+    """Random features of every crystal by id, as in a file."""
     data = vae_stage.load_data(vae_config(tiny_data), edges=False)
     rng = np.random.default_rng(0)
     return {
@@ -153,8 +149,8 @@ def features(tiny_data):
 
 
 def aligned(tiny_data, path):
-    given = {"loss_weights.fa": 1.0, "foundation_features": str(path)}
-    return vae_config(tiny_data, vae_module=given)
+    options = {"loss_weights.fa": 1.0, "foundation_features": str(path)}
+    return vae_config(tiny_data, vae_module=options)
 
 
 def test_alignment_with_features_of_a_file(tmp_path, tiny_data, features, base):
@@ -163,8 +159,7 @@ def test_alignment_with_features_of_a_file(tmp_path, tiny_data, features, base):
     rows = stage.batches.batch(1).arrays
     crystals = stage.batches.crystals
     ids = np.take_along_axis(rows.crystal_id, rows.slot, axis=1)
-    for where in np.argwhere(rows.is_atom):
-        row, token = where
+    for row, token in np.argwhere(rows.is_atom):
         name = crystals.material_ids[ids[row, token]].decode()
         expected = features[name][rows.position[row, token]]
         np.testing.assert_array_equal(rows.features["foundation"][row, token], expected)
@@ -213,10 +208,7 @@ def test_features_that_do_not_fit(tmp_path, tiny_data, features, change, error, 
         build(aligned(tiny_data, "" if change == "no path" else path))
 
 
-# --- learning and validation ----------------------------------------------------------------------
-
-
-def test_learns_two_crystals_by_heart(tmp_path):
+def test_overfits_two_crystals(tmp_path):
     config = vae_config(
         write_two(tmp_path / "two"),
         vae_module={**QUIET, "match_rate.num_samples": 2, "encoder.d_model": 32},
@@ -233,7 +225,7 @@ def test_learns_two_crystals_by_heart(tmp_path):
         assert after[f"val/loss_{name}"] < 0.02 * before[f"val/loss_{name}"], name
 
 
-def test_validation_is_repeatable_and_sees_no_batches(tiny_data):
+def test_validation_is_repeatable_and_independent_of_the_batches(tiny_data):
     stage, other = (build(vae_config(tiny_data, data={"batch_size": size})) for size in (12, 3))
     params = stage.init_params
     first = stage.validate(params, {}).values
@@ -247,7 +239,7 @@ def test_validation_is_repeatable_and_sees_no_batches(tiny_data):
     }
 
 
-def test_stage_says_what_it_is(tiny_data):
+def test_fields_and_meta_of_the_stage(tiny_data):
     config = vae_config(
         tiny_data,
         callbacks={"model_checkpoint.monitor": "val/match_rate", "model_checkpoint.mode": "max"},

@@ -1,4 +1,4 @@
-"""The programs of reinforcement learning: drawing chains, going over them, updating."""
+"""The compiled functions of reinforcement learning: rollout, pass over a chunk, update."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from chemeleon2_jax.rows.rows import Rows
 from chemeleon2_jax.training.parallel import DATA_AXIS, replicated
 from chemeleon2_jax.training.step import Updater
 
-# The last step's standard deviation is 0.01: what a matmul in bfloat16 or TF32 loses is as much as
+# The last step's standard deviation is 0.01: a matmul in bfloat16 or TF32 moves log p by as much as
 # the clipping range.
 _PRECISION = "highest"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to roll out and what to update with.
+    """Settings of rollouts and updates.
 
     Attributes:
-        sampler: its steps.
-        cfg_scale: guidance, where the prompts have conditions.
+        sampler: of the chains.
+        cfg_scale: strength of the guidance, where the prompts have conditions.
         objective: weights of the loss.
         group_size: crystals of a prompt.
-        norm_in_groups: advantages within each group, or over the rollout.
-        seed: of the noise.
-        shuffle: give the rewards to the wrong crystals, for a control.
-        num_drawn: pictures of so many of the best and worst crystals; 0 is off.
-        draw_every: rollouts from picture to picture.
+        norm_in_groups: standardise advantages within each group, not over the rollout.
+        seed: of the noise and of `shuffle`.
+        shuffle: give the rewards to other crystals, as a control.
+        num_drawn: best and worst crystals in a picture; 0 draws none.
+        draw_every: rollouts between pictures.
     """
 
     sampler: Sampler
@@ -57,7 +57,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Programs:
-    """What is compiled.
+    """Compiled functions of a stage.
 
     Attributes:
         roll_out: (params, vae_params, key, rows) -> (Trajectory, Reconstruction).
@@ -71,15 +71,15 @@ class Programs:
 
 
 def make_programs(
-    parts: LDMParts, settings: Settings, *, updater: Updater, mesh: Mesh, with_reference: bool
+    ldm: LDMParts, settings: Settings, *, updater: Updater, mesh: Mesh, with_reference: bool
 ) -> Programs:
-    """Prepare the programs of a model; each is compiled once for each shape of the rows."""
-    schedule = Schedule.of(parts.diffusion)
+    """Return the programs of a model; each is compiled once for each shape of the rows."""
+    schedule = Schedule.of(ldm.diffusion)
 
     def policy(params: Any, rows: Rows) -> DenoiseFn:
-        if parts.sizes.lora is not None:
+        if ldm.sizes.lora is not None:
             params = only_adapters(params)
-        return denoiser(parts.module(params), parts.sizes, rows, cfg_scale=settings.cfg_scale)
+        return denoiser(ldm.module(params), ldm.sizes, rows, cfg_scale=settings.cfg_scale)
 
     def rollout(params: Any, vae_params: Any, key: jax.Array, rows: Rows) -> Any:
         with jax.default_matmul_precision(_PRECISION):
@@ -89,18 +89,18 @@ def make_programs(
                 rows,
                 schedule=schedule,
                 sampler=settings.sampler,
-                latent_dim=parts.sizes.latent_dim,
-                target=parts.diffusion.target,
+                latent_dim=ldm.sizes.latent_dim,
+                target=ldm.diffusion.target,
             )
-            latents = trajectory.states[-1] * parts.latent_std
-            return trajectory, reconstruct(parts.vae.module(vae_params).decode(latents, rows), rows)
+            latents = trajectory.states[-1] * ldm.latent_std
+            return trajectory, reconstruct(ldm.vae.module(vae_params).decode(latents, rows), rows)
 
     pass_fn = make_pass(
         policy,
         schedule=schedule,
         sampler=settings.sampler,
         objective=settings.objective,
-        target=parts.diffusion.target,
+        target=ldm.diffusion.target,
         reference_fn=policy if with_reference else None,
     )
 

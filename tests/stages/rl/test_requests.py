@@ -1,4 +1,4 @@
-"""What a rollout is asked for: groups, mini-batches, chunks, rows."""
+"""Prompts of a rollout: groups, mini-batches, chunks, rows."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def test_unequal_mini_batches(count, pieces):
 def test_a_group_has_one_prompt(crystals):
     batches = batches_of(crystals, gives_types=True)
     for step in range(4):
-        found = batches.prompts(step)
+        prompts = batches.prompts(step)
         indices = batches.source.loader.indices(step)
-        assert found.num_atoms.tolist() == [SIZES[i] for i in indices for _ in range(3)]
-        np.testing.assert_array_equal(found.conditions["size"][:, 0], found.num_atoms)
-        for number, types in enumerate(found.atom_types):
+        assert prompts.num_atoms.tolist() == [SIZES[i] for i in indices for _ in range(3)]
+        np.testing.assert_array_equal(prompts.conditions["size"][:, 0], prompts.num_atoms)
+        for number, types in enumerate(prompts.atom_types):
             np.testing.assert_array_equal(types, crystals.crystal(indices[number // 3])[0])
 
 
@@ -71,16 +71,16 @@ def test_rows_hold_each_crystal_once_with_its_prompt(crystals):
     assert batch.num_crystals == 12
     assert len(batch.arrays) == 4
     seen = []
-    for rows, part, where in zip(
+    for rows, span, assignment in zip(
         batch.arrays, batches.chunks, batches.assignments(prompts.num_atoms), strict=True
     ):
-        ids = where.take_slots(rows.crystal_id)
-        assert ids.tolist() == list(range(part.start, part.stop))
-        np.testing.assert_array_equal(where.take_slots(rows.num_atoms), prompts.num_atoms[ids])
+        ids = assignment.take_slots(rows.crystal_id)
+        assert ids.tolist() == list(range(span.start, span.stop))
+        np.testing.assert_array_equal(assignment.take_slots(rows.num_atoms), prompts.num_atoms[ids])
         np.testing.assert_array_equal(
-            where.take_slots(rows.conditions["size"]), prompts.conditions["size"][ids]
+            assignment.take_slots(rows.conditions["size"]), prompts.conditions["size"][ids]
         )
-        for index, types in zip(ids, where.split_atoms(rows.atom_types), strict=True):
+        for index, types in zip(ids, assignment.split_atoms(rows.atom_types), strict=True):
             np.testing.assert_array_equal(types, prompts.atom_types[index])
         assert rows.is_crystal.sum() == len(ids)
         seen += ids.tolist()
@@ -98,29 +98,29 @@ def test_few_shapes_also_where_all_prompts_are_large(crystals):
 def test_batches_are_a_function_of_the_step(crystals):
     one, other = batches_of(crystals), batches_of(crystals)
     for step in (3, 0, 3):
-        for ours, theirs in zip(one.batch(step).arrays, other.batch(step).arrays, strict=True):
-            np.testing.assert_array_equal(ours.num_atoms, theirs.num_atoms)
+        for rows, again in zip(one.batch(step).arrays, other.batch(step).arrays, strict=True):
+            np.testing.assert_array_equal(rows.num_atoms, again.num_atoms)
     assert one.steps_per_epoch == 2
 
 
 def test_sizes_of_the_model_without_data(tiny_ldm):
-    parts = ldm_of(open_model(tiny_ldm.path))
-    source = FromModel(parts, {}, 6, seed=1)
+    ldm = ldm_of(open_model(tiny_ldm.path))
+    source = FromModel(ldm, {}, 6, seed=1)
     first = source(0)
     assert len(first.num_atoms) == 6
-    assert set(source.possible_sizes().tolist()) == set(np.flatnonzero(parts.size_table))
+    assert set(source.possible_sizes().tolist()) == set(np.flatnonzero(ldm.size_table))
     np.testing.assert_array_equal(first.num_atoms, source(0).num_atoms)
     drawn = np.concatenate([source(step).num_atoms for step in range(20)])
-    expected = parts.size_table / parts.size_table.sum()
-    for size in np.flatnonzero(parts.size_table):
+    expected = ldm.size_table / ldm.size_table.sum()
+    for size in np.flatnonzero(ldm.size_table):
         assert (drawn == size).mean() == pytest.approx(expected[size], abs=0.15)
-    assert source.steps_per_epoch == parts.size_table.sum() // 6
+    assert source.steps_per_epoch == ldm.size_table.sum() // 6
 
 
 def test_one_condition_for_all(tiny_ldm):
-    parts = conditional(ldm_of(open_model(tiny_ldm.path)), CompositionCondition("formula"))
-    found = FromModel(parts, {"formula": "Sr1Ti1O3"}, 3, seed=0)(5)
-    assert found.num_atoms.tolist() == [5, 5, 5]
-    assert found.conditions["formula"][0][[8, 22, 38]] == pytest.approx([0.6, 0.2, 0.2])
+    ldm = conditional(ldm_of(open_model(tiny_ldm.path)), CompositionCondition("formula"))
+    prompts = FromModel(ldm, {"formula": "Sr1Ti1O3"}, 3, seed=0)(5)
+    assert prompts.num_atoms.tolist() == [5, 5, 5]
+    assert prompts.conditions["formula"][0][[8, 22, 38]] == pytest.approx([0.6, 0.2, 0.2])
     with pytest.raises(ValueError, match="no condition 'colour'"):
-        FromModel(parts, {"colour": "red"}, 3, seed=0)(0)
+        FromModel(ldm, {"colour": "red"}, 3, seed=0)(0)

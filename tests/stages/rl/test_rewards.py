@@ -35,5 +35,5 @@ def test_what_cannot_be_used(changes, error, message):
 
 def test_what_can_be_used():
     check_reward_fn(block_of(**{"components": "atomic_density,energy", "energy.weight": -1.0}))
-    # Another reward's options do not count.
+    # Options of unused rewards are not checked.
     check_reward_fn(block_of(**{"volume.target": -3.0}))

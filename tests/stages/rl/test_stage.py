@@ -1,4 +1,4 @@
-"""The reinforcement learning stage: its steps, its gain, its resume, its mistakes."""
+"""The reinforcement learning stage: steps, validation, resume, errors."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ USER = "tests.rewards.user_rewards"
 
 
 def config_of(data_dir, ldm, **changes):
-    given = {
+    overrides = {
         **TINY_RL,
         "data.data_dir": str(data_dir),
         "rl_module.ldm_ckpt_path": str(ldm),
         **{name.replace("__", "."): value for name, value in changes.items()},
     }
-    return make_config(RL_SPEC, given)
+    return make_config(RL_SPEC, overrides)
 
 
 def custom(name, **options):
-    """Overrides for a user's reward; crystals of a hardly trained model are judged as they are."""
+    """Overrides for a reward of the user; `require` is off, as a hardly trained model needs it."""
     block = "rl_module.reward_fn"
     return {
         f"{block}.components": "custom",
@@ -72,7 +72,7 @@ def run(config, run_dir, *, steps, resume=False):
 
 
 def one_step(config):
-    """(stage, the state before as numbers, the state after a step, its metrics, pictures)."""
+    """(stage, numbers of the parameters before, state after a step, its metrics, its pictures)."""
     stage = build(config)
     updater = Updater.from_config(fit_config(config), total_steps=10)
     mesh = make_mesh(config.trainer.num_devices)
@@ -86,7 +86,7 @@ def one_step(config):
 
 @pytest.fixture(scope="module")
 def base(tiny_data, tiny_ldm):
-    """(config, what one_step gives)."""
+    """(config, result of one_step)."""
     config = config_of(tiny_data, tiny_ldm.path, **custom("number_of_sites"))
     return config, one_step(config)
 
@@ -107,18 +107,18 @@ def test_a_step_is_a_rollout_and_its_updates(base):
         assert metrics[name] >= 0
 
 
-def test_shuffled_rewards_are_those_of_other_crystals(base, tiny_data, tiny_ldm):
+def test_shuffled_rewards_go_to_other_crystals(base, tiny_data, tiny_ldm):
     """The same rollout, the same rewards, another update: the control of an experiment."""
     changes = custom("number_of_sites", shuffle=True)
     _, _, state, metrics, _ = one_step(config_of(tiny_data, tiny_ldm.path, **changes))
-    _, (_, before, expected, theirs, _) = base
+    _, (_, before, expected, unshuffled, _) = base
     for name in ("reward/custom_mean", "reward/custom_max", "advantage_std"):
-        assert metrics[name] == pytest.approx(theirs[name], rel=1e-5)
+        assert metrics[name] == pytest.approx(unshuffled[name], rel=1e-5)
     moved, wanted = numbers(state.params) - before, numbers(expected.params) - before
     assert np.corrcoef(moved, wanted)[0, 1] < 0.9
 
 
-def test_groups_are_alike_in_size_so_that_size_is_worth_nothing_within_them(tiny_data, tiny_ldm):
+def test_a_reward_of_the_size_has_no_advantage_within_groups(tiny_data, tiny_ldm):
     grouped = {"rl_module.rl_configs.group_reward_norm": True}
     config = config_of(tiny_data, tiny_ldm.path, **custom("number_of_sites"))
     config.update_from_flattened_dict(grouped)
@@ -128,13 +128,13 @@ def test_groups_are_alike_in_size_so_that_size_is_worth_nothing_within_them(tiny
 
 
 def test_chunks_change_nothing(base, tiny_data, tiny_ldm):
-    """Noise and mini-batches belong to the crystals, not to what is on the device at once."""
+    """Noise and mini-batches depend on the crystals, not on the chunks."""
     changes = custom("number_of_sites") | {"rl_module.sampling_configs.chunk_size": 5}
     stage, _, state, metrics, _ = one_step(config_of(tiny_data, tiny_ldm.path, **changes))
-    _, (_, before, expected, theirs, _) = base
+    _, (_, before, expected, unchunked, _) = base
     assert len(stage.batches.chunks) == 6
     for name in ("loss", "log_prob", "reward/custom_mean", "advantage_std", "surrogate"):
-        assert metrics[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+        assert metrics[name] == pytest.approx(unchunked[name], rel=1e-3, abs=1e-5), name
     moved, wanted = numbers(state.params) - before, numbers(expected.params) - before
     assert np.corrcoef(moved, wanted)[0, 1] > 0.99
 
@@ -177,16 +177,16 @@ def test_the_result_is_a_diffusion_model(tiny_data, tiny_ldm, tmp_path):
     assert len(model.sample(4, seed=0, steps=5)) + len(model.last_report.failures) == 4
     assert model.parts.latent_std == start.parts.latent_std
     np.testing.assert_array_equal(numbers(model.parts.vae.params), numbers(start.parts.vae.params))
-    # It starts from the weights that the LDM samples with, and so does a checkpoint of step 0.
-    parts = ldm_of(open_model(tiny_ldm.path))
-    np.testing.assert_array_equal(numbers(build(config).init_params), numbers(parts.params))
+    # It starts from the weights that the LDM samples with.
+    ldm = ldm_of(open_model(tiny_ldm.path))
+    np.testing.assert_array_equal(numbers(build(config).init_params), numbers(ldm.params))
     # And can be fine-tuned further.
     again = config_of(tiny_data, tmp_path / "run", **custom("number_of_sites"))
     assert meta_of(build(again)).ldm.dit == meta.ldm.dit
 
 
 def test_stopped_and_resumed_is_the_same(tiny_data, tiny_ldm, tmp_path):
-    """Four rollouts are two and two, with a frozen reference whose folder is gone."""
+    """Four rollouts are two and two; the folder of the frozen reference is gone."""
     copy = shutil.copytree(tiny_ldm.path, tmp_path / "ldm", symlinks=True)
     changes = custom("number_of_sites") | {
         "rl_module.rl_configs.kl_reference": "initial",
@@ -195,20 +195,20 @@ def test_stopped_and_resumed_is_the_same(tiny_data, tiny_ldm, tmp_path):
     }
     whole = config_of(tiny_data, copy, **changes)
     expected = run(whole, tmp_path / "whole", steps=4).state
-    parts = config_of(tiny_data, copy, **changes)
-    run(parts, tmp_path / "parts", steps=2)
+    halves = config_of(tiny_data, copy, **changes)
+    run(halves, tmp_path / "halves", steps=2)
     shutil.rmtree(copy)
-    found = run(parts, tmp_path / "parts", steps=4, resume=True).state
+    state = run(halves, tmp_path / "halves", steps=4, resume=True).state
     for name, values in by_name(expected.params).items():
-        np.testing.assert_array_equal(by_name(found.params)[name], values, err_msg=name)
-    np.testing.assert_array_equal(numbers(found.ema_params), numbers(expected.ema_params))
-    np.testing.assert_array_equal(numbers(found.opt_state), numbers(expected.opt_state))
-    assert int(found.step) == 8
-    assert open_model(tmp_path / "parts").meta.ldm.sample_weights == "ema"
+        np.testing.assert_array_equal(by_name(state.params)[name], values, err_msg=name)
+    np.testing.assert_array_equal(numbers(state.ema_params), numbers(expected.ema_params))
+    np.testing.assert_array_equal(numbers(state.opt_state), numbers(expected.opt_state))
+    assert int(state.step) == 8
+    assert open_model(tmp_path / "halves").meta.ldm.sample_weights == "ema"
 
 
 def test_best_is_chosen_on_raw_reward(tiny_data, tiny_ldm, tmp_path):
-    """Also if that is the start's: here rewards go to the wrong crystals."""
+    """Also where the first one is the best: here rewards go to the wrong crystals."""
     changes = {
         "rl_module.reward_fn.components": "volume",
         "rl_module.reward_fn.volume.target": 15.0,
@@ -232,7 +232,7 @@ def test_best_is_chosen_on_raw_reward(tiny_data, tiny_ldm, tmp_path):
     assert len(set(raw)) > 1
     assert result.best_step == np.argmax(raw)
     assert set(result.values) == set(stage.value_names)
-    # Crystals without a value get the same at every validation, and after a resume.
+    # Crystals without a value get the same floor at every validation, and after a resume.
     floors = validations[0].state["floors"]
     assert set(floors) == {"volume"}
     for validation in validations:
@@ -240,7 +240,7 @@ def test_best_is_chosen_on_raw_reward(tiny_data, tiny_ldm, tmp_path):
         assert validation.state == {"floors": floors}
     saved = open_checkpoint(tmp_path / "run").progress.validation_state
     assert saved == {"floors": floors}
-    # Runs without a state of their validation have the floors in the meta.
+    # Runs of format version 0 have the floors in the meta.
     for folder in (tmp_path / "run" / "checkpoints").glob("step_*"):
         meta = json.loads((folder / "meta" / "metadata").read_text())
         (folder / "meta" / "metadata").write_text(json.dumps(meta | {"validation_floors": floors}))
@@ -249,7 +249,7 @@ def test_best_is_chosen_on_raw_reward(tiny_data, tiny_ldm, tmp_path):
     assert "validation_floors" not in resumed.meta
 
 
-def test_failures_cost_crystals_and_are_counted(tiny_data, tiny_ldm, caplog):
+def test_failures_are_counted_and_warned_of(tiny_data, tiny_ldm, caplog):
     changes = custom("fails_for_five")
     with caplog.at_level(logging.WARNING):
         _, _, state, metrics, _ = one_step(config_of(tiny_data, tiny_ldm.path, **changes))
@@ -264,7 +264,7 @@ def test_failures_cost_crystals_and_are_counted(tiny_data, tiny_ldm, caplog):
 
 
 def test_failing_for_all_ends_the_run(tiny_data, tiny_ldm, caplog):
-    """At the first validation; in rollouts, where it may be bad luck, at the third in a row."""
+    """At the first validation; in rollouts, which may have bad luck, at the third in a row."""
     stage = build(config_of(tiny_data, tiny_ldm.path, **custom("always_fails")))
     with pytest.raises(RewardError, match=r"'custom' failed for all 12 .*nothing is good enough"):
         stage.validate(stage.init_params, stage.validation_state)
@@ -296,9 +296,9 @@ def test_pictures_of_the_best_and_worst(tiny_data, tiny_ldm):
     assert pictures == {}
 
 
-def test_conditions_of_the_crystals_are_asked_for(tiny_data, tiny_ldm):
-    """A model with a condition: prompts are those of the data, guided."""
-    parts = conditional(ldm_of(open_model(tiny_ldm.path)), CompositionCondition("formula"))
+def test_conditions_reach_the_programs(tiny_data, tiny_ldm):
+    """A conditional model: a guided rollout, and gradients of the conditions."""
+    ldm = conditional(ldm_of(open_model(tiny_ldm.path)), CompositionCondition("formula"))
     stage = build(config_of(tiny_data, tiny_ldm.path, **custom("number_of_sites")))
     rows = stage.batches.batch(0).arrays[0]
     slots = rows.is_crystal.shape
@@ -315,10 +315,8 @@ def test_conditions_of_the_crystals_are_asked_for(tiny_data, tiny_ldm):
     )
     config = config_of(tiny_data, tiny_ldm.path)
     updater = Updater.from_config(fit_config(config), total_steps=4)
-    programs = make_programs(
-        parts, settings, updater=updater, mesh=make_mesh(), with_reference=False
-    )
-    trajectory, _ = programs.roll_out(parts.params, parts.vae.params, jax.random.key(0), rows)
+    programs = make_programs(ldm, settings, updater=updater, mesh=make_mesh(), with_reference=False)
+    trajectory, _ = programs.roll_out(ldm.params, ldm.vae.params, jax.random.key(0), rows)
     chunk = Chunk(
         rows=rows,
         states=trajectory.states,
@@ -328,13 +326,13 @@ def test_conditions_of_the_crystals_are_asked_for(tiny_data, tiny_ldm):
         share=np.float32(1.0),
         is_drawn_with=np.bool_(True),
     )
-    gradient = by_name(programs.run_pass(parts.params, {}, chunk).gradient)
+    gradient = by_name(programs.run_pass(ldm.params, {}, chunk).gradient)
     moved = [name for name, values in gradient.items() if np.abs(values).max() > 0]
     assert any(name.startswith("conditions/") for name in moved)
 
 
-def test_given_atom_types_are_those_of_the_prompts(tiny_data, csp_run, tmp_path):
-    """A VAE that is told the elements: a group has those of its training crystal."""
+def test_atom_types_are_those_of_the_prompts(tiny_data, csp_run, tmp_path):
+    """A VAE that does not predict atom types: a group has those of its training crystal."""
     types = {"condition_module.condition_type": "composition:composition"}
     ldm = fit_quickly(ldm_config(tiny_data, csp_run, ldm_module=types), tmp_path / "ldm", steps=1)
     changes = custom("heaviest_element")
@@ -342,7 +340,7 @@ def test_given_atom_types_are_those_of_the_prompts(tiny_data, csp_run, tmp_path)
     assert np.isfinite(numbers(state.params)).all()
     prompts = stage.batches.prompts(0)
     assert set(prompts.conditions) == {"composition"}
-    # Hardly trained, it may build none of them; what it builds is of these elements.
+    # Hardly trained, it may build no crystal.
     if metrics["reward/refused"] + metrics["reward/custom_failures"] < 24:
         heaviest = {float(types.max()) for types in prompts.atom_types}
         assert {metrics["reward/custom_min"], metrics["reward/custom_max"]} <= heaviest
@@ -351,25 +349,25 @@ def test_given_atom_types_are_those_of_the_prompts(tiny_data, csp_run, tmp_path)
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_programs_lower_for_accelerators(base, platform):
     config, (stage, *_) = base
-    parts = ldm_of(open_model(config.rl_module.ldm_ckpt_path))
+    ldm = ldm_of(open_model(config.rl_module.ldm_ckpt_path))
     updater = Updater.from_config(fit_config(config), total_steps=4)
     step = stage.make_step(updater, make_mesh(1))
     rows = stage.batches.batch(0).arrays[0]
     programs, slots = step.programs, rows.is_crystal.shape
     export.export(programs.roll_out, platforms=[platform])(
-        parts.params, parts.vae.params, jax.random.key(0), rows
+        ldm.params, ldm.vae.params, jax.random.key(0), rows
     )
     count = config.rl_module.sampling_configs.sampling_steps
     chunk = Chunk(
         rows,
-        np.zeros((count + 1, *rows.position.shape, parts.sizes.latent_dim), np.float32),
+        np.zeros((count + 1, *rows.position.shape, ldm.sizes.latent_dim), np.float32),
         np.zeros((count - 1, *slots), np.float32),
         np.zeros(slots, np.float32),
         np.ones(slots, np.float32),
         np.float32(1.0),
         np.bool_(True),
     )
-    export.export(programs.run_pass, platforms=[platform])(parts.params, {}, chunk)
+    export.export(programs.run_pass, platforms=[platform])(ldm.params, {}, chunk)
 
 
 @pytest.mark.parametrize(
@@ -400,10 +398,12 @@ def test_programs_lower_for_accelerators(base, platform):
         ({"rl_module.reward_fn.components": "predictor"}, RewardError, "ckpt_path is empty"),
     ],
 )
-def test_what_cannot_be_used_is_said_before_training(tiny_data, tiny_ldm, changes, error, message):
-    given = custom("number_of_sites") | changes
+def test_what_cannot_be_used_is_an_error_before_training(
+    tiny_data, tiny_ldm, changes, error, message
+):
+    overrides = custom("number_of_sites") | changes
     with pytest.raises(error, match=message):
-        build(config_of(tiny_data, tiny_ldm.path, **given))
+        build(config_of(tiny_data, tiny_ldm.path, **overrides))
 
 
 def test_rewards_with_references_need_data(tiny_ldm):
@@ -420,5 +420,5 @@ def test_four_devices_are_one(four_devices):
     assert np.abs(moved).max() > 1e-5
     np.testing.assert_allclose(four["params"], one["params"], atol=0.05 * np.abs(moved).max())
     np.testing.assert_allclose(four["validation"], one["validation"], rtol=1e-4, atol=1e-4)
-    # Ratios hang on the last digits of log p: the last step's standard deviation is small.
+    # Ratios depend on the last digits of log p: the last step's standard deviation is small.
     np.testing.assert_allclose(four["metrics"], one["metrics"], rtol=1e-2, atol=1e-3)
