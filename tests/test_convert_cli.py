@@ -1,4 +1,4 @@
-"""The command that converts, as its users run it."""
+"""The convert command as a process."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from chemeleon2_jax.inference.api import load_model
 from chemeleon2_jax.pretrained.hub import REGISTRY
 from tests.torch_format import original_files
 
-# On a machine without PyTorch, and without whatever else a file may name. Commands are forks of a
-# process that has imported what takes seconds.
+# As on a machine without PyTorch and other packages that a file may name. The commands are forks of
+# one process, which has imported the slow modules.
 _WITHOUT = """
 import json, os, runpy, sys
 for name in ("torch", "lightning", "omegaconf", "peft", "src"):
@@ -72,8 +72,8 @@ def test_there_and_back(tmp_path):
     assert load_model(folder).parts.sizes.lora is not None
     assert again.returncode == 0, again.stderr
     latents = [np.ones((3, original_files.LATENT), np.float32)]
-    ours, theirs = (load_model(p).denoise(latents, [7])[0] for p in (folder, back))
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    direct, through_torch = (load_model(p).denoise(latents, [7])[0] for p in (folder, back))
+    np.testing.assert_allclose(direct, through_torch, atol=1e-5)
 
 
 def test_averages_and_sizes(tmp_path):

@@ -1,4 +1,4 @@
-"""Runs that were killed, stopped or finished, gone on with by the real command line."""
+"""Runs that are killed, stopped or finished, and resumed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def wait_for(condition, process):
         time.sleep(0.005)
 
 
-def broken_off(log_dir, spec, values, *, by):
+def interrupt_run(log_dir, spec, values, *, by):
     """Start a run that saves often and end it by a signal at a random moment.
 
     Returns:
@@ -66,22 +66,22 @@ def resume(spec, run_dir, caplog, **values):
 
 def assert_same_run(run_dir, unbroken):
     """The last checkpoints are equal, bit for bit, and the best is of the same step."""
-    ours, theirs = (open_checkpoint(path / "checkpoints" / "last") for path in (run_dir, unbroken))
-    assert ours.step == theirs.step == 150
-    assert ours.items == theirs.items
-    for item in ours.items:
-        mine, expected = (by_name(checkpoint.restore(item)) for checkpoint in (ours, theirs))
-        assert mine.keys() == expected.keys()
+    resumed, whole = (open_checkpoint(run / "checkpoints" / "last") for run in (run_dir, unbroken))
+    assert resumed.step == whole.step == 150
+    assert resumed.items == whole.items
+    for item in resumed.items:
+        arrays, expected = (by_name(run.restore(item)) for run in (resumed, whole))
+        assert arrays.keys() == expected.keys()
         for name, array in expected.items():
-            assert mine[name].dtype == array.dtype
-            assert mine[name].tobytes() == array.tobytes(), (item, name)
+            assert arrays[name].dtype == array.dtype
+            assert arrays[name].tobytes() == array.tobytes(), (item, name)
     assert open_checkpoint(run_dir).step == open_checkpoint(unbroken).step
-    assert ours.progress.values["val/total_loss"] == theirs.progress.values["val/total_loss"]
+    assert resumed.progress.values["val/total_loss"] == whole.progress.values["val/total_loss"]
 
 
 def test_killed_vae_ends_as_an_unbroken_one(tmp_path, caplog, tiny_data, tiny_vae):
     values = {**TINY_VAE, "data.data_dir": tiny_data}
-    run_dir, code, output = broken_off(tmp_path, VAE_SPEC, values, by=signal.SIGKILL)
+    run_dir, code, output = interrupt_run(tmp_path, VAE_SPEC, values, by=signal.SIGKILL)
     assert code == -signal.SIGKILL, output
     output = resume(VAE_SPEC, run_dir, caplog, **{"trainer.save_every_n_steps": 1000})
     assert re.search(r"resumed at step \d+0 from", output)
@@ -93,18 +93,18 @@ def test_stopped_ldm_says_how_to_go_on_and_ends_as_an_unbroken_one(
     tmp_path, caplog, tiny_data, tiny_vae, tiny_ldm
 ):
     vae = shutil.copytree(tiny_vae.path, tmp_path / "vae", symlinks=True)
-    given = {"data.data_dir": tiny_data, "ldm_module.vae_ckpt_path": vae}
-    run_dir, code, output = broken_off(
-        tmp_path / "logs", LDM_SPEC, {**TINY_LDM, **given}, by=signal.SIGTERM
+    paths = {"data.data_dir": tiny_data, "ldm_module.vae_ckpt_path": vae}
+    run_dir, code, output = interrupt_run(
+        tmp_path / "logs", LDM_SPEC, {**TINY_LDM, **paths}, by=signal.SIGTERM
     )
     assert code == 143, output
-    found = re.search(r"SIGTERM: stopped and saved at step (\d+); resume with (\S+)", output)
-    assert found, output
-    assert found[2] == f"--config.resume_from={run_dir}"
+    stopped = re.search(r"SIGTERM: stopped and saved at step (\d+); resume with (\S+)", output)
+    assert stopped, output
+    assert stopped[2] == f"--config.resume_from={run_dir}"
     assert "Traceback" not in output
-    assert open_checkpoint(run_dir / "checkpoints" / "last").step == int(found[1]) < 150
+    assert open_checkpoint(run_dir / "checkpoints" / "last").step == int(stopped[1]) < 150
     shutil.rmtree(vae)  # the run has its own copy
-    assert f"resumed at step {found[1]} from" in resume(LDM_SPEC, run_dir, caplog)
+    assert f"resumed at step {stopped[1]} from" in resume(LDM_SPEC, run_dir, caplog)
     assert_same_run(run_dir, tiny_ldm.path)
 
 

@@ -1,9 +1,10 @@
-"""The train command as a process: what it prints, and how it ends."""
+"""The train command: its output, its run folders and its exit codes."""
 
 import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from chemeleon2_jax import train
 from chemeleon2_jax.common.errors import ConfigError, DatasetError
 from chemeleon2_jax.runs.config import load_config
+from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
+from tests.training.toy_stage import ToyBatches, toy_stage
 
 VAE = "--config=configs/train_vae.py"
 
@@ -77,95 +80,88 @@ def test_plan_needs_no_jax(repository_dir):
     subprocess.run([sys.executable, "-c", code], cwd=repository_dir, check=True, timeout=60)
 
 
-class FakeTraining:
-    """Stands in for the stages and the loop: notes what it is given, then does as told."""
-
-    def __init__(self, monkeypatch, outcome):
-        self.calls = []
-        self.starts = True
-        self.outcome = outcome
-        monkeypatch.setattr(
-            "chemeleon2_jax.stages.build", lambda config, resume_dir: config, raising=False
-        )
-        monkeypatch.setattr("chemeleon2_jax.training.loop.fit", self.fit)
-
-    def fit(self, stage, fit_config, *, run_dir, resume, config_text, on_start):
-        self.calls.append((stage, fit_config, run_dir, resume, config_text))
-        if self.starts:
-            on_start()
-        return self.outcome()
-
-
-class Result:
-    exit_code, status, step, best_step = 0, "finished", 7, 5
-
-
 @pytest.fixture
 def tiny(tmp_path):
     config = load_config(f"{Path(__file__).parents[1]}/configs/train_vae.py:tiny/vae_dng")
     config.paths.log_dir = str(tmp_path / "logs")
+    config.trainer.max_steps = 2
     return config
+
+
+def build_toys(monkeypatch, **changes):
+    """Train the toy stage, in place of those that `stages.build` builds."""
+    monkeypatch.setattr("chemeleon2_jax.stages.build", lambda config, **_: toy_stage(**changes))
+
+
+def build_none(monkeypatch):
+    def fail(config, **_):
+        raise DatasetError("no such data")
+
+    monkeypatch.setattr("chemeleon2_jax.stages.build", fail)
+
+
+def only_folder(config):
+    (run_dir,) = Path(config.paths.log_dir).glob("*/runs/*")
+    return run_dir
 
 
 def test_run_folder_and_its_resume(monkeypatch, caplog, tiny):
     caplog.set_level("INFO")
-    fake = FakeTraining(monkeypatch, Result)
+    build_toys(monkeypatch)
     assert train.train(train.make_plan(tiny, {})) == 0
-    stage, fit_config, run_dir, resume, text = fake.calls[0]
-    assert stage.experiment == "tiny/vae_dng"
-    assert fit_config.max_steps == tiny.trainer.max_steps
-    assert json.loads(text) == json.loads((run_dir / "config.json").read_text())
-    assert not resume
+    run_dir = only_folder(tiny)
     assert run_dir.parent == Path(tiny.paths.log_dir) / "train_vae" / "runs"
+    saved = json.loads((run_dir / "config.json").read_text())
+    assert (saved["experiment"], saved["trainer"]["max_steps"]) == ("tiny/vae_dng", 2)
     log_text = (run_dir / "train.log").read_text()
     assert f"Run folder: {run_dir}" in log_text
-    assert "Done at step 7; the best is of step 5" in log_text
+    assert "Done at step 2; the best is of step 2" in log_text
     assert f"--config.ldm_module.vae_ckpt_path={run_dir}" in log_text
 
     overrides = {"resume_from": str(run_dir), "trainer.max_steps": 5}
     tiny.update_from_flattened_dict(overrides)
     assert train.train(train.make_plan(tiny, overrides)) == 0
-    _, fit_config, resumed_dir, resume, _ = fake.calls[1]
-    assert (fit_config.max_steps, resumed_dir, resume) == (5, run_dir, True)
-    assert "trainer.max_steps = 5 (was " in (run_dir / "train.log").read_text()
+    log_text = (run_dir / "train.log").read_text()
+    assert "trainer.max_steps = 5 (was 2)" in log_text
+    assert "resumed at step 2" in log_text
+    assert open_checkpoint(run_dir / "checkpoints" / "last").step == 5
     saved = json.loads((run_dir / "config.json").read_text())
     assert (saved["trainer"]["max_steps"], saved["resume_from"]) == (5, "")
+
+
+@dataclass(frozen=True)
+class FailingBatches(ToyBatches):
+    error: Exception = field(default_factory=Exception)
+
+    def batch(self, step):
+        raise self.error
 
 
 @pytest.mark.parametrize(
     ("error", "traceback"), [(DatasetError("row 3 is broken"), False), (ZeroDivisionError(), True)]
 )
 def test_error_is_in_the_log_file(monkeypatch, tiny, error, traceback):
-    def fail():
-        raise error
-
-    fake = FakeTraining(monkeypatch, fail)
+    build_toys(monkeypatch, batches=FailingBatches(error=error))
     with pytest.raises(type(error)):
         train.train(train.make_plan(tiny, {}))
-    text = (fake.calls[0][2] / "train.log").read_text()
+    text = (only_folder(tiny) / "train.log").read_text()
     assert f"{type(error).__name__}: {error}" in text
     assert ("Traceback" in text) == traceback
 
 
 def test_run_that_never_started_leaves_no_folder(monkeypatch, tiny):
-    def fail():
-        raise DatasetError("no such data")
-
-    FakeTraining(monkeypatch, fail).starts = False
+    build_none(monkeypatch)
     with pytest.raises(DatasetError):
         train.train(train.make_plan(tiny, {}))
     assert list(Path(tiny.paths.log_dir).glob("*/runs/*")) == []
 
 
-def test_resume_that_fails_leaves_the_config_as_it_was(monkeypatch, tiny):
-    def fail():
-        raise DatasetError("does not fit")
-
-    fake = FakeTraining(monkeypatch, Result)
+def test_resume_that_fails_leaves_the_config_unchanged(monkeypatch, tiny):
+    build_toys(monkeypatch)
     train.train(train.make_plan(tiny, {}))
-    run_dir = fake.calls[0][2]
+    run_dir = only_folder(tiny)
     before = (run_dir / "config.json").read_bytes()
-    fake.starts, fake.outcome = False, fail
+    build_none(monkeypatch)
     overrides = {"resume_from": str(run_dir), "trainer.precision": "bf16"}
     tiny.update_from_flattened_dict(overrides)
     with pytest.raises(DatasetError):
@@ -173,9 +169,7 @@ def test_resume_that_fails_leaves_the_config_as_it_was(monkeypatch, tiny):
     assert (run_dir / "config.json").read_bytes() == before
 
 
-def test_more_devices_than_there_are(monkeypatch, tiny):
-    fake = FakeTraining(monkeypatch, Result)
+def test_more_devices_than_there_are(tiny):
     tiny.trainer.num_devices = 1000
     with pytest.raises(ConfigError, match=r"trainer\.num_devices"):
         train.train(train.make_plan(tiny, {}))
-    assert not fake.calls

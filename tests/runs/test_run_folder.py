@@ -1,4 +1,4 @@
-"""Run folders, and the config that a run is resumed with."""
+"""Run folders, and the configs of resumed runs."""
 
 import json
 import threading
@@ -71,9 +71,9 @@ def test_saved_config_is_the_base_and_flags_win(run_dir, spec):
         "data.batch_size": 32,
         "data.data_dir": f"{run_dir}/x/../crystals",
     }
-    given = load_config(spec)
-    given.update_from_flattened_dict(overrides)
-    config, changes = resumed_config(given, overrides, run_dir)
+    current = load_config(spec)
+    current.update_from_flattened_dict(overrides)
+    config, changes = resumed_config(current, overrides, run_dir)
     saved = load_config(f"{VAE}:tiny/vae_dng")
     assert changes == [f"trainer.max_steps = 12345 (was {saved.trainer.max_steps})"]
     assert config.trainer.max_steps == 12345
@@ -96,19 +96,19 @@ def test_saved_config_is_the_base_and_flags_win(run_dir, spec):
     ],
 )
 def test_another_model_data_set_or_seed_is_an_error(run_dir, key, value):
-    given = load_config(VAE)
-    given.update_from_flattened_dict({key: value})
+    current = load_config(VAE)
+    current.update_from_flattened_dict({key: value})
     with pytest.raises(ConfigError, match=f"has {key} = "):
-        resumed_config(given, {key: value}, run_dir)
+        resumed_config(current, {key: value}, run_dir)
 
 
-@pytest.mark.parametrize(("saved", "given"), [(0.9, 0.0), (0.0, 0.9)])
-def test_ema_is_not_switched_in_a_run(tmp_path, saved, given):
+@pytest.mark.parametrize(("saved", "changed"), [(0.9, 0.0), (0.0, 0.9)])
+def test_ema_is_not_switched_in_a_run(tmp_path, saved, changed):
     config, key = load_config(LDM), "ldm_module.ema.decay"
     config.ldm_module.ema.decay = saved
     save_config(config, tmp_path)
     with pytest.raises(ConfigError, match=f"has {key} = {saved}"):
-        resumed_config(load_config(LDM), {key: given}, tmp_path)
+        resumed_config(load_config(LDM), {key: changed}, tmp_path)
     if saved:
         _, changes = resumed_config(load_config(LDM), {key: 0.99}, tmp_path)
         assert changes == [f"{key} = 0.99 (was {saved})"]

@@ -72,7 +72,7 @@ def test_opens_a_run_a_checkpoint_and_its_links(tmp_path: Path) -> None:
         save(writer, 1, 1.0)
         save(writer, 2, 2.0)
     directory = tmp_path / "checkpoints"
-    found = {
+    opened = {
         name: open_checkpoint(path)
         for name, path in {
             "run": tmp_path,
@@ -82,21 +82,21 @@ def test_opens_a_run_a_checkpoint_and_its_links(tmp_path: Path) -> None:
             "step": str(directory / "step_2"),
         }.items()
     }
-    assert {name: c.step for name, c in found.items()} == {
+    assert {name: c.step for name, c in opened.items()} == {
         "run": 1,
         "folder": 1,
         "best": 1,
         "last": 2,
         "step": 2,
     }
-    assert found["last"].meta == {"width": 3}
-    assert found["last"].items == ("params",)
-    assert found["last"].progress.values == {"val": 2.0, "other": 0.5}
-    assert (found["last"].progress.score, found["last"].progress.mode) == (2.0, "min")
-    plain = found["last"].restore("params")
+    assert opened["last"].meta == {"width": 3}
+    assert opened["last"].items == ("params",)
+    assert opened["last"].progress.values == {"val": 2.0, "other": 0.5}
+    assert (opened["last"].progress.score, opened["last"].progress.mode) == (2.0, "min")
+    plain = opened["last"].restore("params")
     assert isinstance(plain["layers"]["0"]["w"], np.ndarray)
     target = jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), PARAMS))
-    filled = found["last"].restore("params", target)["layers"][0]["w"]
+    filled = opened["last"].restore("params", target)["layers"][0]["w"]
     np.testing.assert_array_equal(filled, PARAMS["layers"][0]["w"] + 2)
     assert filled.dtype == jnp.bfloat16
 

@@ -199,15 +199,15 @@ def test_a_step_may_be_several_updates(tmp_path: Path) -> None:
     assert (whole.step, int(whole.state.step)) == (6, 12)
     events = EventAccumulator(str(tmp_path / "whole")).Reload()
     assert [event.step for event in events.Images("toy")] == [4]
-    # The schedule counts updates; what a step does not report was 0 there.
+    # The schedule counts updates; a metric that a step lacks was 0 there.
     expected = 0.5 * (1 + np.cos(np.pi * 11 / 12)) * config.optimizer.learning_rate
     assert events.Scalars("train/lr")[-1].value == pytest.approx(expected, rel=1e-4)
     assert events.Scalars("train/sometimes")[-1].value == pytest.approx(6.0 * 2 / 6)
-    parts = tmp_path / "parts"
-    fit(stage, replace(config, max_steps=3, scheduler=SchedulerConfig()), run_dir=parts)
-    found = fit(stage, replace(config, scheduler=SchedulerConfig()), run_dir=parts, resume=True)
+    halves = tmp_path / "halves"
+    fit(stage, replace(config, max_steps=3, scheduler=SchedulerConfig()), run_dir=halves)
+    resumed = fit(stage, replace(config, scheduler=SchedulerConfig()), run_dir=halves, resume=True)
     again = fit(stage, replace(config, scheduler=SchedulerConfig()), run_dir=tmp_path / "again")
-    assert same_trees(arrays_of(found.state), arrays_of(again.state))
+    assert same_trees(arrays_of(resumed.state), arrays_of(again.state))
 
 
 def test_a_stage_has_one_kind_of_step() -> None:
@@ -263,7 +263,7 @@ def test_wrong_monitor_is_found_before_training_if_the_stage_can_tell(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_start_is_told_when_nothing_more_can_be_wrong(tmp_path: Path) -> None:
+def test_on_start_is_called_once_the_state_is_there(tmp_path: Path) -> None:
     started: list[str] = []
     fit(toy_stage(), settings(max_steps=1), run_dir=tmp_path, on_start=lambda: started.append("a"))
     other = toy_stage(init_params={"out": np.ones(3, np.float32)})

@@ -94,9 +94,9 @@ def test_optimizer_by_name_equals_optax(name: str, expected_fn) -> None:
     )
     params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array(3.0)}
     gradients = {"a": jnp.array([0.5, 0.1]), "b": jnp.array(-1.0)}
-    ours, theirs = make_optimizer(config), expected_fn()
-    updates, _ = ours.update(gradients, ours.init(params), params)
-    expected, _ = theirs.update(gradients, theirs.init(params), params)
+    optimizer, reference = make_optimizer(config), expected_fn()
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    expected, _ = reference.update(gradients, reference.init(params), params)
     for update, want in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(-0.01 * update, want, rtol=1e-6)
 

@@ -25,8 +25,8 @@ def test_nnx_states_and_optimizer_states_become_plain_names_and_come_back() -> N
     assert all(type(node) is dict for node in (plain, plain["params"], plain["opt"]["0"]))
     back = from_plain(plain, jax.eval_shape(lambda: tree))
     assert jax.tree.structure(back) == jax.tree.structure(tree)
-    for ours, theirs in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for array, original in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
+        np.testing.assert_array_equal(array, original)
 
 
 def test_single_array() -> None:
@@ -39,10 +39,10 @@ def test_target_gives_the_dtype() -> None:
 
 
 def test_all_that_does_not_fit_is_named() -> None:
-    found = {"a": {"b": np.ones(2)}, "old": np.ones(1)}
-    wanted = {"a": {"b": np.ones(3)}, "new": np.ones(1)}
+    plain = {"a": {"b": np.ones(2)}, "old": np.ones(1)}
+    target = {"a": {"b": np.ones(3)}, "new": np.ones(1)}
     with pytest.raises(ValueError, match="new is missing") as caught:
-        from_plain(found, wanted)
+        from_plain(plain, target)
     assert "a/b has shape (2,), the model has (3,)" in str(caught.value)
     assert "old is not in the model" in str(caught.value)
 

@@ -28,17 +28,17 @@ def test_one_step_equals_its_definition_and_keeps_the_initial_parameters() -> No
         stage.init_params, stage.frozen, key, batch
     )
     step = make_train_step(stage.loss_fn, updater, mesh=mesh)
-    given = state.params["out"]
+    donated = state.params["out"]
     state, metrics = step(state, replicate(stage.frozen, mesh), shard_batch(batch, mesh))
 
-    assert given.is_deleted()  # donated
+    assert donated.is_deleted()
     assert not stage.init_params["out"].is_deleted()
     norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(gradients)))
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
-    assert norm > CONFIG.gradient_clip_val  # what is reported is the norm before clipping
+    assert norm > CONFIG.gradient_clip_val  # the metric is the norm before clipping
     assert set(metrics) == {"loss", "abs_error", "grad_norm", "lr"}
-    # Adam's first update is the sign of the gradient, whatever its scale.
+    # Adam's first update is the sign of the gradient, of any scale.
     before, gradient = stage.init_params["out"], gradients["out"]
     expected = before - 0.01 * (jnp.sign(gradient) + 0.1 * before)
     np.testing.assert_allclose(state.params["out"], expected, rtol=1e-4, atol=1e-6)
@@ -59,7 +59,7 @@ def test_compiles_once_for_each_shape() -> None:
     assert step._cache_size() == 2
 
 
-def test_loss_term_named_like_ours_does_not_hide_it() -> None:
+def test_a_metric_named_loss_does_not_replace_the_loss() -> None:
     def named_loss(params, frozen, key, batch):
         loss, _ = loss_fn(params, frozen, key, batch)
         return loss, {"loss": loss * 0.0}

@@ -44,7 +44,7 @@ def test_resumed_run_shows_every_step_once(tmp_path: Path) -> None:
         return FitConfig(max_steps=max_steps, log_every_n_steps=1, keep_best=9)
 
     fit(toy_stage(), config(7), run_dir=tmp_path, config_text="{}")
-    # As if killed at step 7: what was logged after the checkpoint of step 4 is trained again.
+    # As if killed at step 7: the steps after the checkpoint of step 4 are trained again.
     (tmp_path / "checkpoints" / "step_7").rename(tmp_path / "away")
     fit(toy_stage(), config(9), run_dir=tmp_path, resume=True)
     events = read(tmp_path)
@@ -69,7 +69,7 @@ def test_full_disk_ends_the_events_and_not_the_run(
 
 
 class FakeWandb(types.ModuleType):
-    """Records what the package would be told."""
+    """Records the calls of the package."""
 
     def __init__(self) -> None:
         super().__init__("wandb")

@@ -1,4 +1,4 @@
-"""A small regression as a stage: what the training core is tested with."""
+"""A small regression as a stage, for tests of the training core."""
 
 import dataclasses
 import time
@@ -18,7 +18,7 @@ STEPS_PER_EPOCH = 4
 
 @dataclasses.dataclass(frozen=True)
 class ToyBatches:
-    """Batches of random rows; some steps are slow, wrong or fail on purpose."""
+    """Batches of random rows; some are slow, hold a NaN or fail, on purpose."""
 
     steps_per_epoch: int = STEPS_PER_EPOCH
     nan_at: int = -1
@@ -70,7 +70,7 @@ def validation_values(params: Any) -> dict[str, float]:
 
 
 def validate(params: Any, state: Any) -> Validation:
-    """Counts the validations of the run in its state."""
+    """Validate; the state counts the validations of the run."""
     return Validation(validation_values(params), state={"count": state.get("count", 0) + 1})
 
 
@@ -97,13 +97,13 @@ def toy_stage(**changes: Any) -> Stage:
 
 
 def validation_from(values: list[float]) -> Any:
-    """A validation that returns the given values, one after the other."""
+    """Return a validation with these values, one after the other."""
     remaining = iter(values)
     return lambda params, state: Validation({"val/total_loss": next(remaining)})
 
 
 def same_trees(first: Any, second: Any) -> bool:
-    """Whether two trees are equal, bit for bit."""
+    """Return whether two trees are equal, bit for bit."""
     a, b = jax.tree.leaves(first), jax.tree.leaves(second)
     return len(a) == len(b) and all(
         np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(a, b, strict=True)
@@ -111,7 +111,7 @@ def same_trees(first: Any, second: Any) -> bool:
 
 
 def arrays_of(state: Any) -> Any:
-    """A state with its key as numbers."""
+    """Return a state with its key as numbers."""
     return dataclasses.replace(state, key=jax.random.key_data(state.key))
 
 
