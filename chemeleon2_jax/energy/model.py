@@ -9,7 +9,7 @@ from chemeleon2_jax.common.errors import EnergyError
 from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.energy.interface import EnergyModel
 
-# Name -> what makes the model, imported when it is asked for: one line a model.
+# Name -> function that makes the model, imported at first use: one line per model.
 _MODELS = {
     "nequix": "nequix:load_nequix",
     "chgnet": "chgnet:chgnet_model",

@@ -130,7 +130,7 @@ def _compute(
 
 
 def _log_left_out(given: Collection[str]) -> None:
-    """Say which metrics of the default choice are not computed, and for want of what."""
+    """Log the default metrics that are not computed, and the missing input of each."""
     left_out: dict[str, list[str]] = {}
     for name, metric in METRICS.items():
         missing = [need for need in metric.needs if need not in given]

@@ -154,7 +154,7 @@ def find_novel(
     tolerances: Tolerances | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Comparison:
-    """Find the crystals that are the same as no reference.
+    """Find the crystals that match no reference crystal.
 
     Args:
         structures: as for :func:`find_unique`.

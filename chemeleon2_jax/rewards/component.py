@@ -1,8 +1,8 @@
-"""What a reward is to a rollout: crystals come chunk by chunk, while the device draws the next.
+"""The contract of a reward: `prepare` a chunk of crystals, then `score` the whole rollout.
 
-What concerns one crystal alone is done with its chunk (`prepare`); what compares crystals, once all
-are there (`score`). Crystals are (atom_types, frac_coords, lattice) triples, or None where one is
-not judged.
+Chunks come while the device draws the next one. Work on single crystals belongs into `prepare`,
+comparisons of crystals into `score`. Crystals are (atom_types, frac_coords, lattice) triples, or
+None for a crystal that is not judged.
 """
 
 from __future__ import annotations

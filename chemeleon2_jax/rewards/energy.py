@@ -49,8 +49,8 @@ def build(
         relax_steps: most steps of a relaxation; 0 judges crystals as they are
 
     Raises:
-        RewardError: no hull where one is needed, or a scale that is none.
-        EnergyError: a model or a hull that cannot be had, or that do not fit.
+        RewardError: a hull is missing, or hull_corrected is invalid.
+        EnergyError: a model or a hull cannot be loaded, or they do not fit.
     """
     if quantity == "e_above_hull" and not hull:
         raise RewardError(

@@ -188,12 +188,9 @@ class _Run:
         self.metrics.fetch()
         start = time.perf_counter()
         params = state.params if state.ema_params is None else state.ema_params
-        earlier = progress.validation_state
         try:
             with self.interrupts.during_validation():
-                validation = self.stage.validate(
-                    params, self.stage.validation_state if earlier is None else earlier
-                )
+                validation = self.stage.validate(params, progress.validation_state or {})
         except ValidationInterrupted:
             return state, progress
         progress = progress.after_validation(validation.values, state=validation.state)

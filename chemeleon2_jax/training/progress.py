@@ -31,7 +31,8 @@ class Progress:
         score: that value, if this step was validated and the value is finite; else None.
         validated_step: step of the last validation; -1: one is due before the first step.
         values: of the last validation; {} before the first.
-        validation_state: state of the last validation, for the next; None before the first.
+        validation_state: state for the next validation, from the last one or from the stage; None
+            in checkpoints of earlier versions.
         early_stopping, plateau: histories of their values.
     """
 

@@ -53,4 +53,8 @@ def initial_state(
         state = restore_state(checkpoint, abstract_state(init, tx, ema=ema), mesh=mesh)
         progress = checkpoint.progress
         logging.info("resumed at step %d from %s", progress.step, checkpoint.path)
+    if progress.validation_state is None:
+        # Before the first validation, and in checkpoints that hold the state elsewhere: every save
+        # from now on keeps it.
+        progress = replace(progress, validation_state=dict(stage.validation_state))
     return state, replace(progress, monitor=stage.monitor, mode=stage.mode)

@@ -75,4 +75,4 @@ def test_an_old_run_resumes_as_if_it_had_never_stopped(stage, tmp_path, tiny_dat
         np.sqrt(sum(np.sum((expected[name] - other[name]) ** 2) for name in expected))
         for other in (arrays, before)
     )
-    assert error < 1e-2 * change
+    assert error < 2e-3 * change

@@ -1,3 +1,4 @@
+import json
 import logging
 import math
 import os
@@ -174,6 +175,22 @@ def test_a_validation_hands_its_state_to_the_next_also_over_a_resume(tmp_path: P
     assert last.progress.validation_state == {"count": 8}
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in events.Images("toy")] == [2, 4, 6]
+
+
+def test_a_save_before_the_next_validation_keeps_the_state_of_an_old_run(tmp_path: Path) -> None:
+    """Old checkpoints hold the state elsewhere: the stage reads it, and the next save has it."""
+    stage = replace(toy_stage(), validate=None, validation_state={"floors": {"volume": -3.0}})
+    fit(stage, settings(max_steps=2), run_dir=tmp_path)
+    progress_file = tmp_path / "checkpoints" / "step_2" / "progress" / "metadata"
+    saved = json.loads(progress_file.read_text())
+    assert saved.pop("validation_state") == stage.validation_state
+    progress_file.write_text(json.dumps(saved))
+    fit(stage, settings(max_steps=3), run_dir=tmp_path, resume=True)
+    # The next stage need not know it any more.
+    again = replace(stage, validation_state={})
+    fit(again, settings(max_steps=4), run_dir=tmp_path, resume=True)
+    kept = open_checkpoint(tmp_path / "checkpoints" / "last").progress
+    assert (kept.step, kept.validation_state) == (4, stage.validation_state)
 
 
 def two_updates(updater: Any, mesh: Any) -> Any:
