@@ -134,6 +134,7 @@ def _imported_names(node: ast.AST) -> list[str]:
         # Python's own logging is for handlers, filters and other libraries' loggers.
         (r"\blogging\.getLogger\(__name__\)|^_?log(ger)? =", set(), "absl.logging"),
         (r"\bdifflib\b", {"common/suggest.py"}, "common.suggest"),
+        (r"\bModelMeta\.from_json\b", {"pretrained/loading.py"}, "open_model"),
     ],
 )
 def test_written_once(pattern, owners, instead):

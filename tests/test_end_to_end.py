@@ -11,6 +11,7 @@ from pymatgen.core import Structure
 
 import chemeleon2_jax as c2
 from chemeleon2_jax.pretrained.hub import REGISTRY
+from chemeleon2_jax.pretrained.loading import open_model
 from chemeleon2_jax.training.checkpoint_reader import complete_steps, open_checkpoint
 from tests.tiny import (
     BROKEN_ID,
@@ -56,12 +57,12 @@ def test_run_folder(run):
     for name in ("last", "best"):
         assert (directory / name).is_symlink()
         assert (directory / name).readlink().parent.name == ""  # relative, in the same folder
-    last = open_checkpoint(directory / "last")
+    last = open_model(directory / "last")
     assert last.step == 150
     assert last.items == tuple(
         sorted({"params", "train"} | ({"ema", "vae"} if "ldm" in task else set()))
     )
-    assert last.meta["config"] == config
+    assert last.meta.config == config
     scores = {
         step: json.loads((path / "progress" / "metadata").read_text())["score"]
         for step, path in complete_steps(directory).items()

@@ -214,7 +214,9 @@ def vae_of(model: OpenModel, *, dtype: Any = jnp.float32) -> VAEParts:
     Raises:
         CheckpointError: its arrays are broken, or do not fit its sizes.
     """
-    graphdef, params = _restored(model, model.meta.vae_item, VAE, model.meta.vae, dtype)
+    graphdef, params = _restore(
+        model, model.meta.vae_item, module=VAE, sizes=model.meta.vae, dtype=dtype
+    )
     return VAEParts(model.meta.vae, graphdef, params)
 
 
@@ -235,7 +237,9 @@ def ldm_of(model: OpenModel, *, dtype: Any = jnp.float32, item: str = "") -> LDM
             f"{model.path} is a checkpoint of {model.meta.stage}, which cannot generate; give the "
             "run folder of a latent diffusion model (train_ldm)"
         )
-    graphdef, params = _restored(model, item or meta.sample_item, DiT, meta.dit, dtype)
+    graphdef, params = _restore(
+        model, item or meta.sample_item, module=DiT, sizes=meta.dit, dtype=dtype
+    )
     return LDMParts(
         sizes=meta.dit,
         graphdef=graphdef,
@@ -258,11 +262,13 @@ def predictor_of(model: OpenModel, *, dtype: Any = jnp.float32) -> PredictorPart
         raise CheckpointError(
             f"{model.path} is a checkpoint of {model.meta.stage}, not of a predictor"
         )
-    graphdef, params = _restored(model, "params", Predictor, sizes, dtype)
+    graphdef, params = _restore(model, "params", module=Predictor, sizes=sizes, dtype=dtype)
     return PredictorParts(sizes, graphdef, params, vae_of(model, dtype=dtype))
 
 
-def _restored(model: OpenModel, item: str, module: Any, sizes: Any, dtype: Any) -> tuple[Any, Any]:
+def _restore(
+    model: OpenModel, item: str, *, module: Any, sizes: Any, dtype: Any
+) -> tuple[Any, Any]:
     """Graph definition of `module(sizes)`, and its parameters on the device."""
     try:
         graphdef, target = abstract_module(module, sizes, dtype=dtype)

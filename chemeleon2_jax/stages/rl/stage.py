@@ -35,7 +35,12 @@ from chemeleon2_jax.stages.common import (
     resumed_from,
 )
 from chemeleon2_jax.stages.rl.programs import Settings, make_programs
-from chemeleon2_jax.stages.rl.requests import load_crystals, plan_batches, read_prompts
+from chemeleon2_jax.stages.rl.requests import (
+    PromptBatches,
+    load_crystals,
+    plan_batches,
+    read_prompts,
+)
 from chemeleon2_jax.stages.rl.rewards import check_reward_fn, make_reward
 from chemeleon2_jax.stages.rl.step import RolloutStep
 from chemeleon2_jax.stages.rl.validation import make_validate, value_names
@@ -78,12 +83,7 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     vae = replace(start.ldm.vae, params=replicate(start.ldm.vae.params, mesh))
     ldm = replace(start.ldm, params=None, vae=vae)
     generator = Generator(ldm, settings.sampler, cfg_scale=settings.cfg_scale, mesh=mesh)
-    log_size("DiT", start.ldm.params)
-    logging.info(
-        "a rollout: %d crystals, %d of each of %d prompts, in %d chunks",
-        *(batches.num_crystals, batches.group_size),
-        *(batches.num_crystals // batches.group_size, len(batches.chunks)),
-    )
+    _log_sizes(start.ldm, batches)
 
     def make_step(updater: Updater, mesh: Mesh) -> RolloutStep:
         programs = make_programs(
@@ -119,6 +119,15 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
             "val/valid_share": "valid",
             "val/unique_share": "unique",
         },
+    )
+
+
+def _log_sizes(ldm: LDMParts, batches: PromptBatches) -> None:
+    log_size("DiT", ldm.params)
+    logging.info(
+        "a rollout: %d crystals, %d of each of %d prompts, in %d chunks",
+        *(batches.num_crystals, batches.group_size),
+        *(batches.num_crystals // batches.group_size, len(batches.chunks)),
     )
 
 
