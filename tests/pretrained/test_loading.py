@@ -1,4 +1,4 @@
-"""Models out of checkpoints: which weights, and what is wrong with a broken one."""
+"""Models of checkpoints: their weights, and the errors of broken ones."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ REMOVED = object()
 
 def equal(params, saved) -> bool:
     """Whether parameters are those of a checkpoint's item, bit for bit."""
-    ours, theirs = by_name(params), by_name(saved)
-    return ours.keys() == theirs.keys() and all(
-        ours[name].tobytes() == theirs[name].tobytes() for name in ours
+    arrays, expected = by_name(params), by_name(saved)
+    return arrays.keys() == expected.keys() and all(
+        arrays[name].tobytes() == expected[name].tobytes() for name in arrays
     )
 
 
 @pytest.fixture
 def copy(tmp_path, tiny_ldm):
-    """A copy of the LDM's best checkpoint, and a way to change its meta."""
+    """A function that changes the meta in a copy of the LDM's best checkpoint."""
     folder = shutil.copytree(tiny_ldm.path / "checkpoints" / "best", tmp_path / "copy")
 
     def change(**entries):
@@ -44,7 +44,7 @@ def copy(tmp_path, tiny_ldm):
     return change
 
 
-def test_vae_is_the_one_that_was_saved(tiny_vae):
+def test_vae_is_the_saved_one(tiny_vae):
     model = open_model(tiny_vae.path)
     parts = vae_of(model)
     assert equal(parts.params, open_checkpoint(tiny_vae.path).restore("params"))
@@ -88,7 +88,7 @@ def test_sample_weights_are_honoured(copy, weights, item):
     assert equal(ldm_of(open_model(folder)).params, checkpoint.restore(item))
 
 
-def test_computes_in_the_dtype_that_is_asked_for(tiny_vae):
+def test_computes_in_another_dtype(tiny_vae):
     parts = vae_of(open_model(tiny_vae.path), dtype=jnp.bfloat16)
     assert parts.module(parts.params).decoder.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(parts.params)} == {np.dtype("float32")}
@@ -150,7 +150,7 @@ def test_a_vae_generates_nothing(tiny_vae):
         ("{folder}/notes.txt/best", "there is no|cannot be read"),
     ],
 )
-def test_what_is_no_model(tmp_path, name, message):
+def test_names_of_no_model(tmp_path, name, message):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "notes.txt").write_text("notes")
     with pytest.raises(CheckpointError, match=message):
@@ -158,7 +158,7 @@ def test_what_is_no_model(tmp_path, name, message):
 
 
 def test_every_file_of_a_checkpoint_is_needed_or_noticed(copy):
-    """A checkpoint with any file cut short or gone opens as it was, or is a CheckpointError."""
+    """A checkpoint with any file cut short or gone opens as before, or is a CheckpointError."""
     folder = copy()
     whole = load_model(folder)
     assert isinstance(whole, LDMModel)

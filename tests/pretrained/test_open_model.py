@@ -1,4 +1,4 @@
-"""Models by name: published keys, PyTorch files, folders, and what is none of them."""
+"""Models by name: published keys, PyTorch files, folders, and names of no model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from chemeleon2_jax.common.cache import cache_dir
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.inference.api import LDMModel, PredictorModel, VAEModel
 from chemeleon2_jax.pretrained import hub
-from chemeleon2_jax.pretrained.loading import ldm_of, open_model, vae_of
+from chemeleon2_jax.pretrained.loading import open_model, vae_of
 from chemeleon2_jax.torch_format.size_tables import published_size_table
 from chemeleon2_jax.torch_format.torch_writer import write_torch_file
 from tests.pretrained.hub_server import Served, go_offline, serving, use_hub
@@ -19,8 +19,8 @@ from tests.torch_format import original_files
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """A hub that has a small VAE and a small LDM for the published ones; the LDM does not tell the
-    heads of its VAE, as the published ones do not.
+    """A hub with a small VAE and a small LDM in place of the published ones; like those, the LDM
+    does not state the heads of its VAE.
     """
     contents = {
         "mp_20_vae": original_files.vae_content(),
@@ -44,7 +44,7 @@ def test_a_published_key(server, monkeypatch):
     assert vae.parts.sizes.decoder.nhead == 4
     assert server.num_downloads == 1
     before = len(server.requests)
-    c2.load_model("mp_20_vae")  # converted once, and no request any more
+    c2.load_model("mp_20_vae")  # already converted: no request
     assert len(server.requests) == before
     server.shutdown()
     go_offline(monkeypatch)
@@ -63,7 +63,7 @@ def test_a_published_ldm_samples_with_its_size_table(server):
 
 
 def test_a_file_that_is_no_model_can_be_replaced(server):
-    """Right by its checksum, wrong inside: the error names the file, and nothing is kept of it."""
+    """A file with the right checksum and the wrong content is an error, and leaves no folder."""
     entry = hub.lookup("mp_20_vae")
     good = server.files[entry.repository, entry.path]
     ldm = server.files[entry.repository, hub.lookup("mp_20_ldm_rl").path]
@@ -104,7 +104,7 @@ def test_a_damaged_converted_form(server):
         c2.load_model("mp_20_vae")
 
 
-def test_what_is_assumed_is_said(tmp_path, caplog):
+def test_assumptions_are_logged(tmp_path, caplog):
     content = original_files.ldm_content()
     del content["state_dict"]["latent_std"]
     write_torch_file(tmp_path / "a.ckpt", content)
@@ -137,16 +137,10 @@ def test_options_of_pytorch_files(tmp_path):
     assert ldm.vae.parts.sizes == c2.load_model(vae).parts.sizes
 
 
-def test_options_of_pytorch_files_do_not_go_with_others(tiny_ldm, tmp_path):
+def test_options_of_pytorch_files_are_for_those_alone(tiny_ldm, tmp_path):
     for options in ({"ema": True}, {"vae": "x"}, {"size_table": "mp-20"}):
         with pytest.raises(CheckpointError):
             open_model(tiny_ldm.path, **options)
-
-
-def test_a_vae_is_no_ldm(tmp_path):
-    path = original_files.write(tmp_path, "vae")
-    with pytest.raises(CheckpointError, match="cannot generate"):
-        ldm_of(open_model(path))
 
 
 @pytest.mark.parametrize(
@@ -155,20 +149,17 @@ def test_a_vae_is_no_ldm(tmp_path):
         ("mp_20_vea", "mp_20_vae"),
         ("${hub:mp_20_vea}", "mp_20_vae"),
         ("nowhere/model.ckpt", "there is no nowhere"),
-        ("", "its name is empty"),
-        ("x" * 5000, "cannot be opened"),
         ("with\0null", "cannot be opened|there is no"),
-        ("~nobody_of_that_name/x", "cannot be opened"),
     ],
 )
-def test_what_is_none(name, message, tmp_path, monkeypatch):
+def test_other_names(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=message):
         c2.load_model(name)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
-def test_half_downloaded(share, tmp_path):
+def test_an_incomplete_download(share, tmp_path):
     path = original_files.write(tmp_path, "vae")
     body = path.read_bytes()
     path.write_bytes(body[: int(share * len(body))])
