@@ -30,7 +30,7 @@ from tqdm import tqdm
 from chemeleon2_jax.common.atomic_files import REPORT_FILE, STRUCTURES_FILE
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.common.version import __version__
-from chemeleon2_jax.diffusion.samplers import DEFAULT_SAMPLER, SAMPLERS
+from chemeleon2_jax.diffusion.samplers import SAMPLERS
 from chemeleon2_jax.runs import command_line as cli
 
 if TYPE_CHECKING:
@@ -65,12 +65,15 @@ flags.DEFINE_multi_string(
     "the null condition. Once for each condition of the model.",
 )
 flags.DEFINE_float("cfg_scale", 2.0, "Strength of the guidance towards the conditions; 1 is none.")
-flags.DEFINE_enum("sampler", DEFAULT_SAMPLER, SAMPLERS, "Sampler.")
+flags.DEFINE_enum(
+    "sampler", None, SAMPLERS, "Sampler; default: euler for flow models, ddim for others."
+)
 flags.DEFINE_integer("steps", 50, "Steps of the sampler.", lower_bound=1)
 flags.DEFINE_float(
     "eta",
-    1.0,
-    "Share of the noise, of samplers with this option: 0 is deterministic.",
+    None,
+    "Share of the noise, of samplers with this option: 0 is deterministic; default: 1 for ddim, 0 "
+    "for others.",
     lower_bound=0.0,
 )
 flags.DEFINE_integer("chunk_size", 0, "Crystals at once; 0 chooses by memory.", lower_bound=0)
@@ -169,7 +172,7 @@ def _sample(model: LDMModel, num_atoms: list[int], conditions: dict[str, Any]) -
                 num_atoms=num_atoms or None,
                 conditions=conditions,
                 cfg_scale=values.cfg_scale,
-                sampler=values.sampler,
+                sampler=values.sampler or "",
                 steps=values.steps,
                 eta=values.eta,
                 chunk_size=values.chunk_size,

@@ -40,8 +40,13 @@ def _ldm_module() -> ConfigDict:
             },
             "diffusion": {
                 "num_steps": 1000,
-                "schedule": "linear",  # or "squaredcos_cap_v2"
-                "target": "eps",  # or "x_0"
+                # "linear", "squaredcos_cap_v2", or "straight_line", the one of rectified flow
+                "schedule": "linear",
+                "target": "eps",  # "eps", "x_0", "v", or "flow", the velocity of a straight line
+                "times": "uniform",  # or "logit_normal", which draws more from the middle
+                # Share of the posterior's standard deviation in the latents to learn: 1 samples
+                # it, 0 takes its mean.
+                "posterior_scale": 1.0,
                 "learn_sigma": True,
                 "variance_layout": "per_token",  # or "interleaved", Chemeleon2's
             },

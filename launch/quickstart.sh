@@ -26,18 +26,18 @@ run_of() {
     echo "${runs[0]}"
 }
 
-step 'train VAE' chemeleon2_jax.train --config=configs/train_vae.py:tiny/vae_dng \
+step 'train VAE' chemeleon2_jax.train --config=configs/train_vae.py:fast/vae_dng \
     --config.paths.log_dir="$logs"
 vae_run=$(run_of train_vae)
 
-step 'train latent diffusion' chemeleon2_jax.train --config=configs/train_ldm.py:tiny/ldm_null \
+step 'train latent diffusion' chemeleon2_jax.train --config=configs/train_ldm.py:fast/ldm_flow \
     --config.ldm_module.vae_ckpt_path="$vae_run" --config.paths.log_dir="$logs"
 ldm_run=$(run_of train_ldm)
 
 step 'sample' chemeleon2_jax.sample --model="$ldm_run" --num_samples=64 --seed=0 \
     --output_dir="$output" --cif
 
-step 'fine-tune with rewards' chemeleon2_jax.train --config=configs/train_rl.py:tiny/rl_density \
+step 'fine-tune with rewards' chemeleon2_jax.train --config=configs/train_rl.py:fast/rl_density \
     --config.rl_module.ldm_ckpt_path="$ldm_run" --config.paths.log_dir="$logs"
 rl_run=$(run_of train_rl)
 

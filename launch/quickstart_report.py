@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 from pymatgen.core.structure import Structure
+from pymatgen.symmetry.analyzer import SpacegroupAnalyzer, SymmetryUndeterminedError
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +25,7 @@ from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.crystals.geometry import MIN_DISTANCE, randomise_coordinates
 from chemeleon2_jax.crystals.visualize import save_grid
 from chemeleon2_jax.data.datasets import load_split
+from chemeleon2_jax.metrics.report import evaluate
 from chemeleon2_jax.metrics.structure import (
     COVALENT_FACTOR,
     MIN_VOLUME_PER_ATOM,
@@ -37,6 +39,7 @@ from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
 PICTURE_FILE = "crystals.png"
 SUMMARY_FILE = "quickstart.json"
 NUM_DRAWN = 16
+SYMPREC, ANGLE_TOLERANCE = 0.2, 5.0  # angstrom, degrees
 NUM_REFERENCES = 500  # a share to a few percent, in seconds
 
 flags.DEFINE_string("vae_run", None, "Run folder of the VAE.", required=True)
@@ -110,6 +113,41 @@ def check_shares(
     }
 
 
+def variety(structures: list[Structure], run_dir: Path) -> dict[str, Any]:
+    """Return the number of reduced formulas, and the shares of the built crystals that are unique,
+    and that match a training crystal of the run.
+    """
+    data = read_config(run_dir)["data"]
+    report = evaluate(
+        structures, reference=data["data_dir"] or data["name"], metrics=["unique", "novel"]
+    )
+    metrics = report.summary["metrics"]
+    return {
+        "formulas": len({s.composition.reduced_formula for s in structures}),
+        "unique": metrics["unique"]["share"],
+        "copies": 1.0 - metrics["novel"]["share"],
+    }
+
+
+def draw(structures: list[Structure], path: Path) -> Path:
+    """Save a picture of the first crystals in their conventional cells, with space groups."""
+    drawn = [conventional(structure) for structure in structures[:NUM_DRAWN]]
+    cells, titles = zip(*drawn, strict=True) if drawn else ((None,), ("nothing was built",))
+    return save_grid(cells, path, titles=titles)
+
+
+def conventional(structure: Structure) -> tuple[Structure, str]:
+    """Return the conventional cell and the space group, at tolerances for generated crystals; the
+    cell itself where it has no symmetry.
+    """
+    try:
+        analyzer = SpacegroupAnalyzer(structure, symprec=SYMPREC, angle_tolerance=ANGLE_TOLERANCE)
+        symbol = analyzer.get_space_group_symbol()
+        return analyzer.get_conventional_standard_structure(), symbol
+    except (SymmetryUndeterminedError, TypeError, ValueError):
+        return structure, "P1"
+
+
 def best_values(run_dir: Path) -> dict[str, float]:
     """Return the validation values of a run's best checkpoint."""
     return dict(open_checkpoint(run_dir).progress.values)
@@ -131,7 +169,7 @@ def rewarded(
         "valid": {"generated": validity_check(crystals).share},
         "covalent": {"generated": covalent_check(crystals).share},
     }
-    picture = save_grid(structures[:NUM_DRAWN] or [None], samples / PICTURE_FILE)
+    picture = draw(structures, samples / PICTURE_FILE)
     return summary, {"fine-tuned": picture, "fine-tuned model": run_dir}
 
 
@@ -161,6 +199,12 @@ def print_report(summary: dict[str, Any], *, files: dict[str, Path]) -> None:
     ):
         table.add_row(f"  {label}", f"{summary['covalent'][key]:.0%}")
     table.add_section()
+    if summary.get("variety"):
+        kinds = summary["variety"]
+        table.add_row("different formulas", str(kinds["formulas"]))
+        table.add_row("unique (StructureMatcher)", f"{kinds['unique']:.0%}")
+        table.add_row("the same as a training crystal", f"{kinds['copies']:.0%}")
+        table.add_section()
     if "rewarded" in summary:
         after = summary["rewarded"]
         table.add_row(f"Fine-tuned towards {after['target']} atoms per cubic angstrom", "")
@@ -189,6 +233,7 @@ def main() -> int:
         "latent diffusion": best_values(ldm_run),
         "asked": asked,
         "built": len(structures),
+        "variety": variety(structures, ldm_run) if structures else {},
         **{name: dataclasses.asdict(share) for name, share in shares.items()},
         "seconds": {
             name: float(value)
@@ -202,7 +247,7 @@ def main() -> int:
         )
     (samples / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
     # If nothing could be built, the picture says so.
-    picture = save_grid(structures[:NUM_DRAWN] or [None], samples / PICTURE_FILE)
+    picture = draw(structures, samples / PICTURE_FILE)
     files = {
         "pictures": picture,
         "crystals": samples / STRUCTURES_FILE,

@@ -105,6 +105,15 @@ class Sampler(ABC):
         """
 
 
+def spaced_to_last(steps: int, num_steps: int) -> np.ndarray:
+    """Return `steps` times (K,), evenly spaced, that end at the last of `num_steps`.
+
+    The chain starts from pure noise where training had it, and its last step, to clean latents, is
+    as long as the others ("trailing", Lin et al. 2024).
+    """
+    return np.arange(1, steps + 1) * num_steps // steps - 1
+
+
 def step_constants(schedule: Schedule, sampler: Sampler) -> Any:
     """Return the constants of all steps in sampling order, the noisiest first: (K,) each, float32
     (times int32).

@@ -26,7 +26,22 @@ def cosine_betas(num_steps: int) -> np.ndarray:
     return np.minimum(1.0 - edges[1:] / edges[:-1], 0.999)
 
 
-SCHEDULES = {"linear": linear_betas, "squaredcos_cap_v2": cosine_betas}
+def straight_line_betas(num_steps: int) -> np.ndarray:
+    """Return betas (K,) of the straight line (1 - t) x_0 + t eps at t = (k + 1/2) / K.
+
+    The line, divided by sqrt((1 - t)^2 + t^2), preserves the variance: rectified flow (Liu et al.
+    2023) is a chain like the others, whose input keeps its scale at all times.
+    """
+    time = (np.arange(num_steps) + 0.5) / num_steps
+    bar = (1.0 - time) ** 2 / ((1.0 - time) ** 2 + time**2)
+    return 1.0 - bar / np.append(1.0, bar[:-1])
+
+
+SCHEDULES = {
+    "linear": linear_betas,
+    "squaredcos_cap_v2": cosine_betas,
+    "straight_line": straight_line_betas,
+}
 
 
 def make_betas(name: str, num_steps: int) -> np.ndarray:

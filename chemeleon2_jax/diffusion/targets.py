@@ -25,6 +25,11 @@ class Target(NamedTuple):
     read: Callable[[Array, Array, Array, Array], tuple[Array, Array]]
 
 
+def _read_flow(flow: Array, x: Array, signal: Array, spread: Array) -> tuple[Array, Array]:
+    start = (x - spread * flow) / (signal + spread)
+    return start, start + flow
+
+
 TARGETS = {
     "eps": Target(
         of=lambda start, eps, signal, spread: eps,
@@ -33,5 +38,16 @@ TARGETS = {
     "x_0": Target(
         of=lambda start, eps, signal, spread: start,
         read=lambda start, x, signal, spread: (start, (x - signal * start) / spread),
+    ),
+    # Salimans and Ho 2022: orthogonal to x_t, so that neither end of the chain divides by zero.
+    "v": Target(
+        of=lambda start, eps, signal, spread: signal * eps - spread * start,
+        read=lambda v, x, signal, spread: (signal * x - spread * v, signal * v + spread * x),
+    ),
+    # The velocity of the straight line between x_0 and eps (Liu et al. 2023, Lipman et al. 2023).
+    # It does not depend on how x_t is scaled: see `schedule.straight_line_betas`.
+    "flow": Target(
+        of=lambda start, eps, signal, spread: eps - start,
+        read=_read_flow,
     ),
 }

@@ -23,7 +23,7 @@ from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.crystals.structures import structure_from_arrays
 from chemeleon2_jax.diffusion.gaussian import level_at, predictor
 from chemeleon2_jax.diffusion.sampler import Sampler
-from chemeleon2_jax.diffusion.samplers import DEFAULT_SAMPLER, make_sampler
+from chemeleon2_jax.diffusion.samplers import default_sampler, make_sampler
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.inference.denoiser import denoiser
 from chemeleon2_jax.inference.generator import CFG_SCALE, LARGEST_LATENT, Generator
@@ -103,9 +103,9 @@ class LDMModel:
         num_atoms: Sequence[int] | None = None,
         conditions: Mapping[str, Any] | None = None,
         cfg_scale: float = CFG_SCALE,
-        sampler: str = DEFAULT_SAMPLER,
+        sampler: str = "",
         steps: int = 50,
-        eta: float = 1.0,
+        eta: float | None = None,
         chunk_size: int = 0,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Structure]:
@@ -121,9 +121,11 @@ class LDMModel:
                 chemical_system "Ba-Cr-F", a category's int, a float in raw units. None is the null
                 condition. A VAE that does not predict atom types takes them from the composition.
             cfg_scale: strength of the guidance towards the conditions; 1 is none.
-            sampler: a name in `diffusion.samplers.SAMPLERS`.
+            sampler: a name in `diffusion.samplers.SAMPLERS`; '' is the model's own: `euler` of flow
+                models, `ddim` of others.
             steps: any number up to that of the chain.
-            eta: share of the noise, of samplers with this option: 0 is deterministic.
+            eta: share of the noise, of samplers with this option: 0 is deterministic; None is the
+                sampler's own: 1 of ddim, 0 of others.
             chunk_size: crystals at once; 0 chooses by memory.
             on_done: called with the number of crystals just done (a progress bar's `update`).
 
@@ -141,7 +143,8 @@ class LDMModel:
             conditions=conditions,
             seed=seed,
         )
-        chosen = make_sampler(sampler, steps, eta)
+        name = sampler or default_sampler(self.parts.diffusion.target)
+        chosen = make_sampler(name, steps, eta)
         found = self._generator(chosen, float(cfg_scale)).generate(
             prompts.num_atoms,
             seed=seed,

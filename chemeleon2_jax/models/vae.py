@@ -148,9 +148,11 @@ class VAE(nnx.Module):
         return self.projection(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], -1)
 
 
-def sample_posterior(posterior: Posterior, noise: jax.Array) -> jax.Array:
-    """Return mean + std * noise, (R, T, L)."""
-    return posterior.mean + jnp.exp(0.5 * posterior.logvar) * noise
+def sample_posterior(posterior: Posterior, noise: jax.Array, *, scale: float = 1.0) -> jax.Array:
+    """Return mean + scale * std * noise, (R, T, L); scale 1 samples the posterior."""
+    spread = jnp.exp(0.5 * posterior.logvar)
+    # Not a product with 1: the bits of the published way stay.
+    return posterior.mean + (spread if scale == 1.0 else scale * spread) * noise
 
 
 def split_crystals(crystals: Reconstruction, assignment: Assignment) -> list[CrystalArrays]:

@@ -12,6 +12,7 @@ from chemeleon2_jax.common.suggest import did_you_mean, nearest
 from chemeleon2_jax.diffusion.samplers import SAMPLERS
 from chemeleon2_jax.diffusion.schedule import SCHEDULES
 from chemeleon2_jax.diffusion.targets import TARGETS
+from chemeleon2_jax.diffusion.times import TIMES
 from chemeleon2_jax.models.encoders.registry import ENCODERS, default_options
 from chemeleon2_jax.models.sizes import NAMED_SIZES, REDUCTIONS, VARIANCE_LAYOUTS
 from chemeleon2_jax.runs.config import fit_config, flatten, module_of, rename_columns
@@ -25,6 +26,7 @@ _CHOICES = {
     "ldm_module.denoiser.size": (*NAMED_SIZES, "custom"),
     "ldm_module.diffusion.schedule": tuple(SCHEDULES),
     "ldm_module.diffusion.target": tuple(TARGETS),
+    "ldm_module.diffusion.times": tuple(TIMES),
     "ldm_module.diffusion.variance_layout": VARIANCE_LAYOUTS,
     "ldm_module.sampling.sampler": SAMPLERS,
     "packing.layout": ("packed", "padded"),
@@ -68,6 +70,7 @@ _ANY_SIGN = re.compile(r"rl_module\.reward_fn\.\w+\.\w+|rl_module\.sampling_conf
 _AT_MOST = {
     "packing.max_shapes": 8,  # each is compiled
     "ldm_module.condition_module.drop_prob": 1.0,
+    "ldm_module.diffusion.posterior_scale": 1.0,
     "vae_module.noise.ratio": 0.5,  # this share of atoms is masked, another is moved
 }
 

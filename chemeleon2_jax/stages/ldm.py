@@ -20,6 +20,7 @@ from chemeleon2_jax.diffusion.gaussian import training_loss
 from chemeleon2_jax.diffusion.sampler import Sampler, step_constants
 from chemeleon2_jax.diffusion.samplers import make_sampler
 from chemeleon2_jax.diffusion.schedule import Schedule
+from chemeleon2_jax.diffusion.times import TIMES
 from chemeleon2_jax.inference.denoiser import denoiser
 from chemeleon2_jax.inference.generator import Generator, draw_num_atoms
 from chemeleon2_jax.metrics.structure import covalent_check, validity_check
@@ -65,7 +66,9 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         path = module.ldm_ckpt_path
         params = start_weights(params, sizes, start.weights, diffusion=diffusion, path=path)
     vae = replace(start.vae, params=replicate(start.vae.params, data.mesh))
-    latent_std = start.latent_std or measure_latent_std(data, vae, seed=config.seed)
+    latent_std = start.latent_std or measure_latent_std(
+        data, vae, seed=config.seed, posterior_scale=module.diffusion.posterior_scale
+    )
     logging.info("latent_std = %.6g over the training set", latent_std)
     ldm = LDMParts(
         sizes=sizes,
@@ -92,7 +95,13 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         loss_fn=_make_loss(ldm, module),
         batches=data.loader(config.seed),
         frozen=vae.params,
-        validate=_make_validate(data, ldm, sampler, num_samples=num_samples),
+        validate=_make_validate(
+            data,
+            ldm,
+            sampler,
+            num_samples=num_samples,
+            posterior_scale=module.diffusion.posterior_scale,
+        ),
         value_names=value_names(sizes, num_samples=num_samples),
         items=items_with(vae=vae.params),
         shown={
@@ -175,6 +184,7 @@ def _read_chain(module: ConfigDict, vae: VAESizes) -> tuple[DiffusionConfig, Sam
 
 def _make_loss(ldm: LDMParts, module: ConfigDict) -> LossFn:
     augment_options, conditions = augmentation(module.augmentation), ldm.sizes.conditions
+    options = module.diffusion
 
     def loss_fn(params: Any, frozen: Any, key: jax.Array, rows: Rows) -> Any:
         augment_key, drop_key, loss_key = jax.random.split(key, 3)
@@ -183,21 +193,49 @@ def _make_loss(ldm: LDMParts, module: ConfigDict) -> LossFn:
             rows = replace(rows, conditions=drop_some(drop_key, rows, conditions.drop_prob))
         if ldm.sizes.lora is not None:
             params = only_adapters(params)
-        terms = ldm_terms(ldm, params, rows, vae_params=frozen, key=loss_key)
+        terms = ldm_terms(
+            ldm,
+            params,
+            rows,
+            vae_params=frozen,
+            key=loss_key,
+            times=options.times,
+            posterior_scale=options.posterior_scale,
+        )
         means = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in terms.items()}
         return means.pop("total_loss"), means
 
     return loss_fn
 
 
-def ldm_terms(ldm: LDMParts, params: Any, rows: Rows, *, vae_params: Any, key: jax.Array) -> Terms:
-    """Return sums over crystals of the loss and its terms, with the number of crystals."""
+def ldm_terms(
+    ldm: LDMParts,
+    params: Any,
+    rows: Rows,
+    *,
+    vae_params: Any,
+    key: jax.Array,
+    times: str = "uniform",
+    posterior_scale: float = 1.0,
+) -> Terms:
+    """Return sums over crystals of the loss and its terms, with the number of crystals.
+
+    Args:
+        ldm: sizes, chain and scale of the latents.
+        params: of the denoiser.
+        rows: the crystals.
+        vae_params: of the frozen VAE.
+        key: of latents, times and noise.
+        times: distribution of the diffusion times, a name in `diffusion.times.TIMES`.
+        posterior_scale: share of the posterior's standard deviation in the latents.
+    """
     sample_key, time_key, noise_key = jax.random.split(key, 3)
     width, schedule = ldm.sizes.latent_dim, Schedule.of(ldm.diffusion)
     posterior = ldm.vae.module(vae_params).encode(rows)
-    z = sample_posterior(posterior, atom_normal(sample_key, rows, width)) / ldm.latent_std
+    drawn = atom_normal(sample_key, rows, width)
+    z = sample_posterior(posterior, drawn, scale=posterior_scale) / ldm.latent_std
     z = jnp.where(rows.is_atom[..., None], z, 0.0)
-    draw = jax.vmap(jax.vmap(lambda k: jax.random.randint(k, (), 0, schedule.num_steps)))
+    draw = jax.vmap(jax.vmap(lambda k: TIMES[times](k, schedule.num_steps)))
     t = draw(crystal_keys(time_key, rows))
     noise = jnp.where(rows.is_atom[..., None], atom_normal(noise_key, rows, width), 0.0)
     loss, terms = training_loss(
@@ -226,15 +264,20 @@ def value_names(sizes: DiTSizes, *, num_samples: int) -> tuple[str, ...]:
 
 
 def _make_validate(
-    data: StageData, ldm: LDMParts, sampler: Sampler, *, num_samples: int
+    data: StageData,
+    ldm: LDMParts,
+    sampler: Sampler,
+    *,
+    num_samples: int,
+    posterior_scale: float = 1.0,
 ) -> ValidateFn:
-    """Loss over the validation set, always with the same times and noises; with `num_samples` also
-    the validity of generated crystals.
+    """Loss over the validation set, always with the same uniform times and noises; with
+    `num_samples` also the validity of generated crystals.
     """
     key = named_key(VALIDATION_SEED, "validation")
     jitted = evaluator(
         lambda params, vae_params, rows: ldm_terms(
-            ldm, params, rows, vae_params=vae_params, key=key
+            ldm, params, rows, vae_params=vae_params, key=key, posterior_scale=posterior_scale
         ),
         data.mesh,
     )

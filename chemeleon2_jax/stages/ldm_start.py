@@ -133,15 +133,18 @@ def _overlay(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def measure_latent_std(data: StageData, vae: VAEParts, *, seed: int) -> float:
+def measure_latent_std(
+    data: StageData, vae: VAEParts, *, seed: int, posterior_scale: float = 1.0
+) -> float:
     """Return the standard deviation of all numbers in sampled latents of the training set, without
-    augmentation.
+    augmentation; `posterior_scale` as in `ldm.ldm_terms`.
     """
     key = named_key(seed, "latent_std")
 
     def moments(params: Any, rows: Rows) -> Terms:
         posterior = vae.module(params).encode(rows)
-        z = sample_posterior(posterior, atom_normal(key, rows, posterior.mean.shape[-1]))
+        drawn = atom_normal(key, rows, posterior.mean.shape[-1])
+        z = sample_posterior(posterior, drawn, scale=posterior_scale)
         weights = rows.is_atom.astype(jnp.float32)
         count = jnp.sum(weights) * z.shape[-1]
         return {

@@ -32,11 +32,10 @@ from chemeleon2_jax.torch_format.names import (
     CONDITIONS,
     DENOISER,
     PEFT,
+    SCHEDULES,
     adapted_layer,
 )
 from chemeleon2_jax.torch_format.sizes import State, check_width
-
-_SCHEDULES = ("linear", "squaredcos_cap_v2")  # of the original
 
 
 def ldm_sizes(state: State, options: Mapping[str, Any]) -> DiTSizes:
@@ -220,8 +219,8 @@ def diffusion_config(options: Mapping[str, Any]) -> DiffusionConfig:
             schedule=str(values.get("noise_schedule", "linear")),
             target="x_0" if values.get("predict_xstart") else "eps",
         )
-        if config.schedule not in _SCHEDULES:
-            raise ValueError(f"noise_schedule {config.schedule!r:.60} is none of {_SCHEDULES}")
+        if config.schedule not in SCHEDULES:
+            raise ValueError(f"noise_schedule {config.schedule!r:.60} is none of {SCHEDULES}")
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"its diffusion_configs cannot be used: {error}") from error
     return config

@@ -16,6 +16,9 @@ from chemeleon2_jax.models.sizes import DiTSizes, LoRASizes, VAESizes
 
 DENOISER, CONDITIONS, LATENT_STD = "denoiser.", "condition_module.", "latent_std"
 PEFT = "base_model.model."
+
+SCHEDULES = ("linear", "squaredcos_cap_v2")  # that the original has
+TARGETS = ("eps", "x_0")
 """Prefix of names in a model that peft wraps for adapters."""
 ADAPTER = "default"
 

@@ -24,7 +24,7 @@ from chemeleon2_jax.models.sizes import (
     PredictorSizes,
     VAESizes,
 )
-from chemeleon2_jax.torch_format.names import dit_entries, torch_layer
+from chemeleon2_jax.torch_format.names import SCHEDULES, TARGETS, dit_entries, torch_layer
 
 _CONDITION_KINDS = (
     *(FloatCondition, CompositionCondition, ChemicalSystemCondition),
@@ -85,8 +85,14 @@ def ldm_options(dit: DiTSizes, diffusion: DiffusionConfig) -> dict[str, Any]:
     """Return the arguments of the original's LDMModule.
 
     Raises:
-        CheckpointError: it does not have such conditions.
+        CheckpointError: it does not have such conditions, or such a chain.
     """
+    if diffusion.target not in TARGETS or diffusion.schedule not in SCHEDULES:
+        raise CheckpointError(
+            f"a model with the target {diffusion.target!r} on the schedule {diffusion.schedule!r} "
+            f"has no form in the original, whose targets are {' and '.join(TARGETS)} on the "
+            f"schedules {' and '.join(SCHEDULES)}"
+        )
     denoiser: dict[str, Any] = {
         "latent_dim": dit.latent_dim,
         "hidden_size": dit.hidden_size,

@@ -198,8 +198,8 @@ def test_shorter_chains():
 
 
 def test_options_that_are_none():
-    with pytest.raises(ValueError, match="sampler 'euler' is unknown; choose one of ddim, ddpm"):
-        make_sampler("euler")
+    with pytest.raises(ValueError, match="sampler 'rk4' is unknown; choose one of ddim, ddpm"):
+        make_sampler("rk4")
     with pytest.raises(ValueError, match="steps 0 must be at least 1"):
         make_sampler("ddim", 0)
     with pytest.raises(ValueError, match="steps -1 must be at least 1"):

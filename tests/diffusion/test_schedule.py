@@ -80,5 +80,5 @@ def test_config():
     schedule = Schedule.of(DiffusionConfig(100, "squaredcos_cap_v2"))
     np.testing.assert_array_equal(schedule.betas, Schedule.make("squaredcos_cap_v2", 100).betas)
     assert Schedule.of(DiffusionConfig()).num_steps == 1000
-    with pytest.raises(ValueError, match="target 'v' is unknown; choose one of eps, x_0"):
-        Schedule.of(DiffusionConfig(target="v"))
+    with pytest.raises(ValueError, match="target 'score' is unknown; choose one of eps, x_0"):
+        Schedule.of(DiffusionConfig(target="score"))

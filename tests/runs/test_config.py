@@ -23,10 +23,13 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 VAE, LDM = f"{CONFIGS}/train_vae.py", f"{CONFIGS}/train_ldm.py"
 PREDICTOR, RL = f"{CONFIGS}/train_predictor.py", f"{CONFIGS}/train_rl.py"
 EXPERIMENTS = {
-    VAE: [f"{s}/{n}" for s in ("alex_mp_20", "mp_20", "tiny") for n in ("vae_csp", "vae_dng")],
+    VAE: [
+        f"{s}/{n}" for s in ("alex_mp_20", "fast", "mp_20", "tiny") for n in ("vae_csp", "vae_dng")
+    ],
     LDM: [
         *(f"alex_mp_20/{n}" for n in ("ldm_composition", "ldm_null")),
         *(f"alex_mp_20_bandgap/{n}" for n in ("ldm_bandgap", "ldm_bandgap_lora")),
+        "fast/ldm_flow",
         *(f"mp_20/{n}" for n in ("ldm_composition", "ldm_null")),
         "tiny/ldm_null",
     ],
@@ -34,6 +37,7 @@ EXPERIMENTS = {
     RL: [
         "alex_mp_20/rl_dng",
         "alex_mp_20_bandgap/rl_bandgap",
+        "fast/rl_density",
         *(f"mp_20/{n}" for n in ("rl_bandgap", "rl_dng", "rl_dng_po")),
         "rl_custom_reward",
         *(f"tiny/{n}" for n in ("rl_density", "rl_elements", "rl_predictor")),

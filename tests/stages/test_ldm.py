@@ -15,6 +15,7 @@ from chemeleon2_jax.common.randomness import named_key
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.datasets import load_split
 from chemeleon2_jax.diffusion.samplers import make_sampler
+from chemeleon2_jax.inference.api import load_model
 from chemeleon2_jax.inference.generator import Generator, draw_num_atoms
 from chemeleon2_jax.metrics.structure import covalent_check, validity_check
 from chemeleon2_jax.models.vae import sample_posterior
@@ -25,10 +26,20 @@ from chemeleon2_jax.rows.rows import atom_normal
 from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.stages import ldm as ldm_stage
+from chemeleon2_jax.torch_format.files import write_torch
 from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
 from chemeleon2_jax.training.loop import fit
 from tests.lowering import lower_train_step
-from tests.tiny import by_name, first_step, ldm_config, meta_of, noisy, numbers, write_two
+from tests.tiny import (
+    by_name,
+    first_step,
+    fit_quickly,
+    ldm_config,
+    meta_of,
+    noisy,
+    numbers,
+    write_two,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -311,8 +322,8 @@ def test_validation_generates_crystals(tiny_data, tiny_ldm):
     ("options", "message"),
     [
         ({"sampling.num_samples": 2, "sampling.steps": 1001}, "takes 1 to 1000 steps, not 1001"),
-        ({"sampling.sampler": "euler"}, "sampler 'euler' is unknown"),
-        ({"diffusion.target": "v"}, "diffusion target 'v' is unknown"),
+        ({"sampling.sampler": "rk4"}, "sampler 'rk4' is unknown"),
+        ({"diffusion.target": "score"}, "diffusion target 'score' is unknown"),
         ({"diffusion.schedule": "cosine"}, "diffusion schedule 'cosine' is unknown"),
         ({"diffusion.variance_layout": "halves"}, "variance_layout is 'halves'"),
         ({"denoiser.size": "M"}, "denoiser.size is 'M'; it is S, B, L, XL or custom"),
@@ -357,3 +368,51 @@ def test_four_devices_are_one(four_devices, name):
     assert np.abs(one["params"] - one["start"]).max() > 0.005
     for name in ("metrics", "params", "validation"):
         np.testing.assert_allclose(four[name], one[name], rtol=1e-4, atol=1e-5)
+
+
+# --- flow matching --------------------------------------------------------------------------------
+
+FLOW = {
+    "diffusion.schedule": "straight_line",
+    "diffusion.target": "flow",
+    "diffusion.learn_sigma": False,
+    "diffusion.times": "logit_normal",
+    "diffusion.posterior_scale": 0.5,
+}
+
+
+def test_an_untrained_flow_predicts_no_velocity(tiny_data, tiny_vae):
+    """The output starts at 0: the loss is the mean square of eps - x_0, of variance 1 + 1."""
+    stage = build(ldm_config(tiny_data, tiny_vae.path, ldm_module=FLOW))
+    loss, terms, _ = first_step(stage)
+    assert set(terms) == {"loss_mse"}
+    assert loss == pytest.approx(2.0, abs=0.4)
+    _, _, gradients = first_step(stage, noisy(stage.init_params))
+    for name, gradient in gradients.items():
+        assert np.isfinite(gradient).all(), name
+        assert np.abs(gradient).max() > 0, name
+
+
+def test_options_of_times_and_latents_change_the_step(tiny_data, tiny_vae, base):
+    for option in ({"diffusion.times": "logit_normal"}, {"diffusion.posterior_scale": 0.0}):
+        _, (loss, _, _) = build_with(tiny_data, tiny_vae, ldm_module=option)
+        assert loss != base[0]
+
+
+def test_a_scaled_posterior_has_a_smaller_latent_std(tiny_data, tiny_vae):
+    stds = [
+        meta_of(build(ldm_config(tiny_data, tiny_vae.path, ldm_module=options))).ldm.latent_std
+        for options in ({}, {"diffusion.posterior_scale": 0.0})
+    ]
+    assert stds[1] < stds[0]
+
+
+def test_a_flow_samples_by_default_along_straight_lines(tiny_data, tiny_vae, tmp_path):
+    config = ldm_config(tiny_data, tiny_vae.path, ldm_module=FLOW)
+    model = load_model(fit_quickly(config, tmp_path / "run", steps=2))
+    model.sample(num_samples=3, seed=0, steps=4)
+    sampler = model.last_report.sampler
+    assert (sampler.name, sampler.steps, sampler.eta) == ("euler", 4, 0.0)
+    with pytest.raises(CheckpointError, match=r"target 'flow' .* has no form in the original"):
+        write_torch(open_model(tmp_path / "run"), tmp_path / "flow.ckpt", merge_lora=False)
+    assert not (tmp_path / "flow.ckpt").exists()

@@ -17,6 +17,9 @@ DEFAULT_SAMPLER = "ddim"
 _CLASSES = {
     "ddim": "Ddim",
     "ddpm": "Ddpm",
+    "dpmpp_2m": "DpmPlusPlus2M",
+    "euler": "Euler",
+    "heun": "Heun",
 }
 SAMPLERS = tuple(_CLASSES)
 
@@ -32,10 +35,19 @@ def sampler_class(name: str) -> type[Sampler]:
     return getattr(import_module(f"{__name__}.{name}"), _CLASSES[name])
 
 
-def make_sampler(name: str = DEFAULT_SAMPLER, steps: int = 50, eta: float = 1.0) -> Sampler:
-    """Return a sampler with its options; see `diffusion.sampler.Sampler`.
+def default_sampler(target: str) -> str:
+    """Return the sampler of a model with this target, where none is chosen: along the straight
+    lines that a flow was trained on, else as the original.
+    """
+    return "euler" if target == "flow" else DEFAULT_SAMPLER
+
+
+def make_sampler(name: str = DEFAULT_SAMPLER, steps: int = 50, eta: float | None = None) -> Sampler:
+    """Return a sampler with its options; None is the sampler's own eta. See
+    `diffusion.sampler.Sampler`.
 
     Raises:
         ValueError: unknown name, or an option out of range.
     """
-    return sampler_class(name)(steps, eta)
+    chosen = sampler_class(name)
+    return chosen(steps) if eta is None else chosen(steps, eta)

@@ -1,0 +1,34 @@
+"""Euler's method along straight lines between x_0 and eps (rectified flow, Liu et al. 2023).
+
+With t the share of noise, spread / (signal + spread), and y = x_t / (signal + spread), the line is
+
+    y = (1 - t) x_0 + t eps,    dy/dt = eps - x_0
+
+A step to t' is y' = y + (t' - t) (eps - x_0), which is (1 - t') x_0 + t' eps: DDIM's step between
+the same levels, for every schedule and target. What differs is where the chain starts: at the last
+time of training, where DDIM's strides end below it, which a few steps of a straight line would not
+forgive. eta > 0 adds DDIM's noise: a stochastic chain with the same marginals, whose steps have a
+log-probability.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from chemeleon2_jax.diffusion.sampler import spaced_to_last
+from chemeleon2_jax.diffusion.samplers.ddim import Ddim
+
+
+@dataclass(frozen=True)
+class Euler(Ddim):
+    """See above."""
+
+    name = "euler"
+
+    eta: float = 0.0
+
+    def timesteps(self, num_steps: int) -> np.ndarray:
+        """Return even spacing up to the last time."""
+        return spaced_to_last(self.steps, num_steps)
