@@ -364,7 +364,7 @@ GOOD = ("--model=m", "--output_dir={folder}", "--num_samples=1")
         ((*GOOD, "--num_atoms=8,twelve"), "--num_atoms is '8,twelve'; give integers"),
         ((*GOOD, "--num_samples=-3"), "flag --num_samples=-3"),
         ((*GOOD, "--num_samples=many"), "flag --num_samples=many"),
-        ((*GOOD, "--sampler=euler"), "flag --sampler=euler"),
+        ((*GOOD, "--sampler=rk4"), "flag --sampler=rk4"),
         ((*GOOD, "--steps=0"), "flag --steps=0"),
         ((*GOOD, "--eta=-1"), "flag --eta=-1"),
         ((*GOOD, "--seed=4294967296"), "flag --seed=4294967296"),

@@ -336,7 +336,7 @@ def test_a_vae_that_is_given_types_cannot_sample_freely(ldm, csp):
         ({"num_atoms": [2, 0]}, "num_atoms must be positive integers"),
         ({"num_atoms": [2.5]}, "num_atoms must be positive integers"),
         ({"num_atoms": [[2, 3]]}, "num_atoms must be positive integers"),
-        ({"num_samples": 2, "sampler": "euler"}, "sampler 'euler' is unknown"),
+        ({"num_samples": 2, "sampler": "rk4"}, "sampler 'rk4' is unknown"),
         ({"num_samples": 2, "steps": 0}, "steps 0 must be at least 1"),
         ({"num_samples": 2, "steps": 1001}, "takes 1 to 1000 steps, not 1001"),
         ({"num_samples": 2, "eta": -1.0}, "eta -1.0 at least 0"),
