@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from chemeleon2_jax.common.errors import EnergyError
 from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.energy.interface import EnergyModel
 
-# Name -> function that makes the model, imported at first use: one line per model.
+
+class _Entry(NamedTuple):
+    """A model: `module:function` that makes it, imported at first use, and whether it works in
+    worker processes, crystal by crystal with a time limit, or in batches in this process.
+    """
+
+    maker: str
+    in_workers: bool
+
+
 _MODELS = {
-    "nequix": "nequix:load_nequix",
-    "chgnet": "chgnet:chgnet_model",
-    "mace": "mace:mace_model",
+    "nequix": _Entry("nequix:load_nequix", in_workers=False),
+    "chgnet": _Entry("chgnet:chgnet_model", in_workers=True),
+    "mace": _Entry("mace:mace_model", in_workers=True),
 }
+
+
+def works_in_workers(name: str) -> bool:
+    """Return whether a model takes `pool`, `timeout_s` and `relax_timeout_s`."""
+    return name not in _MODELS or _MODELS[name].in_workers
 
 
 def energy_model(name: str, **options: Any) -> EnergyModel:
@@ -39,6 +53,6 @@ def energy_model(name: str, **options: Any) -> EnergyModel:
     if name not in _MODELS:
         known = [*_MODELS, "ase:<module>:<class>"]
         raise EnergyError(f"no energy model {name!r}: {suggest(name, known)}")
-    module, _, function = _MODELS[name].partition(":")
+    module, _, function = _MODELS[name].maker.partition(":")
     make = getattr(importlib.import_module(f"{__package__}.{module}"), function)
     return make(**options)

@@ -12,7 +12,7 @@ from chemeleon2_jax.common.scores import Scores
 from chemeleon2_jax.energy.correction import correct_energies
 from chemeleon2_jax.energy.hull import Hull, read_hull
 from chemeleon2_jax.energy.interface import EnergyModel
-from chemeleon2_jax.energy.model import energy_model
+from chemeleon2_jax.energy.model import energy_model, works_in_workers
 from chemeleon2_jax.rewards.component import Component, Context, Crystal, PerChunk
 from chemeleon2_jax.rewards.custom import read_json
 from chemeleon2_jax.rewards.options import check_positive
@@ -77,7 +77,7 @@ def build(
 
 def _open_model(context: Context, name: str, *, path: str, kwargs: str) -> EnergyModel:
     settings: dict[str, Any] = {"model_path": path}
-    if name != "nequix":
+    if works_in_workers(name):
         limit = context.timeout_s
         settings = {"pool": context.pool, "timeout_s": limit, "relax_timeout_s": limit}
     return energy_model(name, **(settings | read_json(kwargs, "model_kwargs")))
