@@ -5,12 +5,12 @@ r"""Generate crystals.
     python -m chemeleon2_jax.sample --model=logs/train_ldm/runs/<run> --num_atoms=8,12 \
         --num_samples=20 --seed=1 --sampler=ddpm --steps=200 --output_dir=outputs/sizes --cif
     python -m chemeleon2_jax.sample --model=logs/train_ldm/runs/<run> --num_samples=50 \
-        --condition=composition=Ba1Cr1F6 --condition=dft_band_gap=1.5 --output_dir=outputs/asked
+        --condition=composition=Ba1Cr1F6 --condition=dft_band_gap=1.5 --output_dir=outputs/BaCrF6
 
 Writes generated_structures.json.gz (a list of pymatgen Structures in the order of their index),
-with --cif, one CIF each, and last run.json (what was asked for, and index and reason of what could
-not be built). What an earlier run wrote into the same folder is removed. Where nothing could be
-built, the exit code is 1.
+with --cif one CIF each, and last run.json (options, and index and reason of each crystal that could
+not be built). Files of an earlier run in the same folder are removed. The exit code is 1 if no
+crystal could be built.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ flags.DEFINE_string(
     "A run folder (its best checkpoint), a checkpoint folder, a PyTorch .ckpt file or the key of a "
     "published checkpoint (mp_20_ldm_rl).",
 )
-flags.DEFINE_string("vae", "", "The VAE of a .ckpt that does not hold it, or tell its heads.")
+flags.DEFINE_string("vae", "", "The VAE for a .ckpt without one, or without its number of heads.")
 flags.DEFINE_bool("ema", False, "Take the moving averages of a .ckpt, not its raw weights.")
-flags.DEFINE_string("size_table", "", "Sizes that a .ckpt samples with: mp-20 or mp-120.")
+flags.DEFINE_string("size_table", "", "Table of crystal sizes for a .ckpt: mp-20 or mp-120.")
 flags.DEFINE_integer("num_samples", 0, "Crystals to generate.", lower_bound=0)
 flags.DEFINE_list(
-    "num_atoms", [], "Atoms a crystal, repeated in turn; default: as in the training set."
+    "num_atoms", [], "Atoms in a crystal, repeated in turn; default: as in the training set."
 )
 flags.DEFINE_integer(
     "seed", 0, "The same seed gives the same crystals.", lower_bound=0, upper_bound=2**32 - 1
@@ -61,10 +61,12 @@ flags.DEFINE_integer(
 flags.DEFINE_multi_string(
     "condition",
     [],
-    "What is asked for, as name=value; several values, one a crystal, with commas between; none is "
-    "the null condition. Once for each condition of the model.",
+    "A condition of the model, as name=value, or comma-separated values, one a crystal; 'none' is "
+    "the null condition. May be repeated, once for each condition.",
 )
-flags.DEFINE_float("cfg_scale", 2.0, "Strength of the guidance towards the conditions; 1 is none.")
+flags.DEFINE_float(
+    "cfg_scale", 2.0, "Strength of the guidance towards the conditions; 1 is no guidance."
+)
 flags.DEFINE_enum(
     "sampler", None, SAMPLERS, "Sampler; default: euler for flow models, ddim for others."
 )
@@ -72,43 +74,43 @@ flags.DEFINE_integer("steps", 50, "Steps of the sampler.", lower_bound=1)
 flags.DEFINE_float(
     "eta",
     None,
-    "Share of the noise, of samplers with this option: 0 is deterministic; default: 1 for ddim, 0 "
+    "Share of the noise, for samplers with this option; 0 is deterministic; default: 1 for ddim, 0 "
     "for others.",
     lower_bound=0.0,
 )
 flags.DEFINE_integer("chunk_size", 0, "Crystals at once; 0 chooses by memory.", lower_bound=0)
 flags.DEFINE_string("output_dir", "", "Folder to write to.")
-flags.DEFINE_bool("cif", False, "Write a CIF for each crystal, too.")
+flags.DEFINE_bool("cif", False, "Also write a CIF for each crystal.")
 
 
 def main() -> int:
-    """Do what the flags say."""
+    """Sample as the flags say."""
     values = flags.FLAGS
     for name in ("model", "output_dir"):
         if not getattr(values, name):
             raise ConfigError(f"give --{name}; see python -m chemeleon2_jax.sample --help")
     num_atoms = _read_sizes(values.num_atoms)
-    asked = _read_conditions(values.condition)
-    if not values.num_samples and not num_atoms and not asked:
+    condition_texts = _read_conditions(values.condition)
+    if not values.num_samples and not num_atoms and not condition_texts:
         raise ConfigError("give --num_samples, --num_atoms or both")
     output_dir = Path(values.output_dir)
     cli.check_output_dir(output_dir)
 
-    # After the flags are checked: loading JAX and pymatgen takes seconds.
+    # After the checks of the flags: importing JAX and pymatgen takes seconds.
     from chemeleon2_jax.inference.api import LDMModel, VAEModel, load_model
     from chemeleon2_jax.training.compilation import enable_compilation_cache
 
     enable_compilation_cache()
     model = load_model(values.model, vae=values.vae, ema=values.ema, size_table=values.size_table)
     if not isinstance(model, LDMModel):
-        does = "VAE, which encodes and decodes"
+        kind = "VAE, which encodes and decodes"
         if not isinstance(model, VAEModel):
-            does = "predictor, which reads structures"
+            kind = "predictor, which reads structures"
         raise ConfigError(
-            f"{values.model} is a {does} but does not generate; give a latent diffusion model's "
+            f"{values.model} is a {kind} but does not generate; give a latent diffusion model's "
             "run folder (logs/train_ldm/runs/...)"
         )
-    conditions = _convert_conditions(model, asked)
+    conditions = _convert_conditions(model, condition_texts)
     cli.make_output_dir(output_dir)
     start = time.perf_counter()
     structures = _sample(model, num_atoms, conditions)
@@ -130,28 +132,28 @@ def _read_sizes(texts: list[str]) -> list[int]:
 
 
 def _read_conditions(texts: list[str]) -> dict[str, list[str]]:
-    """Names and values of the conditions, still as text."""
-    found: dict[str, list[str]] = {}
+    """Return name -> values of the conditions, as text."""
+    values: dict[str, list[str]] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not name or not equals:
             raise ConfigError(
                 f"--condition is {text!r}; give name=value, as in --condition=composition=Ba1Cr1F6"
             )
-        if name in found:
+        if name in values:
             raise ConfigError(
                 f"--condition={name}=... is given twice; put commas between several values"
             )
-        found[name] = value.split(",")
-    return found
+        values[name] = value.split(",")
+    return values
 
 
-def _convert_conditions(model: LDMModel, asked: dict[str, list[str]]) -> dict[str, Any]:
-    known = {condition.name: condition for condition in model.conditions} if asked else {}
+def _convert_conditions(model: LDMModel, condition_texts: dict[str, list[str]]) -> dict[str, Any]:
+    known = {c.name: c for c in model.conditions} if condition_texts else {}
     converted: dict[str, Any] = {}
-    for name, texts in asked.items():
+    for name, texts in condition_texts.items():
         try:
-            # An unknown name is an error of `sample`, which says what there is.
+            # `LDMModel.sample` raises on an unknown name, with the known ones.
             values = [known[name].read(t) if name in known else t for t in texts]
         except ValueError as error:
             raise ConfigError(f"--condition: {error}") from error
@@ -186,7 +188,7 @@ def _write(output_dir: Path, model: LDMModel, structures: list[Structure], secon
     report = model.last_report
     assert report is not None
     _remove_earlier_run(output_dir)
-    # The structures before the CIFs, which are not known to be ours without them; the report last.
+    # The structures first: without them CIFs count as a user's own. The report last.
     dicts = [structure.as_dict() for structure in structures]
     cli.write_file(output_dir / STRUCTURES_FILE, gzip.compress(json.dumps(dicts).encode(), mtime=0))
     if flags.FLAGS.cif:
@@ -233,12 +235,12 @@ def _summary(report: SampleReport, num_built: int, seconds: float) -> dict[str, 
 
 
 def _remove_earlier_run(output_dir: Path) -> None:
-    """Remove an earlier run's files: its report first, so that none stands beside other files than
-    its own, and its structures last, so that its CIFs are known should this be interrupted.
+    """Remove an earlier run's files: its report first, so that it never stands beside files of
+    another run, and its structures last, so that after an interruption its CIFs are still known.
     """
     report, structures = output_dir / REPORT_FILE, output_dir / STRUCTURES_FILE
     if not (report.exists() or structures.exists()):
-        return  # CIFs that are there are somebody else's
+        return  # CIFs in the folder are a user's own
     folder = output_dir / CIF_FOLDER
     try:
         report.unlink(missing_ok=True)

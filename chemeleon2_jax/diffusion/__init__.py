@@ -1,1 +1,1 @@
-"""Gaussian diffusion: schedules, training loss, samplers. Knows no model."""
+"""Gaussian diffusion: schedules, targets, training loss, samplers. Knows no model."""

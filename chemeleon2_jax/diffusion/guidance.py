@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho and Salimans 2022): away from what a model does unasked."""
+"""Classifier-free guidance (Ho and Salimans 2022): away from the unconditional prediction."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ def guided(
 ) -> DenoiseFn:
     """Return the denoise function null + scale * (conditional - null).
 
-    Prediction and variance values alike are guided, as in the original. The model is called twice,
-    and once where scale is 1; a batch of both would not shard as the rows do.
+    It applies to the prediction and to the variance values, as in the original. The model is called
+    twice, or once with scale 1: one batch of both would not shard as the rows do.
 
     Args:
         denoise: the model.
-        condition: (R, S, H) embedding of what is asked for.
+        condition: (R, S, H) embedding of the conditions.
         null: (H,) embedding of the null condition.
-        scale: 0 is unconditional, 1 conditional, above it the difference is overdone.
+        scale: 0 is unconditional, 1 conditional, more extrapolates beyond it.
     """
-    nothing = jnp.broadcast_to(null, condition.shape)
+    null_condition = jnp.broadcast_to(null, condition.shape)
 
-    def combine(asked: jax.Array, unasked: jax.Array) -> jax.Array:
-        return unasked + scale * (asked - unasked)
+    def combine(conditional: jax.Array, unconditional: jax.Array) -> jax.Array:
+        return unconditional + scale * (conditional - unconditional)
 
     def guided_fn(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         prediction, variance = denoise(x, t, condition)
         if scale == 1.0:
             return prediction, variance
-        null_prediction, null_variance = denoise(x, t, nothing)
+        null_prediction, null_variance = denoise(x, t, null_condition)
         if variance is not None and null_variance is not None:
             variance = combine(variance, null_variance)
         return combine(prediction, null_prediction), variance

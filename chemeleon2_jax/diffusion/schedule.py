@@ -59,11 +59,12 @@ def make_betas(name: str, num_steps: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Betas and what follows from them; all (K,) float64.
+    """Betas and the quantities that follow from them; all (K,) float64.
 
     Attributes:
         betas: variances of the kept steps.
-        timesteps: (K,) int64, the original time that the model sees at each kept step, ascending.
+        timesteps: (K,) int64, ascending: the time of each kept step in the training chain, which
+            is the model's input.
     """
 
     betas: np.ndarray
@@ -71,12 +72,12 @@ class Schedule:
 
     @staticmethod
     def make(name: str = "linear", num_steps: int = 1000) -> Schedule:
-        """The schedule that a model is trained with."""
+        """Return the schedule of a training chain."""
         return Schedule(make_betas(name, num_steps), np.arange(num_steps))
 
     @staticmethod
     def of(config: DiffusionConfig) -> Schedule:
-        """The schedule of the chain that a model was trained on.
+        """Return the schedule of a model's training chain.
 
         Raises:
             ValueError: unknown name of a schedule or a target.
@@ -88,7 +89,7 @@ class Schedule:
         return Schedule.make(config.schedule, config.num_steps)
 
     def respace(self, timesteps: np.ndarray) -> Schedule:
-        """Keep only some steps; betas are recomputed so that alphas_cumprod stay what they were."""
+        """Keep some steps only; their alphas_cumprod stay, and betas are recomputed from these."""
         kept = self.alphas_cumprod[timesteps]
         return Schedule(1.0 - kept / np.append(1.0, kept[:-1]), self.timesteps[timesteps])
 
@@ -104,7 +105,7 @@ class Schedule:
 
     @cached_property
     def alphas_cumprod_prev(self) -> np.ndarray:
-        """alphas_cumprod of the step before, 1 at the first."""
+        """alphas_cumprod of the previous step, 1 at the first."""
         return np.append(1.0, self.alphas_cumprod[:-1])
 
     @cached_property
@@ -114,16 +115,14 @@ class Schedule:
 
     @cached_property
     def posterior_log_variance_clipped(self) -> np.ndarray:
-        """log posterior_variance, with the value of the second step at the first, where the
-        variance is 0.
-        """
+        """log posterior_variance; at the first step, whose variance is 0, that of the second."""
         variance = self.posterior_variance
         first = variance[1] if len(variance) > 1 else self.betas[0]
         return np.log(np.append(first, variance[1:]))
 
     @cached_property
     def fixed_large_log_variance(self) -> np.ndarray:
-        """log beta, with the posterior's value at the first step: the variance of models that do
+        """log beta; at the first step the clipped posterior's value. The variance of models that do
         not learn it.
         """
         return np.append(self.posterior_log_variance_clipped[0], np.log(self.betas[1:]))

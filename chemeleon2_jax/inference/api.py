@@ -41,7 +41,7 @@ _MAX_GENERATORS = 8  # each is a compiled program
 
 @dataclass(frozen=True)
 class Failure:
-    """A crystal that could not be built: its index and why."""
+    """A crystal that could not be built: its index and the reason."""
 
     index: int
     reason: str
@@ -49,16 +49,16 @@ class Failure:
 
 @dataclass(frozen=True)
 class SampleReport:
-    """What a call of `LDM.sample` did.
+    """Report of a call of `LDMModel.sample`.
 
     Attributes:
-        seed: of everything random.
-        num_atoms: (num_samples,) sizes asked for.
-        indices: of the structures that were built, in order.
-        failures: the others.
-        sampler: name, steps and eta.
-        conditions: what was asked for, as it was given.
-        cfg_scale: of the guidance.
+        seed: of all random numbers.
+        num_atoms: (num_samples,) atoms of each crystal.
+        indices: of the returned structures, in order.
+        failures: the other crystals.
+        sampler: with its name, steps and eta.
+        conditions: as the caller gave them.
+        cfg_scale: strength of the guidance.
     """
 
     seed: int
@@ -75,8 +75,8 @@ class LDMModel:
     """A trained latent diffusion model.
 
     Attributes:
-        parts: sizes and parameters, of the weights that it samples with.
-        meta: what its checkpoint says of it.
+        parts: sizes and parameters; the weights are those to sample with.
+        meta: of its checkpoint.
         last_report: of the last call of `sample`.
     """
 
@@ -87,12 +87,12 @@ class LDMModel:
 
     @property
     def vae(self) -> VAEModel:
-        """The VAE whose latents it generates."""
+        """The VAE of its latents."""
         return VAEModel(self.parts.vae, self.meta)
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
-        """What it can be asked for."""
+        """The conditions that it takes."""
         return self.parts.sizes.conditions.conditions if self.parts.sizes.conditions else ()
 
     def sample(
@@ -109,28 +109,30 @@ class LDMModel:
         chunk_size: int = 0,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Structure]:
-        """Generate crystals; those that could be built, in the order of their index. `last_report`
-        has the rest.
+        """Generate crystals and return those that could be built, in the order of their index.
+        `last_report` has the others.
 
         Args:
-            num_samples: how many; by default as many as there are sizes or values of a condition.
-            seed: the same seed gives the same crystals, whatever the chunks and devices.
+            num_samples: number of crystals; by default that of the sizes, or of the values of a
+                condition.
+            seed: the same seed gives the same crystals for any chunks and devices.
             num_atoms: sizes, one a crystal; with `num_samples` they are repeated in turn. By
-                default those of the compositions, else drawn from those of the training set.
+                default those of the compositions, else drawn from the sizes of the training set.
             conditions: name -> one value, or a list with one a crystal: composition "Ba1Cr1F6",
                 chemical_system "Ba-Cr-F", a category's int, a float in raw units. None is the null
                 condition. A VAE that does not predict atom types takes them from the composition.
-            cfg_scale: strength of the guidance towards the conditions; 1 is none.
-            sampler: a name in `diffusion.samplers.SAMPLERS`; '' is the model's own: `euler` of flow
-                models, `ddim` of others.
-            steps: any number up to that of the chain.
-            eta: share of the noise, of samplers with this option: 0 is deterministic; None is the
-                sampler's own: 1 of ddim, 0 of others.
+            cfg_scale: strength of the guidance towards the conditions; 1 is no guidance.
+            sampler: a name in `diffusion.samplers.SAMPLERS`; '' is the model's own: `euler` for
+                flow models, `ddim` for others.
+            steps: of the sampler, at most those of the training chain.
+            eta: share of the noise, for samplers with this option; 0 is deterministic; None is the
+                sampler's own: 1 for ddim, 0 for others.
             chunk_size: crystals at once; 0 chooses by memory.
-            on_done: called with the number of crystals just done (a progress bar's `update`).
+            on_done: called with the number of crystals of each finished chunk (a progress bar's
+                `update`).
 
         Raises:
-            ValueError: a value out of range, or something that the model cannot be asked for.
+            ValueError: a value out of range, or a condition that the model does not take.
         """
         if chunk_size < 0:
             raise ValueError(f"chunk_size is {chunk_size}; it is 0 or more")
@@ -145,7 +147,7 @@ class LDMModel:
         )
         name = sampler or default_sampler(self.parts.diffusion.target)
         chosen = make_sampler(name, steps, eta)
-        found = self._generator(chosen, float(cfg_scale)).generate(
+        generated = self._generator(chosen, float(cfg_scale)).generate(
             prompts.num_atoms,
             seed=seed,
             conditions=prompts.conditions,
@@ -154,7 +156,7 @@ class LDMModel:
             on_done=on_done,
         )
         structures, indices, failures = [], [], []
-        for index, arrays in enumerate(found.crystals):
+        for index, arrays in enumerate(generated.crystals):
             try:
                 structures.append(structure_from_arrays(*arrays))
                 indices.append(index)
@@ -172,12 +174,12 @@ class LDMModel:
         return structures
 
     def _generator(self, sampler: Sampler, cfg_scale: float) -> Generator:
-        """A generator that keeps its compiled programs for the next call."""
+        """Return a generator; it is kept for the next call, with its compiled programs."""
         key = (sampler, cfg_scale if self.conditions else CFG_SCALE)
         generator = self._generators.pop(key, None)
         if generator is None:
             generator = Generator(self.parts, sampler, cfg_scale=cfg_scale)
-        self._generators[key] = generator  # the last used is the last
+        self._generators[key] = generator  # in the order of their last use
         while len(self._generators) > _MAX_GENERATORS:
             del self._generators[next(iter(self._generators))]
         return generator
@@ -192,16 +194,17 @@ class LDMModel:
         """Return the noise prediction, (n_atoms, L) each.
 
         Args:
-            latents: (n_atoms, L), as the denoiser sees them: over latent_std.
-            t: (n,) diffusion times, 0 to 999.
+            latents: (n_atoms, L) each, divided by latent_std, as the denoiser takes them.
+            t: (n,) diffusion times, 0 to 999, one a latent.
             conditions: as in `sample`, without guidance; by default the null condition.
 
         Raises:
-            ValueError: shapes, times or conditions that do not fit.
+            ValueError: wrong shapes, times out of range, or conditions that the model does not
+                take.
         """
         if not len(latents) and not len(t):
             return []
-        times = np.asarray(t)
+        times = np.asarray(t)  # (n,)
         last = self.parts.diffusion.num_steps - 1
         if times.shape != (len(latents),) or not np.issubdtype(times.dtype, np.integer):
             raise ValueError(f"t must be {len(latents)} integers, one a latent; it is {times!r}")
@@ -219,11 +222,13 @@ class LDMModel:
         encoded = encode_conditions(conditions, self.parts.sizes.conditions, len(latents))
         flat = np.concatenate([np.asarray(z, np.float32) for z in latents])
         fn = _jitted_eps(self.parts.graphdef, self.parts.sizes, self.parts.diffusion)
-        out: list[np.ndarray] = []
+        predictions: list[np.ndarray] = []
         for rows, where in batches(crystals, features={"latent": flat}, conditions=encoded):
-            t = to_slots(times[len(out) : len(out) + len(where.sizes)].astype(np.int32), where)
-            out += where.split_atoms(fn(self.parts.params, rows, t))
-        return out
+            done = len(predictions)
+            batch_times = times[done : done + len(where.sizes)].astype(np.int32)
+            eps = fn(self.parts.params, rows, to_slots(batch_times, where))
+            predictions += where.split_atoms(eps)
+        return predictions
 
 
 def load_model(
@@ -234,12 +239,12 @@ def load_model(
     Args:
         name: a run folder (its best checkpoint), a checkpoint folder, a PyTorch `.ckpt` file, or
             the key of a published checkpoint ("mp_20_vae"), which is downloaded once.
-        vae: likewise, for the PyTorch file of an LDM without its VAE.
-        ema: take the moving averages of a PyTorch file.
+        vae: the VAE, named likewise, for the PyTorch file of an LDM that does not hold it.
+        ema: take the moving averages of a PyTorch file, not its raw weights.
         size_table: of a PyTorch file, "mp-20" or "mp-120"; see `loading.open_model`.
 
     Raises:
-        CheckpointError: there is no model, or it is broken.
+        CheckpointError: no model of this name, or a broken one.
     """
     model = open_model(name, vae=vae, ema=ema, size_table=size_table)
     meta = model.meta

@@ -1,4 +1,4 @@
-"""Vectors of whole crystals, from a VAE, to compare sets of crystals by."""
+"""Feature vectors of crystals from a VAE, to compare sets of crystals."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from chemeleon2_jax.crystals.arrays import MAX_ATOMIC_NUMBER, CrystalArrays, Cry
 def map_crystals(
     function: Callable[[Crystals], Sequence[Any]], crystals: Sequence[CrystalArrays | None]
 ) -> list[Any]:
-    """Call a function with the crystals that are there; return None for the others.
+    """Call a function with all crystals that are not None; return None for the others.
 
-    Coordinates are wrapped into the cell, where encoders expect them; a decoder's may lie beyond.
+    Coordinates are wrapped into the cell, where encoders expect them; a decoder's may lie outside.
     """
     results: list[Any] = [None] * len(crystals)
     indices = [index for index, crystal in enumerate(crystals) if crystal is not None]
@@ -33,8 +33,8 @@ def average_latents(means: Sequence[np.ndarray | None], latent_dim: int) -> np.n
     """Return the mean over each crystal's atoms of its posterior means, (G, L).
 
     Args:
-        means: (n, L) for each crystal, as the VAE's ``encode`` gives them; None where there is no
-            crystal, whose features are NaN.
+        means: (n, L) for each crystal, as the VAE's `encode` returns them; None where there is no
+            crystal: its features are NaN.
         latent_dim: L.
     """
     features = np.full((len(means), latent_dim), np.nan)

@@ -1,6 +1,4 @@
-"""From a latent diffusion model to crystals: sizes, the sampling chain and the decoder, chunk by
-chunk.
-"""
+"""Generation of crystals: the sampling chain and the decoder as one program, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -28,19 +26,20 @@ from chemeleon2_jax.rows.packing import Assignment
 from chemeleon2_jax.rows.rows import Rows
 from chemeleon2_jax.training.parallel import make_mesh, replicate, replicated, shard_batch
 
-# float32 numbers that a token holds at once in one block of the denoiser, in units of the hidden
-# width: modulation, projections, MLP and some room. Measured on the compiled program, rounded up.
+# Float32 numbers of a token in memory at once, in units of the denoiser's hidden width: modulation,
+# projections, MLP and a margin. Measured on the compiled program, rounded up.
 _ACTIVATIONS = 40
 _DEFAULT_CHUNK = 512
-# What is larger counts as not finite: its square is not, and would reach its neighbours in the row.
+# Larger latents count as not finite: their squares overflow and would reach the other crystals of
+# the row.
 LARGEST_LATENT = 1e18
 CFG_SCALE = 2.0
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Generated crystals in the order of their index; `latents` are (n, L), NaN where the chain was
-    not finite.
+    """Generated crystals in the order of their index, and their latents (n, L) each, NaN where the
+    chain was not finite.
     """
 
     crystals: list[CrystalArrays]
@@ -59,13 +58,11 @@ def draw_num_atoms(size_table: np.ndarray, num_samples: int, seed: int) -> np.nd
 
 
 class Generator:
-    """A compiled sampling program over a mesh; kept between calls, so that equal shapes compile
-    once.
-    """
+    """A sampling program over a mesh, compiled once for each shape of the rows."""
 
     def __init__(
         self,
-        parts: LDMParts,
+        ldm: LDMParts,
         sampler: Sampler,
         *,
         cfg_scale: float = CFG_SCALE,
@@ -74,38 +71,38 @@ class Generator:
         """Prepare sampling.
 
         Args:
-            parts: the model.
-            sampler: and its steps.
-            cfg_scale: of the guidance, where conditions are asked for.
+            ldm: the model.
+            sampler: with its steps and options.
+            cfg_scale: strength of the guidance, where crystals have conditions.
             mesh: devices; all of them by default.
 
         Raises:
-            ValueError: a sampler that this model does not have, or a scale that is not finite.
+            ValueError: more steps than the training chain has, or a scale that is not finite.
         """
         if not np.isfinite(cfg_scale):
             raise ValueError(f"cfg_scale is {cfg_scale}; it must be finite")
-        self.parts, self.sampler = parts, sampler
+        self.ldm, self.sampler = ldm, sampler
         self.mesh = make_mesh() if mesh is None else mesh
-        self._params = None if parts.params is None else replicate(parts.params, self.mesh)
-        self._vae_params = replicate(parts.vae.params, self.mesh)
-        self._typical_sizes = _typical_sizes(parts.size_table)
-        schedule = Schedule.of(parts.diffusion)
-        step_constants(schedule, sampler)  # raises on more steps than the chain has
+        self._params = None if ldm.params is None else replicate(ldm.params, self.mesh)
+        self._vae_params = replicate(ldm.vae.params, self.mesh)
+        self._typical_sizes = _typical_sizes(ldm.size_table)
+        schedule = Schedule.of(ldm.diffusion)
+        step_constants(schedule, sampler)  # raises on too many steps
 
         def program(params: Any, vae_params: Any, key: jax.Array, rows: Rows) -> Any:
             latents = sample_chain(
-                denoiser(parts.module(params), parts.sizes, rows, cfg_scale=cfg_scale),
+                denoiser(ldm.module(params), ldm.sizes, rows, cfg_scale=cfg_scale),
                 key,
                 rows,
                 schedule=schedule,
                 sampler=sampler,
-                latent_dim=parts.sizes.latent_dim,
-                target=parts.diffusion.target,
+                latent_dim=ldm.sizes.latent_dim,
+                target=ldm.diffusion.target,
             )
-            latents = latents * parts.latent_std
+            latents = latents * ldm.latent_std
             latents = jnp.where(jnp.abs(latents) < LARGEST_LATENT, latents, jnp.nan)
             finite = jnp.nan_to_num(latents)
-            vae = parts.vae.module(vae_params)
+            vae = ldm.vae.module(vae_params)
             return latents, reconstruct(vae.decode(finite, rows), rows)
 
         self.program = jax.jit(program, out_shardings=replicated(self.mesh))
@@ -126,18 +123,18 @@ class Generator:
         size alone.
 
         Args:
-            num_atoms: of each crystal.
-            seed: of everything random.
+            num_atoms: (G,) atoms of each crystal.
+            seed: of all random numbers.
             params: of the denoiser; those of the model by default.
-            conditions: name -> (G, width) of all conditions of the model, see
-                `Condition.encode`; by default nothing is asked for.
+            conditions: name -> (G, width) for all conditions of the model, see
+                `Condition.encode`; by default all are null.
             atom_types: (n,) of each crystal, for a VAE that does not predict them.
             first_index: index of the first crystal.
-            chunk_size: crystals at once; 0 chooses by the memory of the device.
-            on_done: called with the number of crystals just done.
+            chunk_size: crystals at once; 0 chooses by the memory of the devices.
+            on_done: called with the number of crystals of each finished chunk.
 
         Raises:
-            ValueError: sizes that are none, or larger than the interleaved variance is defined for.
+            ValueError: a crystal without atoms, or one too large for the interleaved variance.
         """
         sizes = np.asarray(num_atoms, np.int32)
         if not len(sizes):
@@ -154,11 +151,11 @@ class Generator:
         crystals: list[CrystalArrays] = []
         latents: list[np.ndarray] = []
         for rows, where in chunks:
-            found, built = jax.device_get(self.program(*arguments, rows))
-            chunk = where.split_atoms(found)
-            failed = np.array([not np.isfinite(z).all() for z in chunk])
-            latents += chunk
-            crystals += mark_failed(split_crystals(built, where), failed)
+            chunk, decoded = jax.device_get(self.program(*arguments, rows))
+            of_crystals = where.split_atoms(chunk)
+            failed = np.array([not np.isfinite(z).all() for z in of_crystals])
+            latents += of_crystals
+            crystals += mark_failed(split_crystals(decoded, where), failed)
             if on_done:
                 on_done(len(where.sizes))
         return Generated(crystals, latents)
@@ -166,8 +163,8 @@ class Generator:
     def program_arguments(
         self, num_atoms: np.ndarray, *, seed: int, padded_tokens: int = 0
     ) -> tuple[tuple[Any, ...], Assignment]:
-        """Arguments of `program` for one chunk of all crystals, and where they are: for
-        measuring.
+        """Return the arguments of `program` for one chunk of all crystals, and their places, to
+        measure the program.
         """
         crystals = empty_crystals(num_atoms)
         chunks = self._chunks(
@@ -177,7 +174,7 @@ class Generator:
         return (*self._arguments(seed, None), rows), where
 
     def _arguments(self, seed: int, params: Any) -> tuple[Any, ...]:
-        """Parameters on the devices, and the key."""
+        """Return the parameters on the devices, and the key."""
         params = self._params if params is None else replicate(params, self.mesh)
         return params, self._vae_params, named_key(seed, "chain")
 
@@ -192,19 +189,20 @@ class Generator:
     ) -> Iterator[tuple[Rows, Assignment]]:
         """Yield rows on the devices, equal in shape, for all crystals in order."""
         sizes = crystals.num_atoms
-        padded_tokens = padding(self.parts, self.sampler, sizes) or padded_tokens
+        padded_tokens = padding(self.ldm, self.sampler, sizes) or padded_tokens
         fitting = chunk_size or self._fitting_chunk(padded_tokens or sizes.mean())
         chunk_size = min(fitting, len(sizes))
-        parts = [sizes[i : i + chunk_size] for i in range(0, len(sizes), chunk_size)]
+        chunks = [sizes[i : i + chunk_size] for i in range(0, len(sizes), chunk_size)]
         num_devices = self.mesh.devices.size
-        # From the table where it fits, and coarse: other seeds then find their program compiled.
+        # Planned for the table's sizes if these are similar, and rounded up: calls with other seeds
+        # then have the same shape, and no program is compiled for them.
         typical = self._typical_sizes
         if not 0.7 < sizes.mean() / typical.mean() < 1.4 or sizes.max() > typical.max():
             typical = sizes
         like = Layout.plan(
             typical, chunk_size, num_devices=num_devices, padded_tokens=padded_tokens
         )
-        layout = Layout.for_batches(parts, like=like, num_devices=num_devices, coarse=True)
+        layout = Layout.for_batches(chunks, like=like, num_devices=num_devices, coarse=True)
         for start in range(0, len(sizes), chunk_size):
             index = np.arange(start, min(start + chunk_size, len(sizes)))
             where = layout.assign(sizes[index])
@@ -218,47 +216,48 @@ class Generator:
             yield shard_batch(rows, self.mesh), where
 
     def _fitting_chunk(self, tokens_per_crystal: float) -> int:
-        """Crystals that fit into half of the free memory of the devices; a default where they do
-        not tell.
+        """Return the number of crystals that fit into half of the devices' free memory; a default
+        for devices that do not report it.
         """
         stats = self.mesh.devices.flat[0].memory_stats() or {}
         limit, used = stats.get("bytes_limit", 0), stats.get("bytes_in_use", 0)
         if not limit:
             return _DEFAULT_CHUNK
-        per_token = 4 * _ACTIVATIONS * self.parts.sizes.hidden_size
+        per_token = 4 * _ACTIVATIONS * self.ldm.sizes.hidden_size
         tokens = 0.5 * (limit - used) * self.mesh.devices.size / per_token
         return max(1, min(int(tokens / tokens_per_crystal), 16 * _DEFAULT_CHUNK))
 
 
-def padding(parts: LDMParts, sampler: Sampler, num_atoms: np.ndarray) -> int:
-    """Return the tokens of padded rows: those of training where the sampler reads a variance that
-    depends on the padding, else 0.
+def padding(ldm: LDMParts, sampler: Sampler, num_atoms: np.ndarray) -> int:
+    """Return the number of tokens of padded rows; 0 for packed rows.
+
+    Rows are padded as in training where the sampler reads a variance that depends on the padding.
 
     Raises:
-        ValueError: a crystal that is larger than they are.
+        ValueError: a crystal larger than any of training.
     """
-    if not (parts.sizes.variance_needs_padding and sampler.reads_variance):
+    if not (ldm.sizes.variance_needs_padding and sampler.reads_variance):
         return 0
-    tokens = len(parts.size_table) - 1
+    tokens = len(ldm.size_table) - 1
     if num_atoms.max() > tokens:
         others = [name for name in SAMPLERS if not sampler_class(name).reads_variance]
         raise ValueError(
             f"crystal {num_atoms.argmax()} has {num_atoms.max()} atoms, but the variance that "
             f"{sampler.name} reads from this model is only defined up to {tokens}, the largest "
-            f"crystal of its training set; take fewer atoms, or a sampler without it: "
+            f"crystal of its training set; take fewer atoms, or a sampler that reads none: "
             f"{', '.join(others)}"
         )
     return tokens
 
 
 def _typical_sizes(size_table: np.ndarray) -> np.ndarray:
-    """Return a thousand sizes or so, spread evenly over a histogram."""
+    """Return about a thousand sizes at even ranks of a histogram."""
     cumulative = np.cumsum(size_table)
     ranks = (np.arange(1024) + 0.5) / 1024 * cumulative[-1]
     return np.searchsorted(cumulative, ranks, side="right")
 
 
 def mark_failed(crystals: list[CrystalArrays], failed: np.ndarray) -> list[CrystalArrays]:
-    """Give NaN coordinates to crystals whose chain was not finite, (G,) bool."""
+    """Give NaN coordinates to the crystals with a failed chain, `failed` (G,) bool."""
     pairs = zip(crystals, failed, strict=True)
     return [(types, np.full_like(x, np.nan) if bad else x, cell) for (types, x, cell), bad in pairs]

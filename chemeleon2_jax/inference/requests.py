@@ -1,8 +1,8 @@
-"""What a sampler is asked for: how many crystals, of which sizes, under which conditions.
+"""Requests to a model: number of crystals, their sizes and their conditions.
 
-Values of conditions are given by name, one for all crystals or one a crystal; None is the null
-condition. A composition says how many atoms a crystal has, and for a VAE that is given its atom
-types, which.
+A condition has one value for all crystals or one a crystal; None is the null condition. A
+composition determines the number of atoms and, for a VAE that does not predict them, the atom
+types.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from chemeleon2_jax.models.condition_kinds import CompositionCondition
 from chemeleon2_jax.models.sizes import ConditionSizes
 from chemeleon2_jax.pretrained.loading import LDMParts
 
-_TOLERANCE = 1e-4  # of a number of atoms that should be whole
+_TOLERANCE = 1e-4  # of whole numbers of atoms
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Of G crystals.
+    """Sizes, conditions and atom types of G crystals.
 
     Attributes:
         num_atoms: (G,) int32.
-        conditions: name -> (G, width), of `Condition.encode`; {} where nothing is asked.
+        conditions: name -> (G, width), of `Condition.encode`; {} without conditions.
         atom_types: atomic numbers (n,) of each, for a VAE that does not predict them, else None.
     """
 
@@ -40,67 +40,69 @@ class Prompts:
 
 
 def make_prompts(
-    parts: LDMParts,
+    ldm: LDMParts,
     *,
     num_samples: int | None = None,
     num_atoms: Sequence[int] | None = None,
     conditions: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Prompts:
-    """Check what a model is asked for and put it into arrays.
+    """Check a request and encode it.
 
     Args:
-        parts: the model.
-        num_samples: how many; by default as many as `num_atoms` or the conditions have values.
+        ldm: the model.
+        num_samples: number of crystals; by default the number of values of `num_atoms` or of a
+            condition.
         num_atoms: sizes, repeated in turn; by default those of the compositions, else drawn from
-            the training set's.
+            the sizes of the training set.
         conditions: name -> one value, or a list with one a crystal.
         seed: of the drawn sizes.
 
     Raises:
-        ValueError: something that the model cannot do, or that contradicts itself.
+        ValueError: a condition that the model does not take, or values that contradict each other.
     """
-    asked = _by_name(conditions, parts.sizes.conditions)
-    _check_types(parts, asked)
+    values = _check_names(conditions, ldm.sizes.conditions)
+    composition = _composition_name(ldm)
+    _check_composition(ldm, composition, values)
     sizes = _read_sizes(num_atoms)
     if num_samples is not None and num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
-    count = num_samples or _count(sizes, asked, _composition_name(parts))
-    listed = {name: _repeat(name, value, count) for name, value in asked.items()}
-    formulas = _read_formulas(listed.get(_composition_name(parts) or "", [None] * count))
+    count = num_samples or _count(sizes, values, composition)
+    listed = {name: _repeat(name, value, count) for name, value in values.items()}
+    formulas = _read_formulas(listed.get(composition or "", [None] * count))
     if sizes is not None:
-        final = np.resize(sizes, count)
+        final_sizes = np.resize(sizes, count)
     else:
-        written = [0 if f is None else _whole_number(f.num_atoms, f) for f in formulas]
-        drawn = draw_num_atoms(parts.size_table, count, seed)
-        final = np.where(written, written, drawn)
-    # Also where the types are predicted: no other number of atoms can have the composition.
+        of_formulas = [0 if f is None else _whole_number(f.num_atoms, f) for f in formulas]
+        drawn = draw_num_atoms(ldm.size_table, count, seed)
+        final_sizes = np.where(of_formulas, of_formulas, drawn)
+    # Also where the VAE predicts atom types: other sizes cannot have the composition.
     types = [
         None if formula is None else _atoms(formula, int(size), index)
-        for index, (formula, size) in enumerate(zip(formulas, final, strict=True))
+        for index, (formula, size) in enumerate(zip(formulas, final_sizes, strict=True))
     ]
     return Prompts(
-        num_atoms=final.astype(np.int32),
-        conditions=_encode(listed, parts.sizes.conditions),
-        atom_types=None if parts.vae.sizes.atom_type_predict else _all_known(types),
+        num_atoms=final_sizes.astype(np.int32),
+        conditions=_encode(listed, ldm.sizes.conditions),
+        atom_types=None if ldm.vae.sizes.atom_type_predict else _all_known(types),
     )
 
 
 def encode_conditions(
     conditions: Mapping[str, Any] | None, sizes: ConditionSizes | None, count: int
 ) -> dict[str, np.ndarray]:
-    """Return name -> (count, width) for all conditions of a model; {} where none is asked for.
+    """Return name -> (count, width) for all conditions of a model; {} where all are null.
 
     Args:
-        conditions: name -> one value, or a list with one a crystal; what is missing is None.
+        conditions: name -> one value, or a list with one a crystal; a missing one is null.
         sizes: of the model's conditions.
         count: number of crystals.
 
     Raises:
-        ValueError: unknown names, another number of values, or values that cannot be.
+        ValueError: unknown names, a wrong number of values, or invalid values.
     """
-    asked = _by_name(conditions, sizes)
-    return _encode({name: _repeat(name, v, count) for name, v in asked.items()}, sizes)
+    values = _check_names(conditions, sizes)
+    return _encode({name: _repeat(name, v, count) for name, v in values.items()}, sizes)
 
 
 def _encode(listed: Mapping[str, list[Any]], sizes: ConditionSizes | None) -> dict[str, np.ndarray]:
@@ -110,25 +112,27 @@ def _encode(listed: Mapping[str, list[Any]], sizes: ConditionSizes | None) -> di
     return {c.name: c.encode(listed.get(c.name, [None] * count)) for c in sizes.conditions}
 
 
-def _by_name(conditions: Mapping[str, Any] | None, sizes: ConditionSizes | None) -> dict[str, Any]:
-    """Check the names."""
-    asked = dict(conditions or {})
-    if asked and sizes is None:
+def _check_names(
+    conditions: Mapping[str, Any] | None, sizes: ConditionSizes | None
+) -> dict[str, Any]:
+    """Return the conditions if the model takes them."""
+    values = dict(conditions or {})
+    if values and sizes is None:
         raise ValueError(
-            f"this model takes no conditions, but is given {', '.join(map(repr, asked))}"
+            f"this model takes no conditions, but is given {', '.join(map(repr, values))}"
         )
-    for name in asked:
+    for name in values:
         assert sizes is not None
         if name not in sizes.names:
             hint = did_you_mean(str(name), sizes.names)
             raise ValueError(
                 f"this model has no condition {name!r}.{hint} It takes {', '.join(sizes.names)}"
             )
-    return asked
+    return values
 
 
 def _is_list(value: Any) -> bool:
-    """A list of values, not one value: text and formulas are one."""
+    """Whether this is a list of values; text and formulas are one value."""
     return isinstance(value, np.ndarray) or (
         isinstance(value, Sequence) and not isinstance(value, str | bytes)
     )
@@ -146,14 +150,16 @@ def _repeat(name: str, value: Any, count: int) -> list[Any]:
     return values * (count if len(values) == 1 else 1)
 
 
-def _count(sizes: np.ndarray | None, asked: Mapping[str, Any], composition: str | None) -> int:
-    """Number of crystals where it is not said: that of the sizes, or of the longest list."""
+def _count(sizes: np.ndarray | None, values: Mapping[str, Any], composition: str | None) -> int:
+    """Return the number of crystals without `num_samples`: that of the sizes, or of the longest
+    list.
+    """
     if sizes is not None:
         return len(sizes)
-    longest = max((len(value) for value in asked.values() if _is_list(value)), default=0)
+    longest = max((len(value) for value in values.values() if _is_list(value)), default=0)
     if longest:
         return longest
-    if composition in asked:
+    if composition in values:
         return 1
     raise ValueError("give num_samples, num_atoms or both")
 
@@ -175,23 +181,23 @@ def _read_sizes(num_atoms: Sequence[int] | None) -> np.ndarray | None:
 # --- compositions ---------------------------------------------------------------------------------
 
 
-def _composition_name(parts: LDMParts) -> str | None:
-    """Name of the condition that is a composition."""
-    conditions = parts.sizes.conditions.conditions if parts.sizes.conditions else ()
+def _composition_name(ldm: LDMParts) -> str | None:
+    """Name of the model's composition condition."""
+    conditions = ldm.sizes.conditions.conditions if ldm.sizes.conditions else ()
     return next((c.name for c in conditions if isinstance(c, CompositionCondition)), None)
 
 
-def _check_types(parts: LDMParts, asked: Mapping[str, Any]) -> None:
-    if parts.vae.sizes.atom_type_predict:
+def _check_composition(ldm: LDMParts, name: str | None, values: Mapping[str, Any]) -> None:
+    """Check that a VAE that does not predict atom types has a composition to take them from."""
+    if ldm.vae.sizes.atom_type_predict:
         return
     problem = "the VAE of this model does not predict atom types (csp)"
-    name = _composition_name(parts)
     if name is None:
         raise ValueError(
             f"{problem}, so that it cannot generate freely, and its denoiser takes no composition: "
             "it cannot generate at all"
         )
-    if name not in asked:
+    if name not in values:
         raise ValueError(
             f"{problem}, so that it cannot generate freely: give formulas, as in "
             f'conditions={{"{name}": "Ba1Cr1F6"}}'
@@ -217,13 +223,14 @@ def _whole_number(value: float, formula: Composition) -> int:
 
 
 def _atoms(formula: Composition, size: int, index: int) -> np.ndarray:
-    """Atomic numbers (size,) of a formula, in its order.
+    """Return the atomic numbers (size,) of a formula, in its order.
 
     Raises:
-        ValueError: no such number of atoms has this composition.
+        ValueError: crystals of this size cannot have the composition.
     """
     counts: dict[int, float] = {}
-    for element, amount in formula.items():  # two may have one number: D and H, Fe2+ and Fe3+
+    # Several species can share an atomic number: D and H, Fe2+ and Fe3+.
+    for element, amount in formula.items():
         counts[element.Z] = counts.get(element.Z, 0.0) + size * amount / formula.num_atoms
     if any(abs(n - round(n)) > _TOLERANCE for n in counts.values()):
         raise ValueError(f"crystal {index}: {size} atoms cannot be {formula.formula}")

@@ -35,23 +35,23 @@ class VAEModel:
 
     Attributes:
         parts: sizes and parameters.
-        meta: what its checkpoint says of it; None for one that was not opened.
+        meta: of its checkpoint; None for a VAE without one.
     """
 
     parts: VAEParts
     meta: ModelMeta | None = field(default=None, repr=False)
 
     def encode(self, structures: Sequence[Structure]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return means and logvars of the latents, (n_atoms, L) each, one a structure; the cell is
-        taken as it is.
+        """Return means and logvars of the latents, (n_atoms, L) each, one a structure. Cells are
+        not reduced.
 
         Raises:
-            ValueError: a structure is disordered or holds no element up to Z = 99.
+            ValueError: a disordered structure, or one with an element beyond Z = 99.
         """
         return self.encode_crystals(structures_to_crystals(structures))
 
     def encode_crystals(self, crystals: Crystals) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return means and logvars as `encode` does, of crystals as arrays."""
+        """Return means and logvars as `encode` does, for crystals as arrays."""
         means: list[np.ndarray] = []
         logvars: list[np.ndarray] = []
         for rows, where in batches(crystals, edges=self.parts.sizes.encoder.needs_edges):
@@ -76,24 +76,23 @@ class VAEModel:
     def decode(
         self, latents: Sequence[np.ndarray], *, atom_types: Sequence[np.ndarray] | None = None
     ) -> list[Structure | None]:
-        """Return one Structure a latent (n_atoms, L); None, with a warning that says why, where no
-        cell can be built or the latent is not finite.
+        """Return one Structure a latent (n_atoms, L); None, with a warning that gives the reason,
+        where the latent is not finite or the cell cannot be built.
 
         Args:
-            latents: as `encode` gives them.
-            atom_types: atomic numbers (n_atoms,), for a VAE that does not predict them, and only
-                for those.
+            latents: as `encode` returns them.
+            atom_types: atomic numbers (n_atoms,) each, only for a VAE that does not predict them.
 
         Raises:
-            ValueError: atom types missing or not wanted, or shapes that do not fit.
+            ValueError: atom types missing or superfluous, or wrong shapes.
         """
         crystals = self._crystals_of(latents, atom_types)
         if not len(latents):
             return []
         usable = [bool((np.abs(z) < LARGEST_LATENT).all()) for z in latents]
-        # Zeros instead: what is not finite would reach its neighbours in the row.
-        parts = [z if ok else np.zeros_like(z) for z, ok in zip(latents, usable, strict=True)]
-        flat = np.concatenate(parts).astype(np.float32)
+        # Zeros in place of non-finite latents, which would reach the other crystals of their row.
+        finite = [z if ok else np.zeros_like(z) for z, ok in zip(latents, usable, strict=True)]
+        flat = np.concatenate(finite).astype(np.float32)
         arrays: list[Any] = []
         for rows, where in batches(crystals, features={"latent": flat}):
             arrays += split_crystals(self._decode(self.parts.params, rows), where)
@@ -136,8 +135,8 @@ class PredictorModel:
     """A trained predictor of properties.
 
     Attributes:
-        parts: sizes and parameters, with those of the VAE whose encoder it reads.
-        meta: what its checkpoint says of it.
+        parts: sizes and parameters, with those of its VAE, whose encoder it reads.
+        meta: of its checkpoint.
     """
 
     parts: PredictorParts
@@ -145,28 +144,28 @@ class PredictorModel:
 
     @property
     def vae(self) -> VAEModel:
-        """The VAE whose encoder it reads."""
+        """Its VAE."""
         return VAEModel(self.parts.vae, self.meta)
 
     def predict(self, structures: Sequence[Structure]) -> dict[str, np.ndarray]:
         """Return {target: (n,) float64 in its unit}.
 
-        The cells are taken as they are. Training saw Niggli-reduced cells in standard orientation
-        (`data.structures.reduce_structure`), and so predicts best for those.
+        Cells are not reduced. The training set has Niggli-reduced cells in standard orientation
+        (`crystals.structures.reduce_structure`): predictions are best for those.
 
         Raises:
-            ValueError: a structure is disordered or holds no element up to Z = 99.
+            ValueError: a disordered structure, or one with an element beyond Z = 99.
         """
         return self.predict_crystals(structures_to_crystals(structures))
 
     def predict_crystals(self, crystals: Crystals) -> dict[str, np.ndarray]:
-        """Return {target: (G,) float64 in its unit} of crystals as arrays, as they are."""
+        """Return {target: (G,) float64 in its unit} for crystals as arrays."""
         sizes, vae = self.parts.sizes, self.parts.vae
-        found = [np.zeros((0, len(sizes.targets)))]
+        batch_values = [np.zeros((0, len(sizes.targets)))]
         fn = _jitted_predict(vae.graphdef, self.parts.graphdef)
         for rows, where in batches(crystals, edges=vae.sizes.encoder.needs_edges):
-            found.append(where.take_slots(fn(vae.params, self.parts.params, rows)))
-        values = to_units(np.concatenate(found).astype(np.float64), sizes)
+            batch_values.append(where.take_slots(fn(vae.params, self.parts.params, rows)))
+        values = to_units(np.concatenate(batch_values).astype(np.float64), sizes)
         return {target.name: values[:, i] for i, target in enumerate(sizes.targets)}
 
 
@@ -177,27 +176,27 @@ def batches(
     features: Mapping[str, np.ndarray] | None = None,
     conditions: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[Rows, Assignment]]:
-    """Yield (rows, assignment) over all crystals in order, all of one shape.
+    """Yield (rows, assignment) for all crystals in order, all of one shape.
 
     Args:
-        crystals: any number.
-        edges: with the pairs of atoms, for an encoder that needs them.
-        features: name -> (A, width) of all atoms.
-        conditions: name -> (G, width) of all crystals.
+        crystals: any number G, with A atoms in all.
+        edges: whether to add the pairs of atoms, for an encoder that needs them.
+        features: name -> (A, width).
+        conditions: name -> (G, width).
     """
     if not len(crystals):
         return
     sizes = crystals.num_atoms
     like = Layout.plan(sizes, _BATCH_SIZE, edges=edges)
-    parts = [sizes[i : i + _BATCH_SIZE] for i in range(0, len(sizes), _BATCH_SIZE)]
-    layout = Layout.for_batches(parts, like=like, coarse=True)
+    batch_sizes = [sizes[i : i + _BATCH_SIZE] for i in range(0, len(sizes), _BATCH_SIZE)]
+    layout = Layout.for_batches(batch_sizes, like=like, coarse=True)
     filled = in_order(crystals, layout, _BATCH_SIZE, atom_features=features, conditions=conditions)
     for rows, where, _ in filled:
         yield rows, where
 
 
 def check_latents(latents: Sequence[np.ndarray], width: int) -> None:
-    """Raise ValueError for what is not (n_atoms, width)."""
+    """Raise ValueError for a latent whose shape is not (n_atoms, width)."""
     for index, z in enumerate(latents):
         if np.ndim(z) != 2 or np.shape(z)[1] != width or not len(z):
             raise ValueError(f"latent {index} has shape {np.shape(z)}, not (n_atoms, {width})")
@@ -219,7 +218,9 @@ def _check_types(atom_types: Sequence[np.ndarray], latents: Sequence[np.ndarray]
 
 
 def _build(arrays: Any, index: int) -> Structure | None:
-    """Build a Structure from (atom_types, frac_coords, lattice), or from None say why not."""
+    """Build a Structure from (atom_types, frac_coords, lattice); where that fails, warn and return
+    None.
+    """
     try:
         if arrays is None:
             raise ValueError("the latent is not finite")

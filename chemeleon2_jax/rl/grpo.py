@@ -2,8 +2,8 @@
 
 Each denoising step is an action, its log-probability the mean over a crystal's atoms and latent
 dimensions of the Gaussian log density (`diffusion.sampler.log_probability`). The objective of a
-chain is the mean over its steps of `step_terms`; a last step without noise is left out of the sum,
-not of the number that it is divided by, as in the original.
+chain is the mean over its steps of `step_terms`; steps without noise are left out of the sum, not
+of the number that divides it, as in the original.
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ import jax.numpy as jnp
 SCOPES = ("group", "batch")
 
 LARGEST_LOG_RATIO = 20.0
-"""Where log-probabilities differ by more, a policy is lost anyway, but exp would overflow."""
+"""Bound on differences of log-probabilities: exp must not overflow."""
 
 EPSILON = 1e-4
-"""Rewards with a smaller standard deviation give no advantages; added to it elsewhere."""
+"""Smallest standard deviation of rewards that gives advantages; also added to larger ones."""
 
 
 class StepTerms(NamedTuple):
-    """Of one denoising step; scalars, weighted means over crystals.
+    """Loss of one denoising step and its terms; scalars, weighted means over crystals.
+
+    The rollout policy is the one that drew the chain.
 
     Attributes:
         loss: -surrogate + kl_weight * kl - entropy_weight * entropy.
         surrogate: the clipped objective, to be maximised.
-        kl: estimate of the divergence that is penalised: from the reference policy where there is
-            one, else from the policy that the chain was drawn with.
-        kl_rollout: estimate of the divergence from the policy that the chain was drawn with.
+        kl: estimate of the penalised divergence: from the reference policy if there is one, else
+            from the rollout policy.
+        kl_rollout: estimate of the divergence from the rollout policy.
         entropy: minus the log-probability.
-        ratio: of the probabilities now and when drawn.
-        clip_share: share of crystals whose ratio is outside the clipping range.
+        ratio: of the probabilities under the trained and the rollout policy.
+        clip_share: share of crystals with a ratio outside the clipping range.
     """
 
     loss: jax.Array
@@ -53,15 +55,15 @@ def advantages(
     Args:
         rewards: (B * group_size,), the samples of each prompt one after another.
         group_size: samples of a prompt.
-        scope: "group", over the samples of each prompt, or "batch", over all of them.
-        eps: where the standard deviation is smaller, the advantages are 0.
+        scope: "group" standardises over the samples of each prompt, "batch" over all of them.
+        eps: below this standard deviation the advantages are 0.
 
     Returns:
         (B * group_size,).
 
     Raises:
-        ValueError: an unknown scope, groups that do not divide the samples, or groups of one,
-            which have no spread, with the scope "group".
+        ValueError: an unknown scope, a group size that does not divide the samples, or groups of
+            one sample, which have no spread, with the scope "group".
     """
     if scope not in SCOPES:
         raise ValueError(f"scope {scope!r} of advantages is unknown; choose {' or '.join(SCOPES)}")
@@ -90,22 +92,22 @@ def step_terms(
     reference_log_prob: jax.Array | None = None,
     weights: jax.Array | None = None,
 ) -> StepTerms:
-    """Return the loss of one denoising step and what it is made of.
+    """Return the loss of one denoising step and its terms.
 
     The surrogate is that of proximal policy optimisation, min(r A, clip(r, 1 - c, 1 + c) A)
     (Schulman et al. 2017), the divergence exp(-d) - 1 + d with d the difference of the
     log-probabilities, which is never negative (Schulman's k3).
 
     Args:
-        log_prob: log-probability of the step under the policy that is trained, of any shape.
-        old_log_prob: under the policy that the chain was drawn with, of the same shape.
+        log_prob: log-probability of the step under the trained policy, of any shape.
+        old_log_prob: under the rollout policy, of the same shape.
         advantage: of the same shape.
         clip_ratio: c.
         kl_weight: weight of the divergence.
         entropy_weight: weight of the entropy.
-        reference_log_prob: under a policy to stay near to, of the same shape; None takes the one
-            that the chain was drawn with.
-        weights: 1 for a crystal, 0 for an empty slot, whose numbers are not looked at; None is 1.
+        reference_log_prob: under the reference policy, of the same shape; None penalises the
+            divergence from the rollout policy.
+        weights: 1 for a crystal, 0 for an empty slot, whose numbers are ignored; None is 1.
     """
     weights = jnp.ones_like(log_prob) if weights is None else weights.astype(log_prob.dtype)
     total = jnp.maximum(weights.sum(), 1.0)

@@ -1,5 +1,5 @@
-"""A trajectory's steps: the probability of each under a policy, and the gradient of an objective
-over them. `chain.roll_out` draws trajectories.
+"""Steps of a trajectory: their probabilities under a policy, and the gradient of an objective over
+them. `chain.roll_out` draws trajectories.
 
 Letters as in `packing`; K steps of the sampler, of which the first K' draw noise: the others have
 no probability.
@@ -65,7 +65,7 @@ def score_step(
 
     Drawing and scoring read the same `Sampler.transition`.
     """
-    # Taken out one by one: slices of all starts and ends would be two more copies of the states.
+    # Indexed step by step: slices of all starts and ends would be two more copies of the states.
     start = jax.lax.dynamic_index_in_dim(states, step.start_index, keepdims=False)
     end = jax.lax.dynamic_index_in_dim(states, step.start_index + 1, keepdims=False)
     predict = predictor(denoise, target=target, rows=rows)
@@ -77,7 +77,7 @@ def accumulate(
 ) -> tuple[Any, Any]:
     """Sum the gradients of an objective over steps, one step at a time.
 
-    What a step needs for its gradient is gone before the next: the memory does not depend on the
+    The activations of a step are freed before the next, so that the memory does not depend on the
     number of steps.
 
     Args:

@@ -2,7 +2,7 @@
 
 The old log-probabilities come from this same program, run with the policy that drew the chain, so
 that the ratio of the first update is exactly 1. Another program, or another layout of the rows,
-would move log p by as much as the clipping range: the standard deviation of the last step is 0.01.
+changes log p by as much as the clipping range: the standard deviation of the last step is 0.01.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from chemeleon2_jax.rl.rollout import accumulate, drawn_steps, score_step
 from chemeleon2_jax.rows.rows import Rows
 
 PolicyFn = Callable[[Any, Rows], DenoiseFn]
-"""(params, rows) -> the denoise function of a policy over these rows."""
+"""(params, rows) -> the policy's denoise function over these rows."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class Objective:
 
 
 class Chunk(NamedTuple):
-    """Some crystals of a rollout, as one pass takes them.
+    """Crystals of a rollout that one pass takes.
 
     Attributes:
-        rows: what was asked for.
+        rows: sizes, conditions and atom types.
         states: (K + 1, R, T, L), the trajectory.
-        old_log_probs: (K', R, S), of the policy that drew it; not looked at where `is_drawn_with`.
+        old_log_probs: (K', R, S), under the rollout policy; ignored if `is_drawn_with`.
         advantages: (R, S).
         weights: (R, S), 1 for a crystal that counts, else 0.
-        share: () float32, of this chunk's weights in those of its mini-batch.
-        is_drawn_with: () bool, whether the parameters are still those that drew the chain.
+        share: () float32, share of this chunk's weights in its mini-batch.
+        is_drawn_with: () bool, whether the parameters are those that drew the chain.
     """
 
     rows: Rows
@@ -57,12 +57,12 @@ class Chunk(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """What a pass gives.
+    """Results of a pass.
 
     Attributes:
         gradient: of the chunk's share of the mini-batch's loss.
-        metrics: scalars by name, times `share`; chunks of a mini-batch add up.
-        log_probs: (K', R, S), of the policy of the pass.
+        metrics: scalars by name, times `share`; those of a mini-batch's chunks add up.
+        log_probs: (K', R, S), under the parameters of the pass.
     """
 
     gradient: Any
@@ -81,12 +81,12 @@ def make_pass(
 ) -> Callable[[Any, Any, Chunk], Pass]:
     """Return `(params, reference_params, chunk) -> Pass`, to be jitted.
 
-    The loss is the sum over the steps with noise over the number of all steps, as in the original.
-    With `reference_fn` the divergence that is penalised is the one from the policy of
-    `reference_params`, else from the one that drew the chain.
+    The loss is the sum over the steps with noise, divided by the number of all steps, as in the
+    original. With `reference_fn` the penalised divergence is the one from the policy with
+    `reference_params`, else from the rollout policy.
 
     Raises:
-        ValueError: a sampler whose steps have no probability.
+        ValueError: a sampler without steps that have a probability.
     """
     steps = drawn_steps(schedule, sampler)
 
@@ -128,7 +128,7 @@ def make_pass(
 
 
 def _means(terms: StepTerms, num_steps: int, *, with_reference: bool) -> dict[str, jax.Array]:
-    """Means over the steps; the loss as it is differentiated."""
+    """Means over the steps with noise; the loss as it is differentiated."""
     means = {name: values.mean() for name, values in terms._asdict().items()}
     metrics = {
         "loss": terms.loss.sum() / num_steps,

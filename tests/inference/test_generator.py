@@ -269,7 +269,7 @@ def test_guided_interleaved_variance(conditional_parts):
     ddpm = Generator(replace(conditional_parts, sizes=sizes), make_sampler("ddpm", 4))
     sizes, given = np.array([2, 5, 8]), asked(GAPS[:3])
     first = ddpm.generate(sizes, seed=3, conditions=given)
-    assert padding(ddpm.parts, ddpm.sampler, sizes) > 0
+    assert padding(ddpm.ldm, ddpm.sampler, sizes) > 0
     assert np.isfinite(np.concatenate(first.latents)).all()
     assert_same(ddpm.generate(sizes, seed=3, conditions=given, chunk_size=2), first)
 
