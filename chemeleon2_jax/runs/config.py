@@ -89,47 +89,16 @@ def fit_config(config: ConfigDict) -> FitConfig:
     Raises:
         ConfigError: a value is out of range.
     """
-    trainer, stopping, wandb = config.trainer, config.callbacks.early_stopping, config.logger.wandb
-    module = module_of(config)
-    optimizer, scheduler = module.optimizer, module.scheduler
+    module, callbacks, wandb = module_of(config), config.callbacks, config.logger.wandb
     try:
         return FitConfig(
+            **config.trainer.to_dict(),
             seed=config.seed,
-            max_steps=trainer.max_steps,
-            max_epochs=trainer.max_epochs,
-            check_val_every_n_epoch=trainer.check_val_every_n_epoch,
-            check_val_every_n_steps=trainer.check_val_every_n_steps,
-            save_every_n_steps=trainer.save_every_n_steps,
-            log_every_n_steps=trainer.log_every_n_steps,
-            gradient_clip_val=trainer.gradient_clip_val,
             ema_decay=module.ema.decay if "ema" in module else 0.0,
-            num_devices=trainer.num_devices,
-            optimizer=OptimizerConfig(
-                name=optimizer.name,
-                learning_rate=optimizer.lr,
-                weight_decay=optimizer.weight_decay,
-                betas=(optimizer.beta1, optimizer.beta2),
-                eps=optimizer.eps,
-            ),
-            scheduler=SchedulerConfig(
-                name=scheduler.name,
-                warmup_steps=scheduler.warmup_steps,
-                total_steps=scheduler.decay_steps,
-                final_factor=scheduler.final_factor,
-                factor=scheduler.factor,
-                patience=scheduler.patience,
-                threshold=scheduler.threshold,
-                min_lr=scheduler.min_lr,
-                monitor=scheduler.monitor,
-                mode=scheduler.mode,
-            ),
-            early_stopping=EarlyStoppingConfig(
-                patience=stopping.patience,
-                monitor=stopping.monitor,
-                mode=stopping.mode,
-                min_delta=stopping.min_delta,
-            ),
-            keep_best=config.callbacks.model_checkpoint.save_top_k,
+            keep_best=callbacks.model_checkpoint.save_top_k,
+            optimizer=OptimizerConfig(**module.optimizer.to_dict()),
+            scheduler=SchedulerConfig(**module.scheduler.to_dict()),
+            early_stopping=EarlyStoppingConfig(**callbacks.early_stopping.to_dict()),
             wandb=WandbConfig(
                 project=wandb.project,
                 name=wandb.name,

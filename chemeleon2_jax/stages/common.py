@@ -133,7 +133,6 @@ def make_stage(config: ConfigDict, meta: ModelMeta, *, params: Any, **fields: An
         meta=meta.to_json(),
         monitor=config.callbacks.model_checkpoint.monitor,
         mode=config.callbacks.model_checkpoint.mode,
-        precision=config.trainer.precision,
         **fields,
     )
 

@@ -14,18 +14,19 @@ class OptimizerConfig:
     """The optimiser; `weight_decay` is decoupled in adamw and an L2 term in adam."""
 
     name: str = "adamw"
-    learning_rate: float = 1e-4
+    lr: float = 1e-4
     weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    beta1: float = 0.9
+    beta2: float = 0.999
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
         """Raise ValueError for an unknown name or a value out of range."""
         if self.name not in OPTIMIZERS:
             raise ValueError(f"optimizer {self.name!r} is none of {', '.join(OPTIMIZERS)}")
-        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ValueError(f"optimizer betas are two numbers in [0, 1), not {self.betas}")
-        if self.learning_rate < 0.0 or self.eps <= 0.0 or self.weight_decay < 0.0:
+        if not (0.0 <= self.beta1 < 1.0 and 0.0 <= self.beta2 < 1.0):
+            raise ValueError(f"optimizer betas are in [0, 1), not {self.beta1} and {self.beta2}")
+        if self.lr < 0.0 or self.eps <= 0.0 or self.weight_decay < 0.0:
             raise ValueError(f"optimizer values out of range: {self}")
 
 
@@ -35,11 +36,11 @@ class SchedulerConfig:
 
     Attributes:
         name: 'constant'; 'warmup_linear' (a synonym); 'cosine' (down to `final_factor` at
-            `total_steps`); 'plateau' (times `factor` when the monitored validation value has not
+            `decay_steps`); 'plateau' (times `factor` when the monitored validation value has not
             improved for more than `patience` validations).
         warmup_steps: length of a linear warm-up, with every name; step t (from 0) has the factor
             (t + 1) / warmup_steps.
-        total_steps: end of the cosine; 0: the end of the run.
+        decay_steps: end of the cosine; 0: the end of the run.
         final_factor: factor at the end of the cosine.
         factor, patience, threshold, min_lr: of the plateau; an improvement is larger than
             `threshold` relative to the best value, and `min_lr` is the lowest rate.
@@ -48,7 +49,7 @@ class SchedulerConfig:
 
     name: str = "constant"
     warmup_steps: int = 0
-    total_steps: int = 0
+    decay_steps: int = 0
     final_factor: float = 0.0
     factor: float = 0.1
     patience: int = 10
@@ -61,7 +62,7 @@ class SchedulerConfig:
         """Raise ValueError for an unknown name or a value out of range."""
         if self.name not in SCHEDULERS:
             raise ValueError(f"scheduler {self.name!r} is none of {', '.join(SCHEDULERS)}")
-        if self.warmup_steps < 0 or self.total_steps < 0:
+        if self.warmup_steps < 0 or self.decay_steps < 0:
             raise ValueError(f"scheduler steps are 0 or more: {self}")
         if self.name == "plateau" and not 0.0 < self.factor < 1.0:
             raise ValueError(f"scheduler factor is between 0 and 1, not {self.factor}")
@@ -112,6 +113,7 @@ class FitConfig:
         save_every_n_steps: steps between checkpoints; every validation is saved, too.
         log_every_n_steps: steps between log lines, for which the host waits for the device.
         gradient_clip_val: largest global norm of the gradient.
+        precision: of the model's computations, for the log: the stage's functions have it.
         ema_decay: of the exponential moving average of the parameters, after its warm-up.
         keep_best: number of best checkpoints to keep, beside the last one.
         num_devices: number of local devices to use, the first ones.
@@ -125,6 +127,7 @@ class FitConfig:
     save_every_n_steps: int = 1000
     log_every_n_steps: int = 50
     gradient_clip_val: float = 0.0
+    precision: str = "f32"
     ema_decay: float = 0.0
     keep_best: int = 1
     num_devices: int = 0
@@ -148,6 +151,8 @@ class FitConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is 0 (off) or more")
         if self.log_every_n_steps < 1 or self.keep_best < 1:
             raise ValueError("log_every_n_steps and keep_best are 1 or more")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay is {self.ema_decay}; it is in [0, 1), 0 is off")
 

@@ -1,6 +1,5 @@
 """The training loop, the same for every stage."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,13 +10,13 @@ import jax.numpy as jnp
 from absl import logging
 from jax.sharding import Mesh
 
-from chemeleon2_jax.common.errors import NonFiniteError, SettingsError
+from chemeleon2_jax.common.errors import NonFiniteError
 from chemeleon2_jax.training.cadence import Cadence
 from chemeleon2_jax.training.checkpoint_writer import CheckpointWriter
 from chemeleon2_jax.training.config import FitConfig
 from chemeleon2_jax.training.interrupts import Interrupts, ValidationInterrupted
 from chemeleon2_jax.training.parallel import make_mesh, replicate
-from chemeleon2_jax.training.patience import check_monitored, monitored_names, watch_validation
+from chemeleon2_jax.training.patience import check_monitored, watch_validation
 from chemeleon2_jax.training.prefetch import Prefetcher
 from chemeleon2_jax.training.progress import Progress, best_of
 from chemeleon2_jax.training.report import Report
@@ -58,8 +57,8 @@ def fit(
         SettingsError: the settings do not fit the stage.
         ValueError: a setting is out of range.
     """
-    if stage.validate is not None and stage.value_names:
-        check_monitored(monitored_names(config, default=stage.monitor), stage.value_names)
+    if stage.validate is not None:
+        check_monitored(config, stage)
     cadence = Cadence.from_config(
         config,
         steps_per_epoch=stage.batches.steps_per_epoch,
@@ -84,11 +83,9 @@ def fit(
             checkpoints.run_dir,
             wandb=config.wandb,
             first_step=0 if checkpoint is None else progress.step + 1,
-            settings=json.loads(config_text or "{}"),
+            config_text=config_text,
         )
         with opened as writers, Interrupts() as interrupts:
-            if config_text and checkpoint is None:
-                writers.text("config", f"```json\n{config_text}\n```")
             run = _Run(
                 stage=stage,
                 config=config,
@@ -97,7 +94,9 @@ def fit(
                 train_step=_make_step(stage, updater, mesh),
                 frozen=replicate(stage.frozen, mesh),
                 checkpoints=checkpoints,
-                report=Report(stage, writers, total_steps=cadence.total_steps),
+                report=Report(
+                    *(stage, writers), total_steps=cadence.total_steps, precision=config.precision
+                ),
                 interrupts=interrupts,
             )
             state, progress = run.train(state, progress)
@@ -198,7 +197,6 @@ class _Run:
         best = best_of(self.checkpoints.best, progress)
         self.report.validation(progress, validation.pictures, best=best, seconds=seconds)
         self.metrics.pause(time.perf_counter() - start)
-        self._check_monitored(state, progress)
         before = float(state.lr_scale)
         progress, scale = watch_validation(progress, before, config=self.config)
         if scale != before:
@@ -206,17 +204,6 @@ class _Run:
             name = self.config.scheduler.monitor or self.stage.monitor
             logging.info("%s is on a plateau: learning rate times %.3g", name, scale)
         return state, progress
-
-    def _check_monitored(self, state: TrainState, progress: Progress) -> None:
-        names = monitored_names(self.config, default=self.stage.monitor)
-        try:
-            check_monitored(names, progress.values)
-        except SettingsError as error:
-            self._save(state, replace(progress, score=None))
-            raise SettingsError(
-                f"{error}; {self.checkpoints.describe_last()}: resume with another name and "
-                f"--config.resume_from={self.checkpoints.run_dir}"
-            ) from None
 
     def _save(self, state: TrainState, progress: Progress) -> None:
         self.metrics.fetch()

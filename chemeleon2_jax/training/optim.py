@@ -17,7 +17,7 @@ Schedule = Callable[[jax.Array], jax.Array]
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Return the optimiser without a learning rate: the step multiplies updates by -lr."""
 
-    adam = optax.scale_by_adam(b1=config.betas[0], b2=config.betas[1], eps=config.eps)
+    adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps)
     if not config.weight_decay:
         return optax.chain(adam)
     decay = optax.add_decayed_weights(config.weight_decay)
@@ -34,7 +34,7 @@ def make_schedule(
     Raises:
         SettingsError: a cosine in a run without a limit, or a warm-up as long as the cosine.
     """
-    horizon = config.total_steps or total_steps or 0
+    horizon = config.decay_steps or total_steps or 0
     if config.name == "cosine" and horizon <= config.warmup_steps:
         raise SettingsError(
             f"scheduler.warmup_steps is {config.warmup_steps}, but the cosine ends at step "

@@ -1,12 +1,12 @@
 """Patience with a validation value that does not improve: early stopping, plateau scheduler."""
 
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from chemeleon2_jax.common.errors import SettingsError
 from chemeleon2_jax.training.config import FitConfig
 from chemeleon2_jax.training.progress import Progress, Watch
+from chemeleon2_jax.training.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -32,33 +32,22 @@ class Patience:
         return Watch(value) if improved else replace(watch, num_bad=watch.num_bad + 1)
 
 
-def monitored_names(config: FitConfig, *, default: str) -> dict[str, str]:
-    """Return setting -> name of the validation values that a run watches.
-
-    Args:
-        config: settings of the run.
-        default: name of the value that ranks checkpoints.
-    """
-    names = {"callbacks.model_checkpoint.monitor": default}
-    if config.early_stopping.patience:
-        names["callbacks.early_stopping.monitor"] = config.early_stopping.monitor or default
-    if config.scheduler.name == "plateau":
-        names["scheduler.monitor"] = config.scheduler.monitor or default
-    return names
-
-
-def check_monitored(names: Mapping[str, str], known: Iterable[str]) -> None:
-    """Check that all watched values are among those of a validation.
+def check_monitored(config: FitConfig, stage: Stage) -> None:
+    """Check that all values that the run watches are among those of the validation.
 
     Raises:
-        SettingsError: one is not; the text names the setting and the known values.
+        SettingsError: one is not; the text names the setting and the values.
     """
-    known = list(known)
+    names = {"callbacks.model_checkpoint.monitor": stage.monitor}
+    if config.early_stopping.patience:
+        names["callbacks.early_stopping.monitor"] = config.early_stopping.monitor or stage.monitor
+    if config.scheduler.name == "plateau":
+        names["scheduler.monitor"] = config.scheduler.monitor or stage.monitor
     for setting, name in names.items():
-        if name not in known:
+        if name not in stage.value_names:
             raise SettingsError(
                 f"{setting} is {name!r}, which is not among the values of the validation: "
-                f"{', '.join(known)}"
+                f"{', '.join(stage.value_names)}"
             )
 
 
@@ -88,7 +77,7 @@ def watch_validation(
         watch = rule.update(progress.plateau, values[scheduler.monitor or progress.monitor])
         if watch.num_bad > scheduler.patience:
             watch = replace(watch, num_bad=0)
-            rate = config.optimizer.learning_rate
+            rate = config.optimizer.lr
             lowest = min(lr_scale, scheduler.min_lr / rate) if rate else 0.0
             lr_scale = max(lr_scale * scheduler.factor, lowest)
         progress = replace(progress, plateau=watch)

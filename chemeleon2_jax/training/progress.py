@@ -56,7 +56,7 @@ class Progress:
     ) -> "Progress":
         """Return the progress with values and state of a validation at this step."""
         values = {name: float(value) for name, value in values.items()}
-        score = values.get(self.monitor, math.nan)
+        score = values[self.monitor]
         return replace(
             self,
             values=values,

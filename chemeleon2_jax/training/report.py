@@ -20,9 +20,11 @@ from chemeleon2_jax.training.writer import Writers
 class Report:
     """Reports a run of `total_steps` steps (None: no limit) of a stage."""
 
-    def __init__(self, stage: Stage, writers: Writers, *, total_steps: int | None) -> None:
+    def __init__(
+        self, stage: Stage, writers: Writers, *, total_steps: int | None, precision: str
+    ) -> None:
         self._stage, self._writers, self._total_steps = stage, writers, total_steps
-        self._created = time.perf_counter()
+        self._precision, self._created = precision, time.perf_counter()
         self._timed_from = (0, self._created)  # a step and its end
         self._bar: tqdm | None = None
 
@@ -44,7 +46,7 @@ class Report:
         share = f" ({num_crystals / mesh.size:g} a device)" if mesh.size > 1 else ""
         logging.info(
             "%s, %s, %d crystals a step%s",
-            *(describe_devices(mesh), self._stage.precision, num_crystals, share),
+            *(describe_devices(mesh), self._precision, num_crystals, share),
         )
 
     def first_step(self, step: int, seconds: float) -> None:

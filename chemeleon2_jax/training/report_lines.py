@@ -58,14 +58,11 @@ def validation_line(
     values, monitor = progress.values, progress.monitor
     head = [f"validation at step {progress.step}"]
     label = shown.get(monitor, monitor.rpartition("/")[2])
-    for monitored in _labelled(values, {monitor: label}):  # none for an unknown monitor
-        if best is None:
-            verdict = ""
-        elif best.step == progress.step:
-            verdict = " (best)"
-        else:
-            verdict = f" (best {best.score:.4g} at step {best.step})"
-        head.append(monitored + verdict)
+    (monitored,) = _labelled(values, {monitor: label})
+    if best is not None:
+        is_best = best.step == progress.step
+        monitored += " (best)" if is_best else f" (best {best.score:.4g} at step {best.step})"
+    head.append(monitored)
     others = {name: label for name, label in shown.items() if name != monitor}
     return _join(head, [*_labelled(values, others), f"{seconds:.1f} s"])
 

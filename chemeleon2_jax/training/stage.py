@@ -60,8 +60,7 @@ class Stage:
             checkpoint without such a state.
         monitor: name of the validation value that ranks checkpoints.
         mode: 'min' or 'max': which value of `monitor` is better.
-        value_names: names of the values of a validation, to check monitors before training; ()
-            where they are unknown.
+        value_names: names of the values of a validation, to check monitors before training.
         items: `(params, ema_params or None) -> trees to save by name`. Must return `params` and
             `ema` unchanged (a run resumes from them) and may add others, e.g. a frozen `vae`.
         make_step: `(updater, mesh) -> step`, for a step of more than one gradient of `loss_fn`:
@@ -70,7 +69,6 @@ class Stage:
         validate_first: validate before the first step, too.
         shown: name -> label of one or two values of a step, and of a validation ('val/...'), which
             the console shows beside the loss and the monitored value.
-        precision: of the model's computations, 'f32' or 'bf16', for the log.
     """
 
     name: str
@@ -89,7 +87,6 @@ class Stage:
     updates_per_step: int = 1
     validate_first: bool = False
     shown: Mapping[str, str] = field(default_factory=dict)
-    precision: str = "f32"
 
     def __post_init__(self) -> None:
         """Validate `mode`; require exactly one of `loss_fn` and `make_step`."""

@@ -31,7 +31,7 @@ class Updater:
             tx=make_optimizer(config.optimizer),
             schedule=make_schedule(
                 config.scheduler,
-                learning_rate=config.optimizer.learning_rate,
+                learning_rate=config.optimizer.lr,
                 total_steps=total_steps,
             ),
             gradient_clip_val=config.gradient_clip_val,

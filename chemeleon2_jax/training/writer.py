@@ -1,36 +1,17 @@
 """Writers of a run's numbers, pictures and texts: TensorBoard, and Weights & Biases if set."""
 
+import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
 from chemeleon2_jax.training.config import WandbConfig
-
-
-class Writer(Protocol):
-    """One destination."""
-
-    def scalars(self, values: Mapping[str, float], *, step: int) -> None:
-        """Write numbers by name."""
-        ...
-
-    def image(self, name: str, pixels: np.ndarray, *, step: int) -> None:
-        """Write a picture, (height, width, 3) uint8."""
-        ...
-
-    def text(self, name: str, content: str, *, step: int = 0) -> None:
-        """Write a text (Markdown)."""
-        ...
-
-    def close(self) -> None:
-        """Write the rest and close."""
-        ...
 
 
 class TensorBoardWriter:
@@ -69,11 +50,11 @@ class TensorBoardWriter:
 
         self._write(self._event(step=step, summary=summary.image(name, pixels, dataformats="HWC")))
 
-    def text(self, name: str, content: str, *, step: int = 0) -> None:
+    def text(self, name: str, content: str) -> None:
         """Write a text (Markdown)."""
         from tensorboardX import summary
 
-        self._write(self._event(step=step, summary=summary.text(name, content)))
+        self._write(self._event(step=0, summary=summary.text(name, content)))
 
     def close(self) -> None:
         """Close the event file."""
@@ -140,11 +121,6 @@ class WandbWriter:
         """Write a picture, (height, width, 3) uint8."""
         self._run.log({name: self._wandb.Image(pixels)}, step=step)
 
-    def text(self, name: str, content: str, *, step: int = 0) -> None:
-        """Keep a text in the run's summary."""
-        del step
-        self._run.summary[name] = content
-
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
@@ -153,7 +129,7 @@ class WandbWriter:
 class Writers:
     """All destinations of a run as one; processes other than the first have none."""
 
-    def __init__(self, writers: Sequence[Writer] = ()) -> None:
+    def __init__(self, writers: Sequence[TensorBoardWriter | WandbWriter] = ()) -> None:
         self._writers = list(writers)
 
     def __enter__(self) -> "Writers":
@@ -172,11 +148,6 @@ class Writers:
         for writer in self._writers:
             writer.image(name, pixels, step=step)
 
-    def text(self, name: str, content: str, *, step: int = 0) -> None:
-        """Write a text (Markdown)."""
-        for writer in self._writers:
-            writer.text(name, content, step=step)
-
     def close(self) -> None:
         """Write the rest and close."""
         for writer in self._writers:
@@ -184,11 +155,7 @@ class Writers:
 
 
 def open_writers(
-    directory: Path,
-    *,
-    wandb: WandbConfig,
-    first_step: int = 0,
-    settings: Mapping[str, Any] | None = None,
+    directory: Path, *, wandb: WandbConfig, first_step: int = 0, config_text: str = ""
 ) -> Writers:
     """Open the destinations of a run in its folder.
 
@@ -196,14 +163,16 @@ def open_writers(
         directory: the run folder.
         wandb: Weights & Biases is on when it has a project.
         first_step: first step to write; 0 for a new run.
-        settings: JSON-able configuration of the run, for Weights & Biases.
+        config_text: configuration of the run as JSON.
 
     Raises:
         ValueError: a W&B project is set and wandb is not installed.
     """
     if jax.process_index() != 0:
         return Writers()
-    writers: list[Writer] = [TensorBoardWriter(directory, first_step=first_step)]
-    if wandb.project:
-        writers.append(WandbWriter(directory, wandb, settings or {}))
-    return Writers(writers)
+    events = TensorBoardWriter(directory, first_step=first_step)
+    if config_text and not first_step:
+        events.text("config", f"```json\n{config_text}\n```")
+    if not wandb.project:
+        return Writers([events])
+    return Writers([events, WandbWriter(directory, wandb, json.loads(config_text or "{}"))])

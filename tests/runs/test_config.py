@@ -118,9 +118,9 @@ def test_fit_config_takes_every_block():
     assert (fit.early_stopping.min_delta, fit.keep_best) == (0.1, 3)
     assert (fit.scheduler.monitor, fit.scheduler.mode) == ("val/valid_share", "max")
     assert (fit.seed, fit.max_steps, fit.ema_decay) == (3, 7, 0.9)
-    assert fit.optimizer.learning_rate == config.ldm_module.optimizer.lr
-    assert fit.optimizer.betas == (0.9, 0.95)
-    assert (fit.scheduler.name, fit.scheduler.total_steps) == ("cosine", 5)
+    assert fit.optimizer.lr == config.ldm_module.optimizer.lr
+    assert (fit.optimizer.beta1, fit.optimizer.beta2) == (0.9, 0.95)
+    assert (fit.scheduler.name, fit.scheduler.decay_steps) == ("cosine", 5)
     assert fit.early_stopping.patience == 4
     assert fit.wandb.group == "train_ldm/crystals"
     assert fit.wandb.tags == ("ldm", "dng", "null_condition", "tiny")

@@ -42,7 +42,7 @@ def test_cosine_against_hand_values() -> None:
 
 
 def test_cosine_has_its_own_horizon_and_needs_one() -> None:
-    config = SchedulerConfig(name="cosine", total_steps=4)
+    config = SchedulerConfig(name="cosine", decay_steps=4)
     np.testing.assert_allclose(rates(config, [2, 4], None), [1.0, 0.0], atol=1e-6)
     with pytest.raises(SettingsError, match=r"trainer\.max_steps"):
         rates(SchedulerConfig(name="cosine"), [0], None)
@@ -52,7 +52,7 @@ def test_cosine_has_its_own_horizon_and_needs_one() -> None:
 
 def test_plateau_lowers_the_rate_after_more_than_patience_bad_validations() -> None:
     config = FitConfig(
-        optimizer=OptimizerConfig(learning_rate=1.0),
+        optimizer=OptimizerConfig(lr=1.0),
         scheduler=SchedulerConfig(
             name="plateau", factor=0.5, patience=1, threshold=0.1, min_lr=0.3
         ),
@@ -89,9 +89,7 @@ def test_early_stopping_of_a_maximum() -> None:
     ],
 )
 def test_optimizer_by_name_equals_optax(name: str, expected_fn) -> None:
-    config = OptimizerConfig(
-        name=name, learning_rate=0.01, weight_decay=0.1, betas=(0.8, 0.9), eps=1e-6
-    )
+    config = OptimizerConfig(name=name, lr=0.01, weight_decay=0.1, beta1=0.8, beta2=0.9, eps=1e-6)
     params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array(3.0)}
     gradients = {"a": jnp.array([0.5, 0.1]), "b": jnp.array(-1.0)}
     optimizer, reference = make_optimizer(config), expected_fn()
@@ -128,7 +126,7 @@ def test_ema_warms_up() -> None:
     "wrong",
     [
         lambda: OptimizerConfig(name="sgd"),
-        lambda: OptimizerConfig(betas=(0.9, 1.0)),
+        lambda: OptimizerConfig(beta2=1.0),
         lambda: SchedulerConfig(name="cosin"),
         lambda: SchedulerConfig(name="plateau", factor=1.0),
         lambda: SchedulerConfig(name="plateau", mode="least"),
@@ -138,7 +136,7 @@ def test_ema_warms_up() -> None:
     ],
 )
 def test_settings_out_of_range_are_errors(wrong) -> None:
-    with pytest.raises(ValueError, match=r"is none of|are two|between|or more|in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"is none of|betas|between|or more|in \[0, 1\)"):
         wrong()
 
 

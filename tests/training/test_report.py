@@ -89,9 +89,6 @@ def test_a_validation_without_a_finite_value() -> None:
     progress = Progress(step=4, monitor="val/mae").after_validation({"val/mae": math.nan}, state={})
     line = validation_line(progress, best=None, shown={"val/mae": "MAE"}, seconds=1.0)
     assert line == "validation at step 4  MAE nan  1.0 s"
-    progress = Progress(step=4, monitor="val/mea").after_validation({"val/mae": 1.0}, state={})
-    line = validation_line(progress, best=None, shown={}, seconds=1.0)
-    assert line == "validation at step 4  1.0 s"
 
 
 def test_the_log_keeps_all_values_and_the_console_a_line(

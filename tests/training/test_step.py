@@ -14,7 +14,7 @@ CONFIG = FitConfig(
     max_steps=4,
     gradient_clip_val=0.5,
     ema_decay=0.99,
-    optimizer=OptimizerConfig(learning_rate=0.01, weight_decay=0.1),
+    optimizer=OptimizerConfig(lr=0.01, weight_decay=0.1),
 )
 
 

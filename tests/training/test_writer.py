@@ -26,17 +26,17 @@ def read(directory: Path) -> Any:
 def test_scalars_pictures_and_texts_are_read_back(tmp_path: Path) -> None:
     pixels = np.zeros((4, 6, 3), np.uint8)
     pixels[1, 2] = 255
-    with open_writers(tmp_path, wandb=WandbConfig()) as writers:
+    with open_writers(tmp_path, wandb=WandbConfig(), config_text='{"seed": 0}') as writers:
         writers.scalars({"train/loss": 1.5, "train/lr": 1e-4}, step=10)
         writers.scalars({"train/loss": 0.5}, step=20)
         writers.image("crystals", pixels, step=20)
-        writers.text("config", '{"seed": 0}')
     events = read(tmp_path)
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(10, 1.5), (20, 0.5)]
     assert events.Scalars("train/lr")[0].value == pytest.approx(1e-4)
     picture = events.Images("crystals")[0]
     assert (picture.width, picture.height, picture.step) == (6, 4, 20)
-    assert events.Tensors("config/text_summary")[0].tensor_proto.string_val[0] == b'{"seed": 0}'
+    (text,) = events.Tensors("config/text_summary")[0].tensor_proto.string_val
+    assert text == b'```json\n{"seed": 0}\n```'
 
 
 def test_resumed_run_shows_every_step_once(tmp_path: Path) -> None:
@@ -74,7 +74,6 @@ class FakeWandb(types.ModuleType):
     def __init__(self) -> None:
         super().__init__("wandb")
         self.calls: list[Any] = []
-        self.summary: dict[str, Any] = {}
 
     def init(self, **options: Any) -> "FakeWandb":
         self.calls.append(options)
@@ -98,12 +97,10 @@ def test_wandb_gets_the_same_and_a_resume_goes_on_in_the_same_run(
     for _ in range(2):
         fake = FakeWandb()
         monkeypatch.setitem(sys.modules, "wandb", fake)
-        with open_writers(tmp_path, wandb=config, settings={"seed": 3}) as writers:
+        with open_writers(tmp_path, wandb=config, config_text='{"seed": 3}') as writers:
             writers.scalars({"loss": 1.0}, step=3)
             writers.image("grid", np.zeros((2, 2, 3), np.uint8), step=3)
-            writers.text("config", "{}")
         assert fake.calls[1:] == [({"loss": 1.0}, 3), ({"grid": (2, 2, 3)}, 3), "finish"]
-        assert fake.summary == {"config": "{}"}
         options.append(fake.calls[0])
     assert options[0] == options[1]
     assert options[0]["project"] == "crystals"
@@ -127,5 +124,4 @@ def test_real_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with open_writers(tmp_path, wandb=WandbConfig(project="crystals", tags=("a",))) as writers:
         writers.scalars({"loss": 1.0}, step=1)
         writers.image("grid", np.zeros((8, 8, 3), np.uint8), step=1)
-        writers.text("config", "{}")
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))

@@ -90,6 +90,7 @@ def toy_stage(**changes: Any) -> Stage:
         loss_fn=loss_fn,
         batches=ToyBatches(),
         validate=validate,
+        value_names=("val/total_loss", "val/other"),
         items=toy_items,
         meta={"hidden": HIDDEN, "size_table": [0, 1, 2]},
     )
