@@ -100,12 +100,19 @@ def test_events_hold_what_training_was_like(run):
         assert 0 <= events.Scalars("val/match_rate")[-1].value <= 1
 
 
-def test_output_says_how_to_go_on(tiny_vae, tiny_ldm):
+def test_output_is_a_line_a_step_and_says_what_comes_next(tiny_vae, tiny_ldm):
     assert f"--config.ldm_module.vae_ckpt_path={tiny_vae.path}" in tiny_vae.output
     assert f"python -m chemeleon2_jax.sample --model={tiny_ldm.path}" in tiny_ldm.output
     for run in (tiny_vae, tiny_ldm):
         assert "Traceback" not in run.output
-        assert re.search(r"step 1 is done \d+\.\d s after the start of training", run.output)
+        lines = run.output.splitlines()
+        assert re.fullmatch(r"1 x cpu \(\d+ cores\), f32, 12 crystals a step", lines[-9])
+        assert re.match(r"step 1 is done: \d+\.\d s with its compilation, ", lines[-8])
+        events = ("step 50/", "validation at step 75 ", "step 100/", "step 150/", "validation at")
+        for line, start in zip(lines[-7:-2], events, strict=True):
+            assert line.startswith(start)
+            assert len(line) <= 100
+            assert "loss_kl" not in line
 
 
 def test_samples_are_crystals(tiny_samples):

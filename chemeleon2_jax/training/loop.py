@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from chemeleon2_jax.training.config import FitConfig
 from chemeleon2_jax.training.interrupts import Interrupts, ValidationInterrupted
 from chemeleon2_jax.training.parallel import make_mesh, replicate
 from chemeleon2_jax.training.patience import check_monitored, watch_validation
-from chemeleon2_jax.training.prefetch import Prefetcher
+from chemeleon2_jax.training.prefetch import prefetch
 from chemeleon2_jax.training.progress import Progress, best_of
 from chemeleon2_jax.training.report import Report
 from chemeleon2_jax.training.result import FitResult, result_of
@@ -155,10 +156,10 @@ class _Run:
     def _train(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         cadence, first_step = self.cadence, progress.step + 1
         stop = self.interrupts.received is not None
-        prefetcher = Prefetcher(
+        prefetched = prefetch(
             self.stage.batches, self.mesh, first_step=progress.step, end_step=cadence.total_steps
         )
-        with prefetcher as batches, self.report.progress_bar(progress.step):
+        with closing(prefetched) as batches, self.report.progress_bar(progress.step):
             while not stop and not cadence.finished(progress):
                 batch, start = next(batches), time.perf_counter()
                 if progress.step + 1 == first_step:

@@ -1,85 +1,52 @@
-"""A background thread that makes batches and puts them on the devices ahead of the loop."""
+"""Batches made in a background thread and put on the devices ahead of the training loop."""
 
+import itertools
 import queue
 import threading
-from collections.abc import Iterator
-from types import TracebackType
+from collections.abc import Generator
+from contextlib import suppress
+from dataclasses import replace
 
 from jax.sharding import Mesh
 
 from chemeleon2_jax.rows.batch import Batch, BatchSource
 from chemeleon2_jax.training.parallel import shard_batch
 
-_POLL_SECONDS = 0.1
+_NUM_WAITING = 2
 
 
-class Prefetcher:
-    """Iterates over the batches of steps `first_step`, `first_step + 1`, ... up to `end_step`.
+def prefetch(
+    source: BatchSource, mesh: Mesh, *, first_step: int, end_step: int | None = None
+) -> Generator[Batch, None, None]:
+    """Yield the batches of steps `first_step` up to `end_step` (None: no end), on the devices.
 
-    Args:
-        source: batches by step.
-        mesh: devices of the batches.
-        first_step: step of the first batch.
-        end_step: one past the step of the last batch; None: no end.
-        size: number of batches that wait on the devices.
-
-    `next` raises the errors of `source`. Leaving the context ends the thread.
+    `next` raises the errors of `source`. Closing the generator ends the thread.
     """
+    steps = itertools.count(first_step) if end_step is None else range(first_step, end_step)
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(_NUM_WAITING)
+    closed = threading.Event()
 
-    def __init__(
-        self,
-        source: BatchSource,
-        mesh: Mesh,
-        *,
-        first_step: int,
-        end_step: int | None = None,
-        size: int = 2,
-    ) -> None:
-        self._source, self._mesh = source, mesh
-        self._first_step, self._end_step = first_step, end_step
-        self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(size)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+    def work() -> None:
+        try:
+            for step in steps:
+                batch = source.batch(step)
+                ready.put(replace(batch, arrays=shard_batch(batch.arrays, mesh)))
+                if closed.is_set():
+                    return
+            ready.put(None)
+        # Of any type: the training loop, which raises it, would otherwise wait forever.
+        except BaseException as error:
+            ready.put(error)
 
-    def __enter__(self) -> Iterator[Batch]:
-        self._thread.start()
-        return self._batches()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _batches(self) -> Iterator[Batch]:
-        while True:
-            entry = self._queue.get()
-            if entry is None:
-                return
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while (entry := ready.get()) is not None:
             if isinstance(entry, BaseException):
                 raise entry
             yield entry
-
-    def _work(self) -> None:
-        step = self._first_step
-        try:
-            while not self._stop.is_set() and (self._end_step is None or step < self._end_step):
-                batch = self._source.batch(step)
-                arrays = shard_batch(batch.arrays, self._mesh)
-                self._put(Batch(arrays, batch.num_crystals, batch.useful_tokens))
-                step += 1
-            self._put(None)
-        # Of any type: the training loop, which raises it, would otherwise wait forever.
-        except BaseException as error:
-            self._put(error)
-
-    def _put(self, entry: Batch | BaseException | None) -> None:
-        while not self._stop.is_set():
-            try:
-                self._queue.put(entry, timeout=_POLL_SECONDS)
-                return
-            except queue.Full:
-                continue
+    finally:
+        closed.set()
+        while thread.is_alive():
+            with suppress(queue.Empty):  # make room for a batch that the thread holds
+                ready.get(timeout=0.1)

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -416,3 +417,9 @@ def test_first_lines_say_what_it_runs_on_and_how_long_compiling_took(
     assert "crystals_per_second" in lines[2]
     assert lines[3].startswith("step 2 validation")
     assert not [r for r in caplog.records if "orbax" in r.pathname]
+
+
+def test_no_thread_makes_batches_after_the_run(tmp_path: Path) -> None:
+    config = settings(early_stopping=EarlyStoppingConfig(patience=1))
+    fit(toy_stage(validate=validation_from([1.0, 2.0])), config, run_dir=tmp_path)
+    assert "prefetch" not in [thread.name for thread in threading.enumerate()]
