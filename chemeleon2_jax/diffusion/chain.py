@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chemeleon2_jax.diffusion.gaussian import DenoiseFn, predictor
+from chemeleon2_jax.diffusion.gaussian import DenoiseFn, Level, Prediction, predictor
 from chemeleon2_jax.diffusion.sampler import Memory, Sampler, step_constants
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.rows.rows import Rows, atom_normal, slot_matrix
@@ -106,16 +106,27 @@ def _chain(
     predict = predictor(denoise, target=target, rows=rows)
     membership = slot_matrix(rows)
 
+    def fails(x: jax.Array) -> jax.Array:
+        bad_token = ~jnp.all(jnp.abs(x) < LARGEST_STATE, -1)
+        return jnp.einsum("rts,rt->rs", membership, bad_token.astype(jnp.float32)) > 0
+
+    def at_tokens(failed: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(failed, rows.slot, axis=1)[..., None]
+
+    def predict_finite(x: jax.Array, level: Level) -> Prediction:
+        # Samplers of higher order call the model at states of their own, between two of the chain.
+        failed = at_tokens(fails(x))
+        prediction = predict(jnp.where(failed, 0.0, x), level)
+        start, eps = (jnp.where(failed, jnp.nan, v) for v in (prediction.start, prediction.eps))
+        return Prediction(start, eps, prediction.variance_values)
+
     def step(state: _State, inputs: tuple[jax.Array, jax.Array, Any]) -> _State:
         number, is_drawn, values = inputs
-        following = sampler.transition(predict, state.x, values, memory=state.memory)
+        following = sampler.transition(predict_finite, state.x, values, memory=state.memory)
         noise = atom_normal(jax.random.fold_in(key, number), rows, latent_dim)
         x = following.mean + is_drawn * following.std * noise
-        bad_token = ~jnp.all(jnp.abs(x) < LARGEST_STATE, -1)
-        bad = jnp.einsum("rts,rt->rs", membership, bad_token.astype(jnp.float32)) > 0
-        failed = state.failed | bad
-        stopped = jnp.take_along_axis(failed, rows.slot, axis=1)[..., None]
-        return _State(jnp.where(stopped, 0.0, x), failed, following.memory)
+        failed = state.failed | fails(x)
+        return _State(jnp.where(at_tokens(failed), 0.0, x), failed, following.memory)
 
     x = initial_noise(key, rows, latent_dim)
     memory = (jnp.zeros_like(x),) * sampler.num_remembered

@@ -98,7 +98,8 @@ class Sampler(ABC):
         """Return the Gaussian of the next state.
 
         Args:
-            predict: (x, noise level) -> x_0, eps and variance values; may be called several times.
+            predict: (x, noise level) -> x_0, eps and variance values; may be called several times,
+                also at states between two of the chain. NaN for crystals that are not finite.
             x: (R, T, L) the state.
             step: one step's `constants`, scalars.
             memory: of the step before.

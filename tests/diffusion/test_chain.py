@@ -13,7 +13,7 @@ from flax import nnx
 from chemeleon2_jax.diffusion.chain import initial_noise, sample_chain
 from chemeleon2_jax.diffusion.gaussian import at_tokens
 from chemeleon2_jax.diffusion.sampler import step_constants
-from chemeleon2_jax.diffusion.samplers import make_sampler
+from chemeleon2_jax.diffusion.samplers import SAMPLERS, make_sampler
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.models.dit import DiT, split_output
 from chemeleon2_jax.models.sizes import DiTSizes
@@ -187,7 +187,8 @@ def test_a_crystal_does_not_depend_on_its_batch(sampler, layouts):
     assert len({float(v[0, 0]) for v in together.values()}) == len(crystals)
 
 
-def test_a_crystal_that_fails_takes_no_other_with_it(batch):
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_crystal_that_fails_takes_no_other_with_it(batch, name):
     """The denoiser breaks for atom 1 of crystal 2 halfway through the chain."""
     row, token = batch.where.row[2], batch.where.start[2] + 1
     key = jax.random.key(0)
@@ -201,7 +202,7 @@ def test_a_crystal_that_fails_takes_no_other_with_it(batch):
             fails = (t[row, 0] < 600) & (t[row, 0] > 200)
             return eps.at[row, token, 0].add(jnp.where(fails, added, 0.0)), variance
 
-        options = {"schedule": SCHEDULE, "sampler": make_sampler("ddim", 6), "latent_dim": LATENT}
+        options = {"schedule": SCHEDULE, "sampler": make_sampler(name, 6), "latent_dim": LATENT}
         return sample_chain(denoise, key, rows, **options)
 
     good = batch.where.split_atoms(run(batch.rows, 0.0))
