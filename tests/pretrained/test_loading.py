@@ -108,7 +108,7 @@ def test_computes_in_another_dtype(tiny_vae):
         ({"size_table": [0, 0]}, "wrong entry 'size_table'"),
         ({"size_table": "many"}, "wrong entry 'size_table'"),
         ({"size_table": [0, -1, 3]}, "wrong entry 'size_table'"),
-        ({"diffusion": {"target": "v"}}, "wrong entry 'diffusion'"),
+        ({"diffusion": {"target": "score"}}, "wrong entry 'diffusion'"),
         ({"diffusion": {"schedule": "none"}}, "wrong entry 'diffusion'"),
         ({"dit": None}, "wrong entry 'dit'"),
         ({"dit": {"new": 1}}, "wrong entry 'dit'"),
