@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -163,6 +164,7 @@ def test_two_hosts_are_one_and_preempted_together(tmp_path: Path) -> None:
     finally:
         for host in hosts:
             host.kill()
+    assert re.search(r"^4 x cpu \(\d+ cores\) on 2 hosts, f32, 8 crystals a step", output, re.M)
     last = open_checkpoint(tmp_path / "checkpoints" / "last")
     assert f"stopped and saved at step {last.step}" in output
     config = FitConfig(max_steps=last.step, ema_decay=0.9, check_val_every_n_epoch=0)
