@@ -44,13 +44,13 @@ def test_structures_are_those_of_the_model_in_order(tiny_samples, tiny_ldm):
     model = c2.load_model(tiny_ldm.path)
     expected = model.sample(12, seed=5, steps=6)
     assert len(structures) == len(expected) > 6
-    for ours, theirs in zip(structures, expected, strict=True):
-        assert isinstance(ours, Structure)
-        assert ours.species == theirs.species
-        np.testing.assert_allclose(ours.frac_coords, theirs.frac_coords, atol=1e-3)
-        np.testing.assert_allclose(ours.lattice.matrix, theirs.lattice.matrix, atol=1e-3)
-        assert ours.frac_coords.min() >= 0.0
-        assert ours.frac_coords.max() < 1.0
+    for structure, wanted in zip(structures, expected, strict=True):
+        assert isinstance(structure, Structure)
+        assert structure.species == wanted.species
+        np.testing.assert_allclose(structure.frac_coords, wanted.frac_coords, atol=1e-3)
+        np.testing.assert_allclose(structure.lattice.matrix, wanted.lattice.matrix, atol=1e-3)
+        assert structure.frac_coords.min() >= 0.0
+        assert structure.frac_coords.max() < 1.0
     assert report["num_atoms"] == draw_num_atoms(model.parts.size_table, 12, 5).tolist()
     assert [report["num_atoms"][i] for i in report["indices"]] == [len(s) for s in structures]
 
@@ -111,16 +111,16 @@ from chemeleon2_jax import sample
 from chemeleon2_jax.common.errors import UserError
 names = ("num_atoms", "num_samples", "seed", "sampler", "steps", "eta", "chunk_size", "cif")
 names += ("condition", "cfg_scale")
-found = {}
+results = {}
 for name, arguments in json.loads(sys.argv[1]).items():
     for flag in names:
         flags.FLAGS[flag].unparse()
     flags.FLAGS(["sample", *arguments])
     try:
-        found[name] = sample.main()
+        results[name] = sample.main()
     except UserError as error:
-        found[name] = str(error)
-print(json.dumps(found))
+        results[name] = str(error)
+print(json.dumps(results))
 """
 ERRORS = {
     "missing": ["--model=nothing", "--num_samples=1"],
@@ -153,7 +153,7 @@ def many(tmp_path_factory, tiny_vae, tiny_ldm):
         (folder / "occupied").mkdir()
         (folder / "occupied" / "cif").write_text("a file")
         (folder / "blocked" / REPORT).mkdir(parents=True)
-        given = {
+        arguments = {
             name: [
                 f"--model={tiny_ldm.path}",
                 f"--output_dir={folder}/{name}",
@@ -163,7 +163,7 @@ def many(tmp_path_factory, tiny_vae, tiny_ldm):
         }
         script = folder / "script.py"
         script.write_text(MANY)
-        done = run_script(script, json.dumps(given))
+        done = run_script(script, json.dumps(arguments))
         assert done.code == 0, done.output
         (folder / "results.json").write_text(done.output.splitlines()[-1])
 
@@ -280,10 +280,10 @@ class Model(api.LDMModel):
 
 def run_here(monkeypatch, folder, built, *, cif):
     monkeypatch.setattr(api, "load_model", lambda _, **options: Model(None, {}, built=built))
-    given = {"model": "m", "output_dir": str(folder), "num_samples": 1, "num_atoms": [], "cif": cif}
+    flags = {"model": "m", "output_dir": str(folder), "num_samples": 1, "num_atoms": [], "cif": cif}
     asked = {"condition": [], "cfg_scale": 2.0}
     rest = {**asked, "seed": 0, "sampler": "ddim", "steps": 2, "eta": 1.0, "chunk_size": 0}
-    monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(**FILES, **given, **rest))
+    monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(**FILES, **flags, **rest))
     return sample.main()
 
 
@@ -325,15 +325,15 @@ def test_conditions_reach_the_model_and_the_report(tmp_path, monkeypatch, tiny_l
     model = c2.load_model(tiny_ldm.path)
     model = api.LDMModel(conditional(model.parts, gap, formula), model.meta)
     monkeypatch.setattr(api, "load_model", lambda _, **options: model)
-    given = {"model": "m", "output_dir": str(tmp_path), "num_samples": 0, "num_atoms": []}
+    flags = {"model": "m", "output_dir": str(tmp_path), "num_samples": 0, "num_atoms": []}
     asked = {"condition": ["gap=1.5", "composition=NaCl,none,InF"], "cfg_scale": 3.0}
     rest = {"cif": False, "seed": 2, "sampler": "ddim", "steps": 2, "eta": 1.0, "chunk_size": 0}
-    monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(**FILES, **given, **asked, **rest))
-    found = []
-    monkeypatch.setattr(sample, "_write", lambda *arguments: found.append(arguments))
+    monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(**FILES, **flags, **asked, **rest))
+    written = []
+    monkeypatch.setattr(sample, "_write", lambda *arguments: written.append(arguments))
     with contextlib.suppress(ConfigError):  # where none of the three can be built
         sample.main()
-    assert len(found) == 1
+    assert len(written) == 1
     report = model.last_report
     expected = {"gap": 1.5, "composition": ["NaCl", None, "InF"]}
     assert (report.conditions, report.cfg_scale) == (expected, 3.0)
@@ -342,7 +342,7 @@ def test_conditions_reach_the_model_and_the_report(tmp_path, monkeypatch, tiny_l
     assert json.loads(json.dumps(summary["conditions"])) == expected
     assert summary["cfg_scale"] == 3.0
     asked["condition"] = ["gap=wide"]
-    monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(**FILES, **given, **asked, **rest))
+    monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(**FILES, **flags, **asked, **rest))
     with pytest.raises(
         ConfigError, match="--condition: condition 'gap' takes a number, not 'wide'"
     ):

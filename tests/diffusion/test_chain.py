@@ -81,8 +81,8 @@ def test_data_of_one_point_are_found(batch, sampler, target):
     def make_denoise(rows):
         return gaussian_denoiser(rows, point, 0.0, target=target)
 
-    found = chain(make_denoise, jax.random.key(0), batch.rows, sampler, target=target)
-    np.testing.assert_allclose(batch.atoms(found), batch.atoms(point), atol=1e-4)
+    latents = chain(make_denoise, jax.random.key(0), batch.rows, sampler, target=target)
+    np.testing.assert_allclose(batch.atoms(latents), batch.atoms(point), atol=1e-4)
 
 
 def expected_std(sampler, std, variance):
@@ -124,13 +124,13 @@ def test_a_gaussian_is_sampled_as_it_is(sampler, variance):
     def make_denoise(rows):
         return gaussian_denoiser(rows, 1.0, 0.6, variance=variance)
 
-    found = wide.atoms(chain(make_denoise, jax.random.key(0), wide.rows, sampler))
-    assert found.mean() == pytest.approx(1.0, abs=0.04)  # 3840 numbers
-    assert found.std() == pytest.approx(expected_std(sampler, 0.6, variance), rel=0.035)
+    samples = wide.atoms(chain(make_denoise, jax.random.key(0), wide.rows, sampler))
+    assert samples.mean() == pytest.approx(1.0, abs=0.04)  # 3840 numbers
+    assert samples.std() == pytest.approx(expected_std(sampler, 0.6, variance), rel=0.035)
     many = replace(sampler, steps=1000)
     assert expected_std(many, 0.6, variance) == pytest.approx(0.6, rel=0.02)
     start = wide.atoms(first_state(jax.random.key(0), wide.rows, LATENT))
-    kept = np.corrcoef(found.ravel(), start.ravel())[0, 1]
+    kept = np.corrcoef(samples.ravel(), start.ravel())[0, 1]
     if sampler.name == "ddim" and sampler.eta == 0.0:
         assert kept > 0.999  # a deterministic map of the noise
     else:
@@ -168,11 +168,11 @@ def test_a_crystal_does_not_depend_on_its_batch(sampler, layouts):
         return sample_chain(denoise, key, rows, **options)
 
     def by_id(batches):
-        found = {}
+        latents = {}
         for batch in batches:
-            parts = batch.where.split_atoms(run(batch.rows))
-            found |= dict(zip(batch.indices.tolist(), parts, strict=True))
-        return found
+            of_batch = batch.where.split_atoms(run(batch.rows))
+            latents |= dict(zip(batch.indices.tolist(), of_batch, strict=True))
+        return latents
 
     crystals = random_crystals()
     together = by_id(in_layout(crystals, "packed"))
@@ -181,9 +181,11 @@ def test_a_crystal_does_not_depend_on_its_batch(sampler, layouts):
     chunks = [place(crystals, assign(crystals.num_atoms[h], [shape]), h) for h in halves]
     others = {layout: by_id(in_layout(crystals, layout)) for layout in layouts}
     others["chunks"] = by_id(chunks)
-    for name, found in others.items():
+    for name, by_index in others.items():
         for index, latents in together.items():
-            np.testing.assert_allclose(found[index], latents, atol=2e-4, err_msg=f"{name} {index}")
+            np.testing.assert_allclose(
+                by_index[index], latents, atol=2e-4, err_msg=f"{name} {index}"
+            )
     assert len({float(v[0, 0]) for v in together.values()}) == len(crystals)
 
 
@@ -208,10 +210,10 @@ def test_a_crystal_that_fails_takes_no_other_with_it(batch, name):
     good = batch.where.split_atoms(run(batch.rows, 0.0))
     assert np.isfinite(np.concatenate(good)).all()
     for added in (np.nan, np.inf):
-        found = batch.where.split_atoms(run(batch.rows, added))
-        assert np.isnan(found.pop(2)).all()
-        for ours, theirs in zip(found, good[:2] + good[3:], strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+        hurt = batch.where.split_atoms(run(batch.rows, added))
+        assert np.isnan(hurt.pop(2)).all()
+        for latents, expected in zip(hurt, good[:2] + good[3:], strict=True):
+            np.testing.assert_array_equal(latents, expected)
 
 
 def test_every_step_has_a_noise_of_its_own(batch):
@@ -221,9 +223,9 @@ def test_every_step_has_a_noise_of_its_own(batch):
     def make_denoise(rows):
         return lambda x, t: (x, None)
 
-    found = chain(make_denoise, key, batch.rows, sampler, target="x_0")
+    latents = chain(make_denoise, key, batch.rows, sampler, target="x_0")
     draw = jax.jit(lambda key: atom_normal(key, batch.rows, LATENT))
     start, noise = (np.asarray(draw(jax.random.fold_in(key, number))) for number in (0, 1))
     now = jax.tree.map(lambda v: v[0], step_constants(SCHEDULE, sampler))
     expected = (now.coef1 + now.coef2) * start + np.exp(0.5 * now.log_fixed) * noise
-    np.testing.assert_allclose(batch.atoms(found), batch.atoms(expected), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(batch.atoms(latents), batch.atoms(expected), rtol=1e-4, atol=1e-5)

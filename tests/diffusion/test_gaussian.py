@@ -81,15 +81,15 @@ def test_loss_of_each_crystal_by_hand(target, layout, steps):
     options = {"target": target, "learned": True, "steps": steps}
     loss, terms = loss_in_rows(*tokens, batch.to_slots(times), batch.rows, **options)
     schedule = Schedule.make("linear", steps)
-    found_mse, found_vb = (batch.where.take_slots(terms[name]) for name in ("mse", "vb"))
+    mse, vb = (batch.where.take_slots(terms[name]) for name in ("mse", "vb"))
     for i, t in enumerate(times):
         atoms = slice(crystals.offsets[i], crystals.offsets[i + 1])
-        parts = [v[atoms].astype(float) for v in (start, noise, prediction, variance)]
-        goal = parts[1] if target == "eps" else parts[0]
-        assert found_mse[i] == pytest.approx(np.mean((goal - parts[2]) ** 2), rel=1e-5)
-        bits = vb_by_hand(*parts, t=t, schedule=schedule, target=target)
-        assert found_vb[i] == pytest.approx(np.mean(bits) * steps / 1000, rel=2e-4, abs=2e-9)
-    np.testing.assert_allclose(batch.where.take_slots(loss), found_mse + found_vb, rtol=1e-6)
+        of_crystal = [v[atoms].astype(float) for v in (start, noise, prediction, variance)]
+        goal = of_crystal[1] if target == "eps" else of_crystal[0]
+        assert mse[i] == pytest.approx(np.mean((goal - of_crystal[2]) ** 2), rel=1e-5)
+        bits = vb_by_hand(*of_crystal, t=t, schedule=schedule, target=target)
+        assert vb[i] == pytest.approx(np.mean(bits) * steps / 1000, rel=2e-4, abs=2e-9)
+    np.testing.assert_allclose(batch.where.take_slots(loss), mse + vb, rtol=1e-6)
     empty = ~np.asarray(batch.rows.is_crystal)
     assert (np.asarray(loss)[empty] == 0).all()
 
@@ -149,9 +149,9 @@ def test_noising_uses_the_time_of_each_crystal():
     start, noise, _, _ = values_of(crystals)
     tokens = [batch.to_tokens(v) for v in (start, noise)]
     t = batch.to_slots(TIMES)
-    found = batch.atoms(add_noise(*tokens, t, schedule=SCHEDULE, rows=batch.rows))
+    noised = batch.atoms(add_noise(*tokens, t, schedule=SCHEDULE, rows=batch.rows))
     bar = SCHEDULE.alphas_cumprod[np.repeat(TIMES, crystals.num_atoms)][:, None]
-    np.testing.assert_allclose(found, np.sqrt(bar) * start + np.sqrt(1 - bar) * noise, atol=1e-6)
+    np.testing.assert_allclose(noised, np.sqrt(bar) * start + np.sqrt(1 - bar) * noise, atol=1e-6)
     looked_up = batch.atoms(at_tokens(SCHEDULE.betas, t, batch.rows))
     expected = SCHEDULE.betas[np.repeat(TIMES, crystals.num_atoms)][:, None]
     np.testing.assert_allclose(looked_up, expected, rtol=1e-6)
@@ -166,14 +166,14 @@ def test_start_and_eps_are_two_views_of_one_prediction(t):
     tolerance = 1e-5 / min(np.sqrt(bar), np.sqrt(1 - bar))
     for target, prediction in (("eps", eps), ("x_0", start)):
         target = TARGETS[target]
-        found = target.read(prediction, x, np.sqrt(bar), np.sqrt(1 - bar))
-        np.testing.assert_allclose(found[0], start, atol=tolerance)
-        np.testing.assert_allclose(found[1], eps, atol=tolerance)
+        read = target.read(prediction, x, np.sqrt(bar), np.sqrt(1 - bar))
+        np.testing.assert_allclose(read[0], start, atol=tolerance)
+        np.testing.assert_allclose(read[1], eps, atol=tolerance)
         goal = target.of(start, eps, np.sqrt(bar), np.sqrt(1 - bar))
         np.testing.assert_array_equal(goal, prediction)
 
 
 def test_learned_variance_goes_from_the_posterior_to_beta():
     beta, posterior = jnp.float32(-3.0), jnp.float32(-7.0)
-    found = interpolate_log_variance(jnp.array([-1.0, 0.0, 1.0]), beta, posterior)
-    np.testing.assert_allclose(found, [-7.0, -5.0, -3.0], rtol=1e-6)
+    log_variance = interpolate_log_variance(jnp.array([-1.0, 0.0, 1.0]), beta, posterior)
+    np.testing.assert_allclose(log_variance, [-7.0, -5.0, -3.0], rtol=1e-6)

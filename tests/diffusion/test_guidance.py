@@ -29,21 +29,21 @@ def make_model(*, with_variance=True):
 @pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, -1.0])
 def test_formula(scale):
     denoise, calls = make_model()
-    found = guided(denoise, CONDITION, null=NULL, scale=scale)(X, T)
+    outputs = guided(denoise, CONDITION, null=NULL, scale=scale)(X, T)
     assert len(calls) == 2
-    asked = denoise(X, T, CONDITION)
-    unasked = denoise(X, T, jnp.broadcast_to(NULL, CONDITION.shape))
-    for ours, a, b in zip(found, asked, unasked, strict=True):
+    conditional = denoise(X, T, CONDITION)
+    unconditional = denoise(X, T, jnp.broadcast_to(NULL, CONDITION.shape))
+    for output, a, b in zip(outputs, conditional, unconditional, strict=True):
         assert np.abs(a - b).max() > 0.1
-        np.testing.assert_allclose(ours, b + scale * (a - b), rtol=1e-5)
+        np.testing.assert_allclose(output, b + scale * (a - b), rtol=1e-5)
 
 
 def test_without_guidance_the_model_is_called_once():
     denoise, calls = make_model()
-    found = guided(denoise, CONDITION, null=NULL, scale=1.0)(X, T)
+    outputs = guided(denoise, CONDITION, null=NULL, scale=1.0)(X, T)
     assert len(calls) == 1
-    for ours, theirs in zip(found, denoise(X, T, CONDITION), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for output, expected in zip(outputs, denoise(X, T, CONDITION), strict=True):
+        np.testing.assert_array_equal(output, expected)
 
 
 def test_without_variance():
@@ -55,6 +55,6 @@ def test_what_is_asked_of_nothing_is_not_guided():
     """Where the condition is the null condition, any scale gives what the model does unasked."""
     denoise, _ = make_model()
     nothing = jnp.broadcast_to(NULL, CONDITION.shape)
-    found = guided(denoise, nothing, null=NULL, scale=7.0)(X, T)
-    for ours, theirs in zip(found, denoise(X, T, nothing), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    outputs = guided(denoise, nothing, null=NULL, scale=7.0)(X, T)
+    for output, expected in zip(outputs, denoise(X, T, nothing), strict=True):
+        np.testing.assert_allclose(output, expected, rtol=1e-5)

@@ -42,12 +42,12 @@ def test_every_sampler_keeps_the_contract(batch, name):
     memory = (jnp.zeros_like(x),) * sampler.num_remembered
     for k in range(5):
         now = jax.tree.map(lambda values, k=k: values[k], constants)
-        found = sampler.transition(predict, x, now, memory=memory)
-        assert np.isfinite(found.mean).all()
-        assert found.mean.shape == x.shape
-        assert np.shape(jnp.broadcast_to(found.std, x.shape)) == x.shape
-        assert k >= sampler.num_drawn or (np.asarray(found.std) > 0).all()
-        memory = found.memory
+        transition = sampler.transition(predict, x, now, memory=memory)
+        assert np.isfinite(transition.mean).all()
+        assert transition.mean.shape == x.shape
+        assert np.shape(jnp.broadcast_to(transition.std, x.shape)) == x.shape
+        assert k >= sampler.num_drawn or (np.asarray(transition.std) > 0).all()
+        memory = transition.memory
         assert [values.shape for values in memory] == [x.shape] * sampler.num_remembered
 
 
@@ -125,12 +125,12 @@ def test_transition_and_its_score_by_hand(batch, sampler, variance):
 
     now = jax.tree.map(lambda v: v[step], constants)
     predict = predictor(denoise, target="eps", rows=batch.rows)
-    found = sampler.transition(predict, jnp.asarray(x), now)
-    np.testing.assert_allclose(found.mean, mean, atol=1e-4)
-    np.testing.assert_allclose(np.broadcast_to(found.std, x.shape), std, rtol=1e-3)
+    transition = sampler.transition(predict, jnp.asarray(x), now)
+    np.testing.assert_allclose(transition.mean, mean, atol=1e-4)
+    np.testing.assert_allclose(np.broadcast_to(transition.std, x.shape), std, rtol=1e-3)
 
-    state = found.mean + found.std * noise
-    scored = batch.where.take_slots(log_probability(found, state, batch.rows))
+    state = transition.mean + transition.std * noise
+    scored = batch.where.take_slots(log_probability(transition, state, batch.rows))
     density = -0.5 * noise.astype(float) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
     expected = [part.mean() for part in batch.where.split_atoms(density)]
     np.testing.assert_allclose(scored, expected, atol=2e-3)
@@ -142,12 +142,12 @@ def test_the_score_of_a_given_state_is_the_gaussian_density(batch):
     gaussian = Transition(
         jnp.asarray(mean, jnp.float32), jnp.exp(jnp.asarray(log_std, jnp.float32))
     )
-    found = log_probability(gaussian, jnp.asarray(state, jnp.float32), batch.rows)
+    scored = log_probability(gaussian, jnp.asarray(state, jnp.float32), batch.rows)
     std = np.exp(log_std)
     density = np.log(np.exp(-0.5 * ((state - mean) / std) ** 2) / std / np.sqrt(2 * np.pi))
     expected = [part.mean() for part in batch.where.split_atoms(density)]
-    np.testing.assert_allclose(batch.where.take_slots(found), expected, rtol=1e-5)
-    assert (np.asarray(found)[~np.asarray(batch.rows.is_crystal)] == 0).all()
+    np.testing.assert_allclose(batch.where.take_slots(scored), expected, rtol=1e-5)
+    assert (np.asarray(scored)[~np.asarray(batch.rows.is_crystal)] == 0).all()
 
 
 # --- the steps that samplers keep -----------------------------------------------------------------

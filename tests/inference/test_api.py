@@ -88,12 +88,12 @@ def test_encode_is_the_encoder(request, name):
     means, logvars = model.encode(structures)
     rows, where = padded_rows(structures_to_crystals(structures))
     posterior = jax.jit(lambda p: model.parts.module(p).encode(rows))(model.parts.params)
-    for found, expected in ((means, posterior.mean), (logvars, posterior.logvar)):
-        for structure, ours, theirs in zip(
-            structures, found, where.split_atoms(expected), strict=True
+    for encoded, expected in ((means, posterior.mean), (logvars, posterior.logvar)):
+        for structure, latent, expected_latent in zip(
+            structures, encoded, where.split_atoms(expected), strict=True
         ):
-            assert ours.shape == (len(structure), 8)
-            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+            assert latent.shape == (len(structure), 8)
+            np.testing.assert_allclose(latent, expected_latent, rtol=1e-4, atol=1e-4)
 
 
 def test_cells_are_taken_as_they_are(vae):
@@ -158,14 +158,14 @@ def test_latents_that_decode_to_no_crystal(vae):
         np.full((1, 8), np.inf),
     ]
     with pytest.warns(UserWarning, match="decodes to no crystal") as caught:
-        found = vae.decode(latents)
-    assert [structure is None for structure in found] == [False, True, False, True, True]
+        decoded = vae.decode(latents)
+    assert [structure is None for structure in decoded] == [False, True, False, True, True]
     assert [str(w.message) for w in caught] == [
         f"latent {i} decodes to no crystal: the latent is not finite" for i in (1, 3, 4)
     ]
-    for ours, theirs in zip((found[0], found[2]), vae.decode(good), strict=True):
-        assert ours.species == theirs.species
-        np.testing.assert_allclose(ours.frac_coords, theirs.frac_coords, atol=1e-5)
+    for structure, expected in zip((decoded[0], decoded[2]), vae.decode(good), strict=True):
+        assert structure.species == expected.species
+        np.testing.assert_allclose(structure.frac_coords, expected.frac_coords, atol=1e-5)
 
 
 def with_cell(vae: VAEModel, lengths, angles) -> VAEModel:
@@ -204,13 +204,15 @@ def test_cells_that_cannot_be_built(vae, lengths, angles, reason):
     latents = vae.encode([rocksalt("Na", "Cl", 5.64)])[0]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        (found,) = broken.decode(latents)
+        (structure,) = broken.decode(latents)
     if reason is None:
-        np.testing.assert_allclose(found.lattice.abc, np.array(lengths) * 2 ** (1 / 3), rtol=1e-4)
-        np.testing.assert_allclose(found.lattice.angles, np.degrees(angles), rtol=1e-4)
+        np.testing.assert_allclose(
+            structure.lattice.abc, np.array(lengths) * 2 ** (1 / 3), rtol=1e-4
+        )
+        np.testing.assert_allclose(structure.lattice.angles, np.degrees(angles), rtol=1e-4)
         assert not caught
     else:
-        assert found is None
+        assert structure is None
         assert reason in str(caught[0].message)
 
 
@@ -218,8 +220,8 @@ def test_given_atom_types(csp):
     latents = [np.zeros((2, 8)), np.ones((3, 8))]
     types = [[11, 17], np.array([99, 1, 26])]
     decoded = csp.decode(latents, atom_types=types)
-    for structure, given in zip(decoded, types, strict=True):
-        assert list(structure.atomic_numbers) == list(given)
+    for structure, numbers in zip(decoded, types, strict=True):
+        assert list(structure.atomic_numbers) == list(numbers)
 
 
 @pytest.mark.parametrize(
@@ -300,15 +302,15 @@ def test_failures_are_reported_and_the_others_kept(monkeypatch, ldm):
     generate = c2.inference.api.Generator.generate
 
     def hurt(self, *arguments, **options):
-        found = generate(self, *arguments, **options)
-        for index, (types, frac, _) in enumerate(found.crystals):
+        generated = generate(self, *arguments, **options)
+        for index, (types, frac, _) in enumerate(generated.crystals):
             lattice = cell * (index + 1)
             if index == 1:
                 frac = frac * np.nan
             elif index == 4:
                 lattice = lattice * [[0.0], [1.0], [1.0]]
-            found.crystals[index] = (types, frac, lattice)
-        return found
+            generated.crystals[index] = (types, frac, lattice)
+        return generated
 
     monkeypatch.setattr(c2.inference.api.Generator, "generate", hurt)
     structures = ldm.sample(6, seed=1, num_atoms=[2, 3], steps=6)
@@ -354,7 +356,7 @@ def test_denoise_is_the_denoiser(ldm):
     rng = np.random.default_rng(0)
     latents = [rng.normal(size=(n, 8)).astype(np.float32) for n in (5, 2, 8, 1)]
     times = [0, 999, 500, 3]
-    found = model.denoise(latents, times)
+    eps = model.denoise(latents, times)
     rows, where = padded_rows(as_crystals(latents), latent=np.concatenate(latents))
 
     @jax.jit
@@ -364,11 +366,11 @@ def test_denoise_is_the_denoiser(ldm):
         return split_output(output, rows, model.parts.sizes)[0]
 
     expected = where.split_atoms(direct(model.parts.params))
-    for ours, theirs, latent in zip(found, expected, latents, strict=True):
-        assert ours.shape == latent.shape
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    for of_crystal, expected_eps, latent in zip(eps, expected, latents, strict=True):
+        assert of_crystal.shape == latent.shape
+        np.testing.assert_allclose(of_crystal, expected_eps, rtol=1e-4, atol=1e-4)
     other = model.denoise(latents, [0, 998, 500, 3])
-    changed = [np.abs(a - b).max() > 1e-5 for a, b in zip(found, other, strict=True)]
+    changed = [np.abs(a - b).max() > 1e-5 for a, b in zip(eps, other, strict=True)]
     assert changed == [False, True, False, False]
 
 
@@ -401,8 +403,8 @@ def test_denoise_gives_the_noise_whatever_the_target(ldm):
     model = LDMModel(replace(ldm.parts, diffusion=diffusion), ldm.meta)
     times = np.array([40, 500, 999])
     bars = Schedule.of(diffusion).alphas_cumprod[times]
-    outputs, found = ldm.denoise(latents, times), model.denoise(latents, times)
-    for bar, x, output, eps in zip(bars, latents, outputs, found, strict=True):
+    outputs, converted = ldm.denoise(latents, times), model.denoise(latents, times)
+    for bar, x, output, eps in zip(bars, latents, outputs, converted, strict=True):
         expected = (x - np.sqrt(bar) * output) / np.sqrt(1 - bar)
         np.testing.assert_allclose(eps, expected, rtol=1e-3, atol=1e-4)
 
@@ -432,41 +434,41 @@ def test_conditions_of_a_model(ldm, asked):
 
 def all_latents(model, monkeypatch, *arguments, **options):
     """Latents of a call of `sample`, of crystals that cannot be built, too."""
-    generate, found = c2.inference.api.Generator.generate, []
+    generate, results = c2.inference.api.Generator.generate, []
 
-    def keep(self, *given, **rest):
-        found.append(generate(self, *given, **rest))
-        return found[-1]
+    def keep(self, *arguments, **rest):
+        results.append(generate(self, *arguments, **rest))
+        return results[-1]
 
     with monkeypatch.context() as patch:
         patch.setattr(c2.inference.api.Generator, "generate", keep)
         model.sample(*arguments, steps=6, **options)
-    return found[0].latents
+    return results[0].latents
 
 
 def test_samples_follow_their_conditions(asked, monkeypatch):
     gaps = [0.5, None, 3.0]
-    given = {"gap": gaps, "composition": ["NaCl", None, "MgO"]}
-    found = all_latents(asked, monkeypatch, conditions=given, num_atoms=[2, 5, 4], seed=1)
+    conditions = {"gap": gaps, "composition": ["NaCl", None, "MgO"]}
+    guided = all_latents(asked, monkeypatch, conditions=conditions, num_atoms=[2, 5, 4], seed=1)
     report = asked.last_report
-    assert (report.conditions, report.cfg_scale) == (given, 2.0)
+    assert (report.conditions, report.cfg_scale) == (conditions, 2.0)
     assert report.num_atoms == (2, 5, 4)
     plain = all_latents(asked, monkeypatch, num_atoms=[2, 5, 4], seed=1)
     assert asked.last_report.conditions == {}
-    alike = [np.abs(a - b).max() < 1e-3 for a, b in zip(found, plain, strict=True)]
+    alike = [np.abs(a - b).max() < 1e-3 for a, b in zip(guided, plain, strict=True)]
     assert alike == [False, True, False]
     stronger = all_latents(
-        asked, monkeypatch, conditions=given, num_atoms=[2, 5, 4], seed=1, cfg_scale=5.0
+        asked, monkeypatch, conditions=conditions, num_atoms=[2, 5, 4], seed=1, cfg_scale=5.0
     )
-    alike = [np.abs(a - b).max() < 1e-3 for a, b in zip(found, stronger, strict=True)]
+    alike = [np.abs(a - b).max() < 1e-3 for a, b in zip(guided, stronger, strict=True)]
     assert alike == [False, True, False]
 
 
 def test_one_value_is_for_all(asked, monkeypatch):
     one = all_latents(asked, monkeypatch, 3, conditions={"gap": 0.5})
     three = all_latents(asked, monkeypatch, conditions={"gap": [0.5] * 3})
-    for ours, theirs in zip(one, three, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    for latent, expected in zip(one, three, strict=True):
+        np.testing.assert_allclose(latent, expected, atol=1e-4)
 
 
 def test_a_composition_says_how_many_atoms(asked):
@@ -503,7 +505,7 @@ def test_denoise_under_conditions(asked):
     latents = [rng.normal(size=(n, 8)).astype(np.float32) for n in (5, 2, 8)]
     times = [10, 999, 500]
     gaps = [1.0, None, 3.0]
-    found = asked.denoise(latents, times, conditions={"gap": gaps})
+    eps = asked.denoise(latents, times, conditions={"gap": gaps})
     null = asked.denoise(latents, times)
     rows, where = padded_rows(as_crystals(latents), latent=np.concatenate(latents))
     encoded = {"composition": np.full((3, 100), np.nan), "gap": GAP.encode(gaps)}
@@ -519,9 +521,9 @@ def test_denoise_under_conditions(asked):
     expected = where.split_atoms(direct(asked.parts.params, encoded))
     nothing = {k: np.full_like(v, np.nan) for k, v in encoded.items()}
     expected_null = where.split_atoms(direct(asked.parts.params, nothing))
-    for ours, theirs in zip(found + null, expected + expected_null, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
-    alike = [np.abs(a - b).max() < 1e-5 for a, b in zip(found, null, strict=True)]
+    for of_crystal, expected_eps in zip(eps + null, expected + expected_null, strict=True):
+        np.testing.assert_allclose(of_crystal, expected_eps, rtol=1e-4, atol=1e-4)
+    alike = [np.abs(a - b).max() < 1e-5 for a, b in zip(eps, null, strict=True)]
     assert alike == [False, True, False]
 
 
@@ -544,7 +546,7 @@ def test_predict_is_the_predictor(request, name):
     graphdef, params = random_model(lambda: Predictor(sizes, rngs=nnx.Rngs(0)))
     model = PredictorModel(PredictorParts(sizes, graphdef, params, of_vae), {})
     structures = mixed()
-    found = model.predict(structures)
+    predictions = model.predict(structures)
     rows, where = padded_rows(structures_to_crystals(structures))
 
     @jax.jit
@@ -552,10 +554,12 @@ def test_predict_is_the_predictor(request, name):
         return nnx.merge(graphdef, params)(of_vae.module(vae_params).encode(rows), rows)
 
     out = where.take_slots(direct(of_vae.params, params)).astype(np.float64)
-    assert list(found) == ["gap", "density"]
-    assert {(v.dtype, v.shape) for v in found.values()} == {(np.dtype(np.float64), (5,))}
-    np.testing.assert_allclose(found["gap"], out[:, 0] * (1.6 + 1e-5) + 0.8, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(found["density"], out[:, 1], rtol=1e-3, atol=1e-4)
+    assert list(predictions) == ["gap", "density"]
+    assert {(v.dtype, v.shape) for v in predictions.values()} == {(np.dtype(np.float64), (5,))}
+    np.testing.assert_allclose(
+        predictions["gap"], out[:, 0] * (1.6 + 1e-5) + 0.8, rtol=1e-3, atol=1e-4
+    )
+    np.testing.assert_allclose(predictions["density"], out[:, 1], rtol=1e-3, atol=1e-4)
     assert model.predict([])["gap"].shape == (0,)
     assert model.vae.parts is of_vae
     with pytest.raises(ValueError, match="structure 0: element above Z = 99"):
@@ -564,6 +568,8 @@ def test_predict_is_the_predictor(request, name):
 
 def test_vae_of_an_ldm(ldm, vae):
     structures = mixed()[:2]
-    for ours, theirs in zip(ldm.vae.encode(structures)[0], vae.encode(structures)[0], strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for latent, expected in zip(
+        ldm.vae.encode(structures)[0], vae.encode(structures)[0], strict=True
+    ):
+        np.testing.assert_array_equal(latent, expected)
     assert isinstance(ldm.vae, VAEModel)

@@ -19,10 +19,10 @@ def test_average_embeddings():
     salt = (np.array([11, 17]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), 4.0 * np.eye(3))
     triple = (np.array([1, 1, 4]), np.zeros((3, 3)), np.eye(3))
     masked = (np.array([0, 5]), np.zeros((2, 3)), np.eye(3))
-    found = average_embeddings([salt, None, triple, masked], embedding)
+    features = average_embeddings([salt, None, triple, masked], embedding)
     nothing = [np.nan, np.nan]
     expected = [[14.0, (121 + 289) / 2], nothing, [2.0, (1 + 1 + 16) / 3], nothing]
-    np.testing.assert_allclose(found, expected)
+    np.testing.assert_allclose(features, expected)
     assert average_embeddings([], embedding).shape == (0, 2)
 
 
@@ -65,6 +65,6 @@ def test_a_vae_compares_sets_of_crystals(tiny_vae):
     )
     known = np.stack([mean.mean(0) for mean in vae.encode(reference)[0]])
     expected = frechet_distance(features[:3], known)
-    found = report.summary["set"]["structure_frechet"]
-    assert found["value"] == pytest.approx(expected, rel=1e-4)
-    assert found["count"] == 3
+    distance = report.summary["set"]["structure_frechet"]
+    assert distance["value"] == pytest.approx(expected, rel=1e-4)
+    assert distance["count"] == 3

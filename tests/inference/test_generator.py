@@ -45,28 +45,28 @@ def generator(parts):
 
 
 @pytest.fixture(scope="module")
-def found(generator):
+def generated(generator):
     return generator.generate(SIZES, seed=3)
 
 
-def assert_same(ours, theirs):
+def assert_same(first, second):
     """Crystals and latents are the same up to float error."""
-    for mine, other in zip(ours.crystals, theirs.crystals, strict=True):
-        np.testing.assert_array_equal(mine[0], other[0])
-        np.testing.assert_allclose(mine[1], other[1], atol=1e-4)
-        np.testing.assert_allclose(mine[2], other[2], atol=1e-3)
-    for mine, other in zip(ours.latents, theirs.latents, strict=True):
-        np.testing.assert_allclose(mine, other, atol=1e-3)
+    for one, other in zip(first.crystals, second.crystals, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_allclose(one[1], other[1], atol=1e-4)
+        np.testing.assert_allclose(one[2], other[2], atol=1e-3)
+    for one, other in zip(first.latents, second.latents, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-3)
 
 
 def part_of(generated, start, stop):
     return generation.Generated(generated.crystals[start:stop], generated.latents[start:stop])
 
 
-def test_a_crystal_of_each_size(found):
-    assert [len(types) for types, _, _ in found.crystals] == SIZES
-    assert [latent.shape for latent in found.latents] == [(n, 8) for n in SIZES]
-    for types, frac, lattice in found.crystals:
+def test_a_crystal_of_each_size(generated):
+    assert [len(types) for types, _, _ in generated.crystals] == SIZES
+    assert [latent.shape for latent in generated.latents] == [(n, 8) for n in SIZES]
+    for types, frac, lattice in generated.crystals:
         assert ((types >= 1) & (types <= 99)).all()
         assert (frac.shape, lattice.shape) == ((len(types), 3), (3, 3))
         assert np.isfinite(frac).all()
@@ -74,26 +74,26 @@ def test_a_crystal_of_each_size(found):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 100])
-def test_chunks_change_nothing(generator, found, chunk_size):
+def test_chunks_change_nothing(generator, generated, chunk_size):
     done = []
     again = generator.generate(SIZES, seed=3, chunk_size=chunk_size, on_done=done.append)
-    assert_same(again, found)
+    assert_same(again, generated)
     assert sum(done) == len(SIZES)
     assert max(done) == min(chunk_size, len(SIZES))
 
 
-def test_a_crystal_depends_on_seed_index_and_its_own_size(generator, found):
-    assert_same(generator.generate(SIZES[4:], seed=3, first_index=4), part_of(found, 4, None))
+def test_a_crystal_depends_on_seed_index_and_its_own_size(generator, generated):
+    assert_same(generator.generate(SIZES[4:], seed=3, first_index=4), part_of(generated, 4, None))
     others = [7, *SIZES[1:3], 14]
-    assert_same(part_of(generator.generate(others, seed=3), 1, 3), part_of(found, 1, 3))
+    assert_same(part_of(generator.generate(others, seed=3), 1, 3), part_of(generated, 1, 3))
 
 
-def test_seeds_and_indices_differ(generator, found):
+def test_seeds_and_indices_differ(generator, generated):
     other = generator.generate(SIZES, seed=4)
-    for mine, theirs in zip(found.latents, other.latents, strict=True):
-        assert np.abs(mine - theirs).max() > 0.1
-    assert np.abs(found.latents[0] - found.latents[4]).max() > 0.1  # both have two atoms
-    assert np.abs(found.latents[0][0] - found.latents[0][1]).max() > 0.1  # two atoms of one
+    for latent, other_latent in zip(generated.latents, other.latents, strict=True):
+        assert np.abs(latent - other_latent).max() > 0.1
+    assert np.abs(generated.latents[0] - generated.latents[4]).max() > 0.1  # both have two atoms
+    assert np.abs(generated.latents[0][0] - generated.latents[0][1]).max() > 0.1  # two atoms of one
 
 
 def test_four_devices_are_one(four_devices):
@@ -103,9 +103,9 @@ def test_four_devices_are_one(four_devices):
         np.testing.assert_allclose(four[name], one[name], atol=1e-3)
 
 
-def test_parameters_can_be_given(generator, parts, found):
+def test_parameters_can_be_given(generator, parts, generated):
     other = generator.generate(SIZES[:3], seed=3, params=noisy(parts.params))
-    assert np.abs(other.latents[0] - found.latents[0]).max() > 0.1
+    assert np.abs(other.latents[0] - generated.latents[0]).max() > 0.1
 
 
 def test_latents_are_scaled_and_decoded(monkeypatch, parts):
@@ -115,12 +115,12 @@ def test_latents_are_scaled_and_decoded(monkeypatch, parts):
         return jnp.where(rows.is_atom[..., None], x, 7.0)
 
     monkeypatch.setattr(generation, "sample_chain", chain)
-    found = Generator(parts, FAST).generate(SIZES, seed=0, first_index=2)
-    for index, (size, latent) in enumerate(zip(SIZES, found.latents, strict=True)):
+    generated = Generator(parts, FAST).generate(SIZES, seed=0, first_index=2)
+    for index, (size, latent) in enumerate(zip(SIZES, generated.latents, strict=True)):
         x = 0.1 * (index + 2 + np.arange(size))[:, None] + np.linspace(-1.0, 1.0, 8)
         np.testing.assert_allclose(latent, x * parts.latent_std, rtol=1e-5)
-    decoded = VAEModel(parts.vae, {}).decode(found.latents)
-    for crystal, expected in zip(found.crystals, decoded, strict=True):
+    decoded = VAEModel(parts.vae, {}).decode(generated.latents)
+    for crystal, expected in zip(generated.crystals, decoded, strict=True):
         structure = structure_from_arrays(*crystal)
         assert structure.species == expected.species
         np.testing.assert_allclose(structure.frac_coords, expected.frac_coords, atol=1e-5)
@@ -230,8 +230,8 @@ def test_guidance_is_its_formula(conditional_parts, guided, guided_crystals):
         return sample_chain(denoise, key, rows, **options) * parts.latent_std
 
     expected = where.split_atoms(chain(parts.params, named_key(3, "chain")))
-    for ours, theirs in zip(guided_crystals.latents, expected, strict=True):
-        assert relative(ours, theirs) < 1e-4
+    for latents, expected_latents in zip(guided_crystals.latents, expected, strict=True):
+        assert relative(latents, expected_latents) < 1e-4
 
 
 @pytest.mark.parametrize("chunk_size", [3, 4])
@@ -244,10 +244,10 @@ def test_conditions_act_and_null_is_none(guided, guided_crystals):
     plain = guided.generate(SIZES, seed=3)
     nothing = guided.generate(SIZES, seed=3, conditions=asked([None] * len(SIZES)))
     assert_same(nothing, plain)
-    for index, (ours, theirs) in enumerate(
+    for index, (latents, plain_latents) in enumerate(
         zip(guided_crystals.latents, plain.latents, strict=True)
     ):
-        assert (np.abs(ours - theirs).max() < 1e-3) == (GAPS[index] is None)
+        assert (np.abs(latents - plain_latents).max() < 1e-3) == (GAPS[index] is None)
 
 
 def test_scale_of_the_guidance(conditional_parts, guided_crystals):
@@ -267,11 +267,11 @@ def test_scale_of_the_guidance(conditional_parts, guided_crystals):
 def test_guided_interleaved_variance(conditional_parts):
     sizes = replace(conditional_parts.sizes, variance_layout="interleaved")
     ddpm = Generator(replace(conditional_parts, sizes=sizes), make_sampler("ddpm", 4))
-    sizes, given = np.array([2, 5, 8]), asked(GAPS[:3])
-    first = ddpm.generate(sizes, seed=3, conditions=given)
+    sizes, conditions = np.array([2, 5, 8]), asked(GAPS[:3])
+    first = ddpm.generate(sizes, seed=3, conditions=conditions)
     assert padding(ddpm.ldm, ddpm.sampler, sizes) > 0
     assert np.isfinite(np.concatenate(first.latents)).all()
-    assert_same(ddpm.generate(sizes, seed=3, conditions=given, chunk_size=2), first)
+    assert_same(ddpm.generate(sizes, seed=3, conditions=conditions, chunk_size=2), first)
 
 
 def test_conditions_of_a_model_without(generator):
@@ -288,15 +288,15 @@ def test_scales_that_are_none(parts, scale):
 def test_given_atom_types_are_built(parts, csp_run):
     csp = replace(parts, vae=vae_of(open_model(csp_run)))
     types = [np.array([11, 17]), np.array([99, 1, 26]), np.array([6])]
-    found = Generator(csp, FAST).generate([2, 3, 1], seed=0, atom_types=types, chunk_size=2)
-    for (built, _, _), given in zip(found.crystals, types, strict=True):
-        np.testing.assert_array_equal(built, given)
+    generated = Generator(csp, FAST).generate([2, 3, 1], seed=0, atom_types=types, chunk_size=2)
+    for (built, _, _), wanted in zip(generated.crystals, types, strict=True):
+        np.testing.assert_array_equal(built, wanted)
 
 
 # --- what fails -----------------------------------------------------------------------------------
 
 
-def test_those_that_diverge_do_not_reach_the_others(monkeypatch, parts, found):
+def test_those_that_diverge_do_not_reach_the_others(monkeypatch, parts, generated):
     chain = generation.sample_chain
     values = {1: np.nan, 2: np.inf, 5: -3e38, 7: 1e30}
 
@@ -314,10 +314,10 @@ def test_those_that_diverge_do_not_reach_the_others(monkeypatch, parts, found):
             assert len(hurt.crystals[index][0]) == size
             assert np.isnan(hurt.crystals[index][1]).all()
         else:
-            assert_same(part_of(hurt, index, index + 1), part_of(found, index, index + 1))
+            assert_same(part_of(hurt, index, index + 1), part_of(generated, index, index + 1))
 
 
-def test_a_chain_that_diverges_stays_alone(monkeypatch, parts, found):
+def test_a_chain_that_diverges_stays_alone(monkeypatch, parts, generated):
     def diverging(dit, sizes, rows, **options):
         denoise = denoiser(dit, sizes, rows, **options)
         ids = jnp.take_along_axis(rows.crystal_id, rows.slot, axis=1)
@@ -332,7 +332,7 @@ def test_a_chain_that_diverges_stays_alone(monkeypatch, parts, found):
     hurt = Generator(parts, FAST).generate(SIZES, seed=3)
     assert np.isnan(hurt.latents[3]).all()
     for start, stop in ((0, 3), (4, None)):
-        assert_same(part_of(hurt, start, stop), part_of(found, start, stop))
+        assert_same(part_of(hurt, start, stop), part_of(generated, start, stop))
 
 
 def test_sizes_that_are_none(generator):

@@ -54,8 +54,8 @@ def test_as_many_as_there_are_values():
 
 
 def test_formulas_say_how_many_atoms():
-    given = ["BaTiO3", "Ba2Ti2O6", Composition("MgO")]
-    assert sizes_of(CONDITIONAL, conditions={"composition": given}) == [5, 10, 2]
+    formulas = ["BaTiO3", "Ba2Ti2O6", Composition("MgO")]
+    assert sizes_of(CONDITIONAL, conditions={"composition": formulas}) == [5, 10, 2]
     assert sizes_of(CONDITIONAL, num_samples=3, conditions={"composition": "CsCl"}) == [2, 2, 2]
     asked = {"composition": "CsCl"}
     assert sizes_of(CONDITIONAL, num_atoms=[2, 4], conditions=asked) == [2, 4]
@@ -65,20 +65,22 @@ def test_formulas_say_how_many_atoms():
 def test_where_no_formula_is_given_sizes_are_drawn():
     drawn = draw_num_atoms(TABLE, 3, 7).tolist()
     asked = {"composition": [None, "BaTiO3", None]}
-    found = sizes_of(CONDITIONAL, num_samples=3, conditions=asked, seed=7)
-    assert found == [drawn[0], 5, drawn[2]]
+    sizes = sizes_of(CONDITIONAL, num_samples=3, conditions=asked, seed=7)
+    assert sizes == [drawn[0], 5, drawn[2]]
 
 
 # --- conditions -----------------------------------------------------------------------------------
 
 
 def test_one_value_is_for_all_and_what_is_missing_is_null():
-    found = make_prompts(CONDITIONAL, num_samples=2, conditions={"gap": [3.0], "group": [1, None]})
-    assert list(found.conditions) == ["composition", "gap", "group"]
-    assert np.isnan(found.conditions["composition"]).all()
-    np.testing.assert_array_equal(found.conditions["gap"], [[1.0], [1.0]])
-    np.testing.assert_array_equal(found.conditions["group"], GROUP.encode([1, None]))
-    assert found.atom_types is None
+    prompts = make_prompts(
+        CONDITIONAL, num_samples=2, conditions={"gap": [3.0], "group": [1, None]}
+    )
+    assert list(prompts.conditions) == ["composition", "gap", "group"]
+    assert np.isnan(prompts.conditions["composition"]).all()
+    np.testing.assert_array_equal(prompts.conditions["gap"], [[1.0], [1.0]])
+    np.testing.assert_array_equal(prompts.conditions["group"], GROUP.encode([1, None]))
+    assert prompts.atom_types is None
 
 
 @pytest.mark.parametrize("asked", [None, {}, {"gap": None}, {"gap": [None, None], "group": None}])
@@ -88,10 +90,10 @@ def test_nothing_asked_is_no_condition(asked):
 
 
 def test_conditions_alone():
-    found = encode_conditions({"composition": "MgO"}, CONDITIONAL.sizes.conditions, 3)
+    encoded = encode_conditions({"composition": "MgO"}, CONDITIONAL.sizes.conditions, 3)
     expected = FORMULA.encode(["MgO"] * 3)
-    np.testing.assert_array_equal(found["composition"], expected)
-    assert np.isnan(found["gap"]).all()
+    np.testing.assert_array_equal(encoded["composition"], expected)
+    assert np.isnan(encoded["gap"]).all()
     assert encode_conditions(None, None, 3) == {}
 
 
@@ -100,20 +102,20 @@ def test_conditions_alone():
 
 def test_given_atoms_are_in_the_order_of_the_formula():
     asked = {"composition": ["TiBaO3", "Cl2Mg", {"F": 1, "Li": 1}, "DHO"]}
-    found = make_prompts(CSP, conditions=asked)
-    assert [types.tolist() for types in found.atom_types] == [
+    prompts = make_prompts(CSP, conditions=asked)
+    assert [types.tolist() for types in prompts.atom_types] == [
         [22, 56, 8, 8, 8],
         [17, 17, 12],
         [9, 3],
         [1, 1, 8],
     ]
-    assert found.num_atoms.tolist() == [5, 3, 2, 3]
+    assert prompts.num_atoms.tolist() == [5, 3, 2, 3]
 
 
 def test_more_formula_units_than_one():
     asked = {"composition": "NaCl", "gap": 1.0}
-    found = make_prompts(CSP, num_atoms=[2, 6], conditions=asked)
-    assert [types.tolist() for types in found.atom_types] == [[11, 17], [11] * 3 + [17] * 3]
+    prompts = make_prompts(CSP, num_atoms=[2, 6], conditions=asked)
+    assert [types.tolist() for types in prompts.atom_types] == [[11, 17], [11] * 3 + [17] * 3]
 
 
 # --- what cannot be -------------------------------------------------------------------------------

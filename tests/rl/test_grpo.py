@@ -20,17 +20,17 @@ def test_advantages_over_the_batch():
     std = np.sqrt((4 + 1 + 0 + 9) / 3)
     expected = np.array([-2.0, -1.0, 0.0, 3.0]) / (std + EPSILON)
     for group_size in (1, 2, 4):
-        found = advantages(rewards, group_size=group_size, scope="batch")
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        values = advantages(rewards, group_size=group_size, scope="batch")
+        np.testing.assert_allclose(values, expected, rtol=1e-6)
 
 
 def test_groups_without_spread_have_no_advantage():
     # 1e-5 apart: a difference of rounding, not of quality.
     rewards = jnp.array([0.5, 0.5, 0.5 + 1e-5, 0.0, 1.0, 0.5])
-    found = advantages(rewards, group_size=3)
-    np.testing.assert_array_equal(found[:3], 0.0)
+    values = advantages(rewards, group_size=3)
+    np.testing.assert_array_equal(values[:3], 0.0)
     scaled = 0.5 / (0.5 + EPSILON)
-    np.testing.assert_allclose(found[3:], [-scaled, scaled, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(values[3:], [-scaled, scaled, 0.0], rtol=1e-6)
     np.testing.assert_array_equal(advantages(jnp.ones(1), group_size=1, scope="batch"), 0.0)
 
 
@@ -135,8 +135,8 @@ def test_empty_slots_do_not_count():
         return jnp.pad(values.reshape(2, 3), ((0, 0), (0, 1)), constant_values=filler)
 
     rows = [place(values) for values in (log_prob, old, advantage, reference)]
-    (_, found), gradient = compute(*rows, weights=is_crystal)
+    (_, terms), gradient = compute(*rows, weights=is_crystal)
     for name in expected._fields:
         value = float(getattr(expected, name))
-        assert float(getattr(found, name)) == pytest.approx(value, rel=1e-5), name
+        assert float(getattr(terms, name)) == pytest.approx(value, rel=1e-5), name
     np.testing.assert_allclose(gradient, place(expected_gradient, 0.0), rtol=1e-5)

@@ -53,8 +53,8 @@ def fine_tune(sampler, *, seed, shuffled):
         trajectory = rollout(params, jax.random.fold_in(jax.random.key(seed), number))
         rewards = reward(trajectory.states, batch.where)
         history.append(rewards)
-        given = rng.permutation(rewards) if shuffled else rewards
-        values = np.asarray(advantages(jnp.asarray(given), group_size=GROUP))
+        judged = rng.permutation(rewards) if shuffled else rewards
+        values = np.asarray(advantages(jnp.asarray(judged), group_size=GROUP))
         chunk = Chunk(
             rows=batch.rows,
             states=trajectory.states,
@@ -64,20 +64,20 @@ def fine_tune(sampler, *, seed, shuffled):
             share=jnp.float32(1.0),
             is_drawn_with=jnp.bool_(True),
         )
-        found = run_pass(params, {}, chunk)
-        changes, opt_state = tx.update(found.gradient, opt_state)
+        result = run_pass(params, {}, chunk)
+        changes, opt_state = tx.update(result.gradient, opt_state)
         params = optax.apply_updates(params, changes)
     return np.array(history)
 
 
 @pytest.mark.parametrize("sampler", [make_sampler("ddim", 8, 1.0), make_sampler("ddpm", 8)])
 def test_rewards_grow_and_shuffled_ones_do_not(sampler):
-    found = fine_tune(sampler, seed=0, shuffled=False)
+    rewards = fine_tune(sampler, seed=0, shuffled=False)
     control = fine_tune(sampler, seed=0, shuffled=True)
-    error = found[0].std(ddof=1) / np.sqrt(len(found[0]))
-    gain = found[-3:].mean() - found[:3].mean()
+    error = rewards[0].std(ddof=1) / np.sqrt(len(rewards[0]))
+    gain = rewards[-3:].mean() - rewards[:3].mean()
     assert gain > 4 * error
     assert abs(control[-3:].mean() - control[:3].mean()) < 0.5 * gain
     # In each of the groups.
-    by_group = found.reshape(ROLLOUTS, NUM_GROUPS, GROUP).mean(-1)
+    by_group = rewards.reshape(ROLLOUTS, NUM_GROUPS, GROUP).mean(-1)
     assert (by_group[-3:].mean(0) > by_group[:3].mean(0)).all()

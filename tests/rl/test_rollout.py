@@ -114,14 +114,14 @@ def test_the_score_is_that_of_the_noise_that_was_drawn(drawn, model, batch):
     )(model[1])
     constants = step_constants(SCHEDULE, sampler)
     assert len(scored) == sampler.steps - 1
-    for k, found in enumerate(scored):
+    for k, log_prob in enumerate(scored):
         values = jax.tree.map(lambda v, k=k: v[k], constants)
         gaussian = sampler.transition(predict, trajectory.states[k], values)
         noise = atom_normal(jax.random.fold_in(jax.random.key(3), k + 1), batch.rows, LATENT)
         std = jnp.broadcast_to(gaussian.std, noise.shape)
         density = -0.5 * noise**2 - jnp.log(std) - 0.5 * np.log(2 * np.pi)
         expected = [d.mean() for d in batch.where.split_atoms(density)]
-        np.testing.assert_allclose(batch.where.take_slots(found), expected, atol=1e-5)
+        np.testing.assert_allclose(batch.where.take_slots(log_prob), expected, atol=1e-5)
 
 
 def test_gradients_add_up(drawn, model, batch):
@@ -130,15 +130,15 @@ def test_gradients_add_up(drawn, model, batch):
     fixed = {"rows": batch.rows, "sampler": sampler}
 
     def objective(params, step):
-        found = score_step(denoiser(model, params, batch.rows), states, step, **fixed)
-        value = jnp.sum(found * batch.rows.is_crystal)
+        log_prob = score_step(denoiser(model, params, batch.rows), states, step, **fixed)
+        value = jnp.sum(log_prob * batch.rows.is_crystal)
         return value, {"value": value}
 
     gradient, metrics = jax.jit(lambda p: accumulate(objective, p, steps))(model[1])
 
     def together(params):
-        found = score(denoiser(model, params, batch.rows), states, steps, **fixed)
-        return jnp.sum(found * batch.rows.is_crystal)
+        log_probs = score(denoiser(model, params, batch.rows), states, steps, **fixed)
+        return jnp.sum(log_probs * batch.rows.is_crystal)
 
     value, expected = jax.jit(jax.value_and_grad(together))(model[1])
     assert float(metrics["value"].sum()) == pytest.approx(float(value), rel=1e-5)

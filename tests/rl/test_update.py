@@ -115,7 +115,7 @@ def test_after_an_update_the_ratio_moves(batch, trajectory, run_pass, recorded):
 
 def test_chunks_of_a_mini_batch_add_up(batch, trajectory, run_pass, recorded):
     halves = [[1, 0, 1, 0, 0, 1], [0, 1, 0, 1, 1, 0]]
-    parts = [
+    passes = [
         run_pass(
             PARAMS,
             {},
@@ -123,11 +123,11 @@ def test_chunks_of_a_mini_batch_add_up(batch, trajectory, run_pass, recorded):
         )
         for half in halves
     ]
-    total = numbers(parts[0].gradient) + numbers(parts[1].gradient)
+    total = numbers(passes[0].gradient) + numbers(passes[1].gradient)
     assert relative(total, numbers(recorded.gradient)) < 1e-5
     for name, value in recorded.metrics.items():
-        found = sum(float(part.metrics[name]) for part in parts)
-        assert found == pytest.approx(float(value), rel=1e-5, abs=1e-7), name
+        total_metric = sum(float(each.metrics[name]) for each in passes)
+        assert total_metric == pytest.approx(float(value), rel=1e-5, abs=1e-7), name
 
 
 def test_what_has_no_weight_has_no_effect(batch, trajectory, run_pass):
@@ -140,9 +140,9 @@ def test_what_has_no_weight_has_no_effect(batch, trajectory, run_pass):
     states = np.array(trajectory.states)
     states.reshape(len(states), -1, LATENT)[:, token] = 0.0
     broken = trajectory._replace(states=jnp.asarray(states))
-    found = run_pass(PARAMS, {}, chunk_of(batch, broken, is_drawn_with=True, weights=weights))
-    assert np.isfinite(numbers(found.gradient)).all()
-    assert relative(numbers(found.gradient), numbers(without.gradient)) < 1e-6
+    with_broken = run_pass(PARAMS, {}, chunk_of(batch, broken, is_drawn_with=True, weights=weights))
+    assert np.isfinite(numbers(with_broken.gradient)).all()
+    assert relative(numbers(with_broken.gradient), numbers(without.gradient)) < 1e-6
 
 
 def test_frozen_reference(batch, trajectory, recorded):
@@ -165,10 +165,12 @@ def test_gradient_is_that_of_the_loss(batch, trajectory, recorded):
     run_pass = make_jitted(clip_ratio=100.0)  # no kinks
     moved = jax.tree.map(lambda a, b: a + 0.02 * (b - a), PARAMS, noisy(PARAMS))
     chunk = chunk_of(batch, trajectory, old=recorded.log_probs)
-    found = run_pass(moved, {}, chunk)
-    norm = np.linalg.norm(numbers(found.gradient))
+    result = run_pass(moved, {}, chunk)
+    norm = np.linalg.norm(numbers(result.gradient))
     ends = [
-        run_pass(jax.tree.map(lambda p, g, s=s: p + s * g / norm, moved, found.gradient), {}, chunk)
+        run_pass(
+            jax.tree.map(lambda p, g, s=s: p + s * g / norm, moved, result.gradient), {}, chunk
+        )
         for s in (1e-3, -1e-3)
     ]
     slope = (float(ends[0].metrics["loss"]) - float(ends[1].metrics["loss"])) / 2e-3
