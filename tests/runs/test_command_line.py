@@ -22,6 +22,8 @@ import chemeleon2_jax
 from absl import logging as absl_logging
 from chemeleon2_jax.runs import command_line as cli
 from chemeleon2_jax.common.errors import ConfigError
+# A shell's background jobs ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def main():
     source = chemeleon2_jax.__file__
     record = logging.LogRecord("absl", logging.INFO, source, 1, "ours", (), None)
