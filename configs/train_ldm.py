@@ -47,6 +47,9 @@ def _ldm_module() -> ConfigDict:
                 # Share of the posterior's standard deviation in the latents to learn: 1 samples
                 # it, 0 takes its mean.
                 "posterior_scale": 1.0,
+                # "global" divides latents by one number, as Chemeleon2; "channel" takes mean and
+                # standard deviation of each channel.
+                "latent_standardisation": "global",
                 "learn_sigma": True,
                 "variance_layout": "per_token",  # or "interleaved", Chemeleon2's
             },

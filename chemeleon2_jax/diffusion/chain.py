@@ -14,7 +14,7 @@ from chemeleon2_jax.diffusion.sampler import Memory, Sampler, step_constants
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.rows.rows import Rows, atom_normal, slot_matrix
 
-# Latents over latent_std are of order 1. What is far beyond overflows within the denoiser, and
+# Standardised latents are of order 1. What is far beyond overflows within the denoiser, and
 # masked attention computes 0 * inf: it would take the other crystals of its row along.
 LARGEST_STATE = 1e6
 
@@ -31,7 +31,7 @@ class Trajectory(NamedTuple):
     """A chain with all its states.
 
     Attributes:
-        states: (K + 1, R, T, L), from noise to clean latents over latent_std.
+        states: (K + 1, R, T, L), from noise to clean standardised latents.
         failed: (R, S) bool, crystals whose chain stopped being finite; their states are 0.
     """
 
@@ -54,7 +54,7 @@ def sample_chain(
     latent_dim: int,
     target: str = "eps",
 ) -> jax.Array:
-    """Run the chain from noise to clean latents over latent_std: (R, T, L).
+    """Run the chain from noise to clean standardised latents: (R, T, L).
 
     The noise of step k comes from fold_in(key, k + 1), crystal and atom. A crystal that stops being
     finite, or is on its way (beyond LARGEST_STATE), is set to 0 within the chain, so that it cannot

@@ -184,6 +184,12 @@ class LDMModel:
             del self._generators[next(iter(self._generators))]
         return generator
 
+    def standardise(self, latents: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return latents of the VAE (n_atoms, L) as `denoise` takes them: over latent_std, or
+        standardised channel by channel.
+        """
+        return [self.parts.standardise(np.asarray(z, np.float32)) for z in latents]
+
     def denoise(
         self,
         latents: Sequence[np.ndarray],
@@ -194,7 +200,7 @@ class LDMModel:
         """Return the noise prediction, (n_atoms, L) each.
 
         Args:
-            latents: (n_atoms, L) each, divided by latent_std, as the denoiser takes them.
+            latents: (n_atoms, L) each, from `standardise`, as the denoiser takes them.
             t: (n,) diffusion times, 0 to 999, one a latent.
             conditions: as in `sample`, without guidance; by default the null condition.
 

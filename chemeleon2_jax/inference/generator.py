@@ -99,7 +99,7 @@ class Generator:
                 latent_dim=ldm.sizes.latent_dim,
                 target=ldm.diffusion.target,
             )
-            latents = latents * ldm.latent_std
+            latents = ldm.restore(latents)
             latents = jnp.where(jnp.abs(latents) < LARGEST_LATENT, latents, jnp.nan)
             finite = jnp.nan_to_num(latents)
             vae = ldm.vae.module(vae_params)

@@ -125,7 +125,7 @@ class DiT(nnx.Module):
         """Denoise.
 
         Args:
-            x: (R, T, L) noisy latents over latent_std.
+            x: (R, T, L) noisy standardised latents.
             t: (R, S) int, 0 to 999.
             rows: layout of the crystals.
             condition: (R, S, H) embedding, added to that of the time; None is the null condition.

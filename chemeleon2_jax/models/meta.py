@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from chemeleon2_jax.common.version import __version__
+from chemeleon2_jax.models.latents import ChannelMoments
 from chemeleon2_jax.models.sizes import DiffusionConfig, DiTSizes, PredictorSizes, VAESizes
 
-FORMAT_VERSION = 1
-"""Version 0 is that of package 0.1.0, whose checkpoints do not state one."""
+FORMAT_VERSION = 2
+"""0 is that of package 0.1.0, whose checkpoints do not state one; 2 adds `latent_channels`."""
 
 SAMPLE_WEIGHTS = ("ema", "raw")
 
@@ -34,12 +35,15 @@ class LDMMeta:
         diffusion: the chain it was trained on.
         latent_std: divisor of the latents.
         sample_weights: the weights to sample with: 'ema', the moving averages, or 'raw'.
+        latent_channels: moments of each channel that standardise the latents in place of
+            `latent_std`; None where that one number does.
     """
 
     dit: DiTSizes
     diffusion: DiffusionConfig
     latent_std: float
     sample_weights: str
+    latent_channels: ChannelMoments | None = None
 
     @property
     def sample_item(self) -> str:
@@ -126,6 +130,8 @@ class ModelMeta:
                 "latent_std": self.ldm.latent_std,
                 "sample_weights": self.ldm.sample_weights,
             }
+            if self.ldm.latent_channels is not None:
+                entries["latent_channels"] = self.ldm.latent_channels.to_dict()
         if self.predictor is not None:
             entries["predictor"] = self.predictor.to_dict()
         if self.source is not None:
@@ -160,10 +166,16 @@ def _from_json(entries: Mapping[str, Any]) -> ModelMeta:
     if unknown:
         raise ValueError(f"an unknown entry {unknown[0]!r:.60}")
     values = {name: _read(name, value) for name, value in entries.items()}
-    for name in (*_REQUIRED, *(_OF_LDM if "dit" in values else ())):
+    for name in (*_REQUIRED, *(_REQUIRED_OF_LDM if "dit" in values else ())):
         if name not in values:
             raise ValueError(f"no entry {name!r}")
     of_ldm = {name: values.pop(name) for name in _OF_LDM if name in values}
+    channels = of_ldm.get("latent_channels")
+    if channels is not None and len(channels.mean) != values["vae"].latent_dim:
+        raise ValueError(
+            f"a wrong entry 'latent_channels' ({len(channels.mean)} channels, where the VAE has "
+            f"{values['vae'].latent_dim})"
+        )
     ldm = LDMMeta(**of_ldm) if "dit" in of_ldm else None
     return ModelMeta(**{"format_version": 0, "package_version": "", **values}, ldm=ldm)
 
@@ -244,10 +256,12 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "dit": _dit,
     "diffusion": lambda values: DiffusionConfig(**values),
     "latent_std": _latent_std,
+    "latent_channels": ChannelMoments.from_dict,
     "sample_weights": _sample_weights,
     "predictor": PredictorSizes.from_dict,
     "source": _source,
     "validation_floors": _of_type(dict),
 }
 _REQUIRED = ("stage", "vae", "size_table", "config")
-_OF_LDM = ("dit", "diffusion", "latent_std", "sample_weights")
+_REQUIRED_OF_LDM = ("dit", "diffusion", "latent_std", "sample_weights")
+_OF_LDM = (*_REQUIRED_OF_LDM, "latent_channels")

@@ -22,6 +22,7 @@ from chemeleon2_jax.common.suggest import did_you_mean
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.models.abstract import abstract_module
 from chemeleon2_jax.models.dit import DiT
+from chemeleon2_jax.models.latents import ChannelMoments
 from chemeleon2_jax.models.meta import ModelMeta
 from chemeleon2_jax.models.predictor import Predictor
 from chemeleon2_jax.models.sizes import DiffusionConfig, DiTSizes, PredictorSizes, VAESizes
@@ -64,6 +65,7 @@ class LDMParts:
         vae: encoder and decoder of its latents.
         latent_std: divisor of the latents.
         size_table: (N + 1,) training crystals by number of atoms.
+        latent_channels: as in `models.meta.LDMMeta`.
     """
 
     sizes: DiTSizes
@@ -73,6 +75,19 @@ class LDMParts:
     vae: VAEParts
     latent_std: float
     size_table: np.ndarray
+    latent_channels: ChannelMoments | None = None
+
+    def standardise(self, latents: Any) -> Any:
+        """Return latents (..., L) of the VAE as the denoiser takes them."""
+        if self.latent_channels is not None:
+            return self.latent_channels.standardise(latents)
+        return latents / self.latent_std
+
+    def restore(self, standardised: Any) -> Any:
+        """Undo `standardise`: latents (..., L) as the VAE decodes them."""
+        if self.latent_channels is not None:
+            return self.latent_channels.restore(standardised)
+        return standardised * self.latent_std
 
     def module(self, params: Any) -> DiT:
         """Return the denoiser with these parameters."""
@@ -248,6 +263,7 @@ def ldm_of(model: OpenModel, *, dtype: Any = jnp.float32, item: str = "") -> LDM
         vae=vae_of(model, dtype=dtype),
         latent_std=meta.latent_std,
         size_table=np.array(model.meta.size_table),
+        latent_channels=meta.latent_channels,
     )
 
 

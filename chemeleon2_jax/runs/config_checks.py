@@ -14,6 +14,7 @@ from chemeleon2_jax.diffusion.schedule import SCHEDULES
 from chemeleon2_jax.diffusion.targets import TARGETS
 from chemeleon2_jax.diffusion.times import TIMES
 from chemeleon2_jax.models.encoders.registry import ENCODERS, default_options
+from chemeleon2_jax.models.latents import STANDARDISATIONS
 from chemeleon2_jax.models.sizes import NAMED_SIZES, REDUCTIONS, VARIANCE_LAYOUTS
 from chemeleon2_jax.runs.config import fit_config, flatten, module_of, rename_columns
 from chemeleon2_jax.training.config import MODES, PRECISIONS
@@ -24,6 +25,7 @@ _CHOICES = {
     "callbacks.early_stopping.mode": MODES,
     "callbacks.model_checkpoint.mode": MODES,
     "ldm_module.denoiser.size": (*NAMED_SIZES, "custom"),
+    "ldm_module.diffusion.latent_standardisation": STANDARDISATIONS,
     "ldm_module.diffusion.schedule": tuple(SCHEDULES),
     "ldm_module.diffusion.target": tuple(TARGETS),
     "ldm_module.diffusion.times": tuple(TIMES),

@@ -109,6 +109,7 @@ def ldm_meta(ldm: LDMParts, ema: ConfigDict) -> LDMMeta:
         dit=ldm.sizes,
         diffusion=ldm.diffusion,
         latent_std=ldm.latent_std,
+        latent_channels=ldm.latent_channels,
         sample_weights="ema" if ema.decay > 0 else "raw",
     )
 

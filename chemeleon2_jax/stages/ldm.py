@@ -46,8 +46,9 @@ from chemeleon2_jax.stages.common import (
 from chemeleon2_jax.stages.conditions import columns, drop_some, lora_sizes, make_sizes, read_kinds
 from chemeleon2_jax.stages.data import StageData, load_data
 from chemeleon2_jax.stages.ldm_start import (
+    LatentMoments,
     LDMStart,
-    measure_latent_std,
+    latent_moments,
     open_ldm_start,
     start_weights,
 )
@@ -66,17 +67,16 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         path = module.ldm_ckpt_path
         params = start_weights(params, sizes, start.weights, diffusion=diffusion, path=path)
     vae = replace(start.vae, params=replicate(start.vae.params, data.mesh))
-    latent_std = start.latent_std or measure_latent_std(
-        data, vae, seed=config.seed, posterior_scale=module.diffusion.posterior_scale
-    )
-    logging.info("latent_std = %.6g over the training set", latent_std)
+    moments = latent_moments(start, data, vae, options=module.diffusion, seed=config.seed)
+    _log_moments(moments)
     ldm = LDMParts(
         sizes=sizes,
         graphdef=graphdef,
         params=None,
         diffusion=diffusion,
         vae=vae,
-        latent_std=latent_std,
+        latent_std=moments.std,
+        latent_channels=moments.channels,
         size_table=np.asarray(data.size_table),
     )
     meta = ModelMeta(
@@ -110,6 +110,13 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
             "val/covalent_share": "covalent",
         },
     )
+
+
+def _log_moments(moments: LatentMoments) -> None:
+    logging.info("latent_std = %.6g over the training set", moments.std)
+    if moments.channels is not None:
+        spread = " ".join(f"{std:.3g}" for std in moments.channels.std)
+        logging.info("standard deviations of the latents' channels: %s", spread)
 
 
 def _sizes_and_data(config: ConfigDict, start: LDMStart) -> tuple[DiTSizes, StageData]:
@@ -233,7 +240,7 @@ def ldm_terms(
     width, schedule = ldm.sizes.latent_dim, Schedule.of(ldm.diffusion)
     posterior = ldm.vae.module(vae_params).encode(rows)
     drawn = atom_normal(sample_key, rows, width)
-    z = sample_posterior(posterior, drawn, scale=posterior_scale) / ldm.latent_std
+    z = ldm.standardise(sample_posterior(posterior, drawn, scale=posterior_scale))
     z = jnp.where(rows.is_atom[..., None], z, 0.0)
     draw = jax.vmap(jax.vmap(lambda k: TIMES[times](k, schedule.num_steps)))
     t = draw(crystal_keys(time_key, rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.common.randomness import named_key
+from chemeleon2_jax.models.latents import ChannelMoments
 from chemeleon2_jax.models.lora import merge
 from chemeleon2_jax.models.losses import Terms
 from chemeleon2_jax.models.meta import LDMMeta
@@ -25,6 +26,9 @@ from chemeleon2_jax.stages.common import evaluator, open_start, resumed_from, su
 from chemeleon2_jax.stages.data import StageData
 from chemeleon2_jax.training.plain_trees import from_plain, to_plain
 
+_LEAST_STD = 1e-3
+"""Least standard deviation of a channel, as a share of that of all numbers."""
+
 
 @dataclass(frozen=True)
 class LDMStart:
@@ -33,8 +37,8 @@ class LDMStart:
     Attributes:
         vae: frozen VAE.
         vae_config: config of the VAE's run.
-        known: of the run to resume, or of the model with the first weights: its latent_std and the
-            statistics of its conditions are kept. None for an LDM from scratch.
+        known: of the run to resume, or of the model with the first weights: the moments of its
+            latents and the statistics of its conditions are kept. None for an LDM from scratch.
         weights: model with the first weights; None from scratch, and for a run to resume.
     """
 
@@ -42,11 +46,6 @@ class LDMStart:
     vae_config: Mapping[str, Any]
     known: LDMMeta | None = None
     weights: LDMParts | None = None
-
-    @property
-    def latent_std(self) -> float | None:
-        """Divisor of the latents of the known model."""
-        return None if self.known is None else self.known.latent_std
 
     @property
     def conditions(self) -> ConditionSizes | None:
@@ -133,12 +132,58 @@ def _overlay(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def measure_latent_std(
-    data: StageData, vae: VAEParts, *, seed: int, posterior_scale: float = 1.0
-) -> float:
-    """Return the standard deviation of all numbers in sampled latents of the training set, without
-    augmentation; `posterior_scale` as in `ldm.ldm_terms`.
+class LatentMoments(NamedTuple):
+    """Moments of sampled latents over a training set, without augmentation.
+
+    Attributes:
+        std: standard deviation of all numbers.
+        channels: moments of each channel; None where `std` alone standardises the latents.
     """
+
+    std: float
+    channels: ChannelMoments | None = None
+
+
+def latent_moments(
+    start: LDMStart, data: StageData, vae: VAEParts, *, options: ConfigDict, seed: int
+) -> LatentMoments:
+    """Return the moments that standardise the latents: those of the known model, else measured.
+
+    Args:
+        start: with the known model, if any.
+        data: the training set.
+        vae: on the devices.
+        options: `ldm_module.diffusion`.
+        seed: of the samples.
+
+    Raises:
+        CheckpointError: moments of each channel are asked for, and the known model has none.
+    """
+    by_channel = options.latent_standardisation == "channel"
+    if start.known is None:
+        return measure_moments(
+            data, vae, seed=seed, posterior_scale=options.posterior_scale, by_channel=by_channel
+        )
+    known = LatentMoments(start.known.latent_std, start.known.latent_channels)
+    if by_channel and known.channels is None:
+        raise CheckpointError(
+            "ldm_module.diffusion.latent_standardisation is 'channel', but the model to start from "
+            "divides its latents by one number: set it to 'global', or train from scratch"
+        )
+    if start.weights is not None and known.channels is not None:
+        logging.info("The latents are standardised by channel, as in the model to start from")
+    return known
+
+
+def measure_moments(
+    data: StageData,
+    vae: VAEParts,
+    *,
+    seed: int,
+    posterior_scale: float = 1.0,
+    by_channel: bool = False,
+) -> LatentMoments:
+    """Measure sampled latents of the training set; `posterior_scale` as in `ldm.ldm_terms`."""
     key = named_key(seed, "latent_std")
 
     def moments(params: Any, rows: Rows) -> Terms:
@@ -147,13 +192,28 @@ def measure_latent_std(
         z = sample_posterior(posterior, drawn, scale=posterior_scale)
         weights = rows.is_atom.astype(jnp.float32)
         count = jnp.sum(weights) * z.shape[-1]
-        return {
+        terms = {
             "first": (jnp.sum(jnp.sum(z, -1) * weights), count),
             "second": (jnp.sum(jnp.sum(z**2, -1) * weights), count),
         }
+        for i in range(z.shape[-1] if by_channel else 0):
+            for name, values in (("first", z[..., i]), ("second", z[..., i] ** 2)):
+                terms[f"{name}_{i}"] = jnp.sum(values * weights), jnp.sum(weights)
+        return terms
 
     jitted = evaluator(moments, data.mesh)
     sums = sum_terms(jitted(vae.params, rows) for rows, _, _ in data.train_batches())
-    (first, count), (second, _) = sums["first"], sums["second"]
-    variance = (second - first**2 / count) / (count - 1)
-    return float(np.sqrt(variance))
+
+    def mean_and_std(channel: str) -> tuple[float, float]:
+        (first, count), (second, _) = sums[f"first{channel}"], sums[f"second{channel}"]
+        variance = (second - first**2 / count) / (count - 1)
+        return first / count, float(np.sqrt(max(variance, 0.0)))
+
+    _, std = mean_and_std("")
+    if not by_channel:
+        return LatentMoments(std)
+    channels = [mean_and_std(f"_{i}") for i in range(vae.sizes.latent_dim)]
+    means, stds = zip(*channels, strict=True)
+    # A channel that holds nothing must not be blown up to the size of the others.
+    least = _LEAST_STD * std
+    return LatentMoments(std, ChannelMoments(means, tuple(max(s, least) for s in stds)))

@@ -95,6 +95,13 @@ def _vae(model: OpenModel) -> _Parts:
 
 
 def _ldm(model: OpenModel, meta: LDMMeta) -> _Parts:
+    if meta.latent_channels is not None:
+        # One divisor of all is all that the original has, and neither the last layer of its encoder
+        # nor the first of its decoder has a bias that could take the means.
+        raise CheckpointError(
+            f"{model.path} standardises each channel of its latents, which the original cannot: "
+            "train with ldm_module.diffusion.latent_standardisation=global"
+        )
     vae, dit, report = model.meta.vae, meta.dit, Report("LDM")
     params = model.restore(meta.sample_item)
     if dit.lora is not None and _own_adapters(dit):

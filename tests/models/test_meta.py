@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from chemeleon2_jax.common.version import __version__
 from chemeleon2_jax.models.condition_kinds import FloatCondition
+from chemeleon2_jax.models.latents import ChannelMoments
 from chemeleon2_jax.models.meta import FORMAT_VERSION, LDMMeta, ModelMeta, TorchSource
 from chemeleon2_jax.models.sizes import (
     ConditionSizes,
@@ -42,9 +43,13 @@ PREDICTOR = replace(
 SOURCE = TorchSource(
     file="a.ckpt", ema=True, dtypes={"a.weight": "bfloat16"}, notes=("b",), epoch=2, global_step=9
 )
+CHANNELS = replace(
+    LDM, ldm=replace(LDM.ldm, latent_channels=ChannelMoments((0.5,) * 8, (2.0,) * 8))
+)
 METAS = {
     "vae": VAE,
     "ldm": LDM,
+    "channels": CHANNELS,
     "predictor": PREDICTOR,
     "converted": replace(LDM, source=SOURCE, config={}, vae_config={}),
     "floors": replace(LDM, stage="train_rl", validation_floors={"volume": -1.0}),
@@ -63,6 +68,7 @@ def test_entries_are_those_that_older_packages_read():
         *("format_version", "package_version", "stage", "vae", "size_table", "config"),
         *("vae_config", "dit", "diffusion", "latent_std", "sample_weights"),
     }
+    assert METAS["channels"].to_json().keys() - METAS["ldm"].to_json().keys() == {"latent_channels"}
 
 
 def test_without_a_version_it_is_of_version_0():
@@ -94,6 +100,8 @@ def test_a_newer_version_is_read_unless_an_entry_is_unknown():
         ({"stage": 3}, "a wrong entry 'stage'"),
         ({"config": []}, "a wrong entry 'config'"),
         ({"source": {"file": "a", "notes": [], "more": 1}}, "a wrong entry 'source'"),
+        ({"latent_channels": {"mean": [0.0], "std": [-1.0]}}, "a wrong entry 'latent_channels'"),
+        ({"latent_channels": {"mean": [0.0], "std": [1.0]}}, "1 channels, where the VAE has 8"),
         ({"size_table": [0, 1.5]}, "a wrong entry 'size_table'"),
         ({"size_table": [0] * 10_001 + [1]}, "more than 10000 atoms"),
         ({"vae": {**VAESizes().to_dict(), "decoder": {"num_layers": 1001}}}, "1001 layers"),

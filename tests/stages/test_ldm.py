@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ from chemeleon2_jax.rows.rows import atom_normal
 from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.stages import ldm as ldm_stage
+from chemeleon2_jax.stages.data import load_data
+from chemeleon2_jax.stages.ldm_start import measure_moments
 from chemeleon2_jax.torch_format.files import write_torch
 from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
 from chemeleon2_jax.training.loop import fit
@@ -171,12 +174,12 @@ def test_learns_the_latents_of_two_crystals(tmp_path, tiny_vae):
     assert np.abs(numbers(result.state.params) - numbers(result.state.ema_params)).max() > 0
 
 
-def sampled_latents(vae, crystals: Crystals, seed: int) -> np.ndarray:
+def sampled_latents(vae, crystals: Crystals, seed: int, *, scale: float = 1.0) -> np.ndarray:
     """Latents of all crystals, each in a row of its own, with the noise of the stage."""
     rows = build_rows(crystals, assign_padded(crystals.num_atoms, 8))
     posterior = jax.jit(lambda params: vae.module(params).encode(rows))(vae.params)
     key = named_key(seed, "latent_std")
-    z = sample_posterior(posterior, atom_normal(key, rows, 8))
+    z = sample_posterior(posterior, atom_normal(key, rows, 8), scale=scale)
     return np.asarray(z, np.float64)[rows.is_atom]
 
 
@@ -188,6 +191,82 @@ def test_latent_std_is_that_of_all_sampled_latents(tiny_data, tiny_vae, seed):
     crystals = load_split("", "train", data_dir=tiny_data, num_workers=1).crystals
     expected = sampled_latents(vae, crystals, seed).std(ddof=1)
     assert meta_of(build(config)).ldm.latent_std == pytest.approx(expected, rel=1e-5)
+
+
+CHANNELS = {"diffusion.latent_standardisation": "channel"}
+
+
+def test_channel_moments_are_those_of_all_sampled_latents(tiny_data, tiny_vae):
+    config = ldm_config(tiny_data, tiny_vae.path, ldm_module=CHANNELS, data={"batch_size": 9})
+    latents = sampled_latents(
+        vae_of(open_model(tiny_vae.path)),
+        load_split("", "train", data_dir=tiny_data, num_workers=1).crystals,
+        config.seed,
+    )
+    ldm = meta_of(build(config)).ldm
+    np.testing.assert_allclose(ldm.latent_channels.mean, latents.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ldm.latent_channels.std, latents.std(0, ddof=1), rtol=1e-4)
+    assert ldm.latent_std == pytest.approx(latents.std(ddof=1), rel=1e-5)
+
+
+def test_a_channel_that_holds_nothing_is_not_blown_up(tiny_data, tiny_vae, tmp_path):
+    run = tmp_path / "vae"
+    shutil.copytree(tiny_vae.path, run, symlinks=True)
+    vae = vae_of(open_model(run))
+    kernel = np.array(vae.params["quant"]["kernel"][...])  # (D, 2L)
+    kernel[:, [2, 10]] = 0.0  # mean and logvar of channel 2
+    vae.params["quant"]["kernel"][...] = kernel
+    data = load_data(ldm_config(tiny_data, run), edges=False)
+    moments = measure_moments(data, vae, seed=0, posterior_scale=0.0, by_channel=True)
+    assert moments.channels.std[2] == pytest.approx(1e-3 * moments.std)
+    assert min(s for i, s in enumerate(moments.channels.std) if i != 2) > 1e-2 * moments.std
+
+
+def test_standardised_by_channel_the_latents_to_learn_are_about_one(tiny_data, tiny_vae):
+    """Nothing is predicted: the loss is the mean square of the latents, crystal by crystal."""
+    options = {"diffusion.target": "x_0", "diffusion.learn_sigma": False}
+    options |= {**CHANNELS, "diffusion.posterior_scale": 0.0}
+    config = ldm_config(tiny_data, tiny_vae.path, ldm_module=options, data={"batch_size": 64})
+    stage = build(config)
+    loss, _, _ = first_step(stage)
+    crystals = load_split("", "train", data_dir=tiny_data, num_workers=1).crystals
+    latents = sampled_latents(vae_of(open_model(tiny_vae.path)), crystals, 0, scale=0.0)
+    channels = meta_of(stage).ldm.latent_channels
+    squares = (channels.standardise(latents) ** 2).mean(-1)
+    expected = (np.add.reduceat(squares, crystals.offsets[:-1]) / crystals.num_atoms).mean()
+    assert squares.mean() == pytest.approx(1.0, rel=0.01)
+    assert loss == pytest.approx(expected, rel=1e-3)
+
+
+def test_channels_stay_with_the_model(tiny_data, tiny_vae, tmp_path):
+    config = ldm_config(tiny_data, tiny_vae.path, ldm_module=CHANNELS)
+    run = fit_quickly(config, tmp_path / "run", steps=2)
+    model = load_model(run)
+    channels = model.parts.latent_channels
+    assert channels == model.meta.ldm.latent_channels is not None
+    # Sampled, denoised and decoded in the units of the VAE.
+    latents = Generator(model.parts, make_sampler(steps=3)).generate([2, 5], seed=0).latents
+    plain = replace(model.parts, latent_channels=None, latent_std=1.0)
+    standardised = Generator(plain, make_sampler(steps=3)).generate([2, 5], seed=0).latents
+    for z, x in zip(latents, standardised, strict=True):
+        np.testing.assert_allclose(z, channels.restore(x), rtol=1e-5, atol=1e-5)
+    back = model.standardise(latents)
+    for z, x in zip(back, standardised, strict=True):
+        np.testing.assert_allclose(z, x, rtol=1e-4, atol=1e-4)
+    assert [e.shape for e in model.denoise(back, [3, 500])] == [(2, 8), (5, 8)]
+    # A run that starts from it keeps them, whatever its option says.
+    started = build(ldm_config(tiny_data, "", ldm_module={"ldm_ckpt_path": str(run)}))
+    assert meta_of(started).ldm.latent_channels == channels
+    resumed = build(config, resume_dir=run)
+    assert meta_of(resumed).ldm == model.meta.ldm
+    with pytest.raises(CheckpointError, match=r"standardises each channel .* cannot: train with"):
+        write_torch(open_model(run), tmp_path / "channels.ckpt", merge_lora=False)
+
+
+def test_start_weights_over_one_number_cannot_be_standardised_by_channel(tiny_data, tiny_ldm):
+    options = {**CHANNELS, "ldm_ckpt_path": str(tiny_ldm.path)}
+    with pytest.raises(CheckpointError, match="divides its latents by one number: set it to"):
+        build(ldm_config(tiny_data, "", ldm_module=options))
 
 
 def test_checkpoint_holds_the_vae_as_it_was(tiny_vae, tiny_ldm):

@@ -92,7 +92,7 @@ def make_programs(
                 latent_dim=ldm.sizes.latent_dim,
                 target=ldm.diffusion.target,
             )
-            latents = trajectory.states[-1] * ldm.latent_std
+            latents = ldm.restore(trajectory.states[-1])
             return trajectory, reconstruct(ldm.vae.module(vae_params).decode(latents, rows), rows)
 
     pass_fn = make_pass(

@@ -16,6 +16,7 @@ from chemeleon2_jax.common.errors import CheckpointError, ConfigError, RewardErr
 from chemeleon2_jax.diffusion.samplers import make_sampler
 from chemeleon2_jax.inference.api import load_model
 from chemeleon2_jax.models.condition_kinds import CompositionCondition
+from chemeleon2_jax.models.latents import ChannelMoments
 from chemeleon2_jax.pretrained.loading import ldm_of, open_model
 from chemeleon2_jax.rl.update import Chunk, Objective
 from chemeleon2_jax.runs.config import fit_config
@@ -296,6 +297,34 @@ def test_pictures_of_the_best_and_worst(tiny_data, tiny_ldm):
     assert pictures == {}
 
 
+def programs_of(ldm, config):
+    settings = Settings(
+        sampler=make_sampler("ddim", 4, 1.0),
+        cfg_scale=2.0,
+        objective=Objective(),
+        group_size=2,
+        norm_in_groups=True,
+        seed=0,
+    )
+    updater = Updater.from_config(fit_config(config), total_steps=4)
+    return make_programs(ldm, settings, updater=updater, mesh=make_mesh(), with_reference=False)
+
+
+def test_a_rollout_is_decoded_in_the_units_of_the_vae(tiny_data, tiny_ldm):
+    channels = ChannelMoments(tuple(np.linspace(-1, 1, 8)), tuple(np.linspace(0.5, 2, 8)))
+    ldm = replace(ldm_of(open_model(tiny_ldm.path)), latent_channels=channels)
+    config = config_of(tiny_data, tiny_ldm.path, **custom("number_of_sites"))
+    rows = build(config).batches.batch(0).arrays[0]
+    programs = programs_of(ldm, config)
+    trajectory, crystals = programs.roll_out(ldm.params, ldm.vae.params, jax.random.key(0), rows)
+    latents = np.asarray(trajectory.states[-1]) * np.linspace(0.5, 2, 8) + np.linspace(-1, 1, 8)
+    vae = ldm.vae.module(ldm.vae.params)
+    expected = vae.decode(latents.astype(np.float32), rows)
+    np.testing.assert_allclose(
+        crystals.frac_coords[rows.is_atom], expected.frac_coords[rows.is_atom], atol=1e-4
+    )
+
+
 def test_conditions_reach_the_programs(tiny_data, tiny_ldm):
     """A conditional model: a guided rollout, and gradients of the conditions."""
     ldm = conditional(ldm_of(open_model(tiny_ldm.path)), CompositionCondition("formula"))
@@ -305,17 +334,7 @@ def test_conditions_reach_the_programs(tiny_data, tiny_ldm):
     conditions = np.zeros((*slots, 100), np.float32)
     conditions[..., 8] = 1.0
     rows = replace(rows, conditions={"formula": conditions})
-    settings = Settings(
-        sampler=make_sampler("ddim", 4, 1.0),
-        cfg_scale=2.0,
-        objective=Objective(),
-        group_size=2,
-        norm_in_groups=True,
-        seed=0,
-    )
-    config = config_of(tiny_data, tiny_ldm.path)
-    updater = Updater.from_config(fit_config(config), total_steps=4)
-    programs = make_programs(ldm, settings, updater=updater, mesh=make_mesh(), with_reference=False)
+    programs = programs_of(ldm, config_of(tiny_data, tiny_ldm.path))
     trajectory, _ = programs.roll_out(ldm.params, ldm.vae.params, jax.random.key(0), rows)
     chunk = Chunk(
         rows=rows,
