@@ -30,6 +30,7 @@ from tqdm import tqdm
 from chemeleon2_jax.common.atomic_files import REPORT_FILE, STRUCTURES_FILE
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.common.version import __version__
+from chemeleon2_jax.crystals.limits import check_num_atoms, check_num_samples
 from chemeleon2_jax.diffusion.samplers import SAMPLERS
 from chemeleon2_jax.runs import command_line as cli
 
@@ -124,11 +125,31 @@ def main() -> int:
 
 def _read_sizes(texts: list[str]) -> list[int]:
     try:
-        return [int(text) for text in texts]
+        sizes = [int(text) for text in texts]
     except ValueError:
         raise ConfigError(
-            f"--num_atoms is {','.join(texts)!r}; give integers, as in 8,12"
+            f"--num_atoms is {','.join(texts)[:200]!r}; give integers, as in 8,12"
         ) from None
+    if sizes and min(sizes) < 1:
+        raise ConfigError(
+            f"--num_atoms is {','.join(texts)[:200]}; num_atoms must be positive integers"
+        )
+    _check_request(sizes)
+    return sizes
+
+
+def _check_request(sizes: list[int]) -> None:
+    """Check the limits before anything heavy is imported."""
+    try:
+        for size in sizes:
+            check_num_atoms(size)
+    except ValueError as error:
+        raise ConfigError(f"--num_atoms: {error}") from error
+    try:
+        if flags.FLAGS.num_samples:
+            check_num_samples(flags.FLAGS.num_samples)
+    except ValueError as error:
+        raise ConfigError(f"--num_samples: {error}") from error
 
 
 def _read_conditions(texts: list[str]) -> dict[str, list[str]]:

@@ -28,7 +28,7 @@ MAINS = {"train", "sample", "evaluate", "convert", "__main__"}
 # Room -> the rooms that it may import, from the top floor down.
 ALLOWED = {
     "train": {"common", "runs", "stages", "training"},
-    "sample": {"common", "diffusion", "inference", "runs", "training"},
+    "sample": {"common", "crystals", "diffusion", "inference", "runs", "training"},
     "convert": {"common", "pretrained", "runs", "torch_format"},
     "evaluate": {"common", "inference", "metrics", "runs"},
     "__main__": {"common"},

@@ -204,7 +204,7 @@ def test_what_cannot_be_done_is_one_line(many, name, message):
     assert results["again"] == results["ddpm"] == 0
     # What was written before is whole, and no temporary file is left.
     written = {"occupied": ["cif", STRUCTURES], "blocked": [REPORT]}
-    if name in ("missing", "vae"):
+    if name in ("missing", "vae", "sizes"):
         assert not (many / name).exists()  # made when there is a model to fill it
     else:
         assert names_of(many / name) == written.get(name, [])
@@ -362,6 +362,8 @@ GOOD = ("--model=m", "--output_dir={folder}", "--num_samples=1")
         (GOOD[::2], "give --output_dir"),
         (GOOD[:2], "give --num_samples, --num_atoms or both"),
         ((*GOOD, "--num_atoms=8,twelve"), "--num_atoms is '8,twelve'; give integers"),
+        ((*GOOD, "--num_atoms=8,30000"), "--num_atoms: 30000 atoms in a crystal are too many"),
+        ((*GOOD[:2], "--num_samples=1000000000"), "--num_samples: 1000000000 crystals at once"),
         ((*GOOD, "--num_samples=-3"), "flag --num_samples=-3"),
         ((*GOOD, "--num_samples=many"), "flag --num_samples=many"),
         ((*GOOD, "--sampler=rk4"), "flag --sampler=rk4"),

@@ -17,8 +17,10 @@ import numpy as np
 from pymatgen.analysis.molecule_structure_comparator import CovalentRadius
 from pymatgen.core.periodic_table import Element
 from pymatgen.core.structure import Structure
+from scipy.spatial import KDTree
 
 from chemeleon2_jax.crystals.arrays import MAX_ATOMIC_NUMBER, CrystalArrays
+from chemeleon2_jax.crystals.reduction import reduce_lattice
 from chemeleon2_jax.crystals.structures import arrays_from_structure
 
 MIN_DISTANCE = 0.5
@@ -29,8 +31,11 @@ _DALTON = 1.66053906892  # 1e-24 g (CODATA 2022), so g/cm3 for one in a cubic an
 
 _IMAGES = np.array(list(product((-1.0, 0.0, 1.0), repeat=3)))  # (27, 3)
 
+_MAX_ALL_PAIRS = 60
+"""Atoms up to which all pairs are measured; beyond, a search tree is faster."""
 
-_PAIRS_AT_ONCE = 50_000  # bounds the memory of large cells to 11 MB
+_DENSEST_PACKING = 2.0 ** (1.0 / 6.0)
+"""Distance of spheres in the densest packing, over the cube root of the volume of each."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +102,12 @@ def measure(structure: Any) -> Geometry:
     reduced = reduce_lattice(lattice)
     radii = _covalent_radii()[atom_types]
     own_image = float(np.linalg.norm(reduced, axis=1).min())
-    min_distance, min_ratio = own_image, own_image / float(2.0 * radii.max())
     coordinates = frac_coords @ lattice @ np.linalg.inv(reduced)
-    first, second = np.triu_indices(len(atom_types), 1)
-    for start in range(0, len(first), _PAIRS_AT_ONCE):
-        i, j = first[start : start + _PAIRS_AT_ONCE], second[start : start + _PAIRS_AT_ONCE]
-        distances = _closest_image(coordinates[j] - coordinates[i], reduced)
-        min_distance = min(min_distance, float(distances.min()))
-        min_ratio = min(min_ratio, float((distances / (radii[i] + radii[j])).min()))
-    return Geometry(min_distance, min_ratio, volume_per_atom)
+    measure_pairs = _measure_all_pairs if len(atom_types) <= _MAX_ALL_PAIRS else _measure_nearest
+    distance, ratio = measure_pairs(coordinates, reduced, radii)
+    return Geometry(
+        min(own_image, distance), min(own_image / float(2.0 * radii.max()), ratio), volume_per_atom
+    )
 
 
 def mass_density(atom_types: np.ndarray, volume_per_atom: float) -> float:
@@ -134,45 +136,68 @@ def _find_problem(
     return None
 
 
+def _measure_all_pairs(
+    frac_coords: np.ndarray, reduced: np.ndarray, radii: np.ndarray
+) -> tuple[float, float]:
+    """Return the smallest distance of two atoms of a reduced cell in angstrom, and the smallest
+    ratio to the sum of their radii (n,); images of one atom do not count.
+    """
+    first, second = np.triu_indices(len(radii), 1)
+    if not len(first):
+        return np.inf, np.inf
+    distances = _closest_image(frac_coords[second] - frac_coords[first], reduced)
+    ratios = distances / (radii[first] + radii[second])
+    return float(distances.min()), float(ratios.min())
+
+
+def _measure_nearest(
+    frac_coords: np.ndarray, reduced: np.ndarray, radii: np.ndarray
+) -> tuple[float, float]:
+    """Return what `_measure_all_pairs` does, where it is smaller than for images of one atom.
+
+    A search tree for each radius gives the neighbour with the smallest ratio among its atoms. Atoms
+    of a periodic crystal are not all farther apart than spheres in the densest packing, which
+    bounds the pair with the smallest distance, and the one with the smallest ratio.
+    """
+    frac_coords = frac_coords % 1.0
+    packed = _DENSEST_PACKING * (abs(np.linalg.det(reduced)) / len(radii)) ** (1.0 / 3.0)
+    own_image = np.linalg.norm(reduced, axis=1).min()
+    reach = min(own_image, packed * radii.max() / radii.min()) * (1.0 + 1e-9)  # angstrom
+    min_distance = min_ratio = np.inf
+    positions = frac_coords @ reduced
+    for radius in np.unique(radii):
+        is_one, is_other = radii == radius, radii != radius
+        tree = KDTree(_with_images(frac_coords[is_one], reduced, reach) @ reduced)
+        # Of atoms in the tree the nearest is the atom itself.
+        for atoms, neighbour in ((is_one, 2), (is_other, 1)):
+            distances, _ = tree.query(positions[atoms], [neighbour], distance_upper_bound=reach)
+            ratios = distances[:, 0] / (radii[atoms] + radius)
+            min_distance = min(min_distance, float(distances.min(initial=np.inf)))
+            min_ratio = min(min_ratio, float(ratios.min(initial=np.inf)))
+    return min_distance, min_ratio
+
+
+def _with_images(frac_coords: np.ndarray, lattice: np.ndarray, reach: float) -> np.ndarray:
+    """Return points (n, 3) in [0, 1) and their images up to `reach` angstrom outside of the cell,
+    in units of the lattice.
+    """
+    margins = reach * np.linalg.norm(np.linalg.inv(lattice), axis=0)  # over the cell's thickness
+    points = frac_coords
+    for axis, margin in enumerate(margins):
+        last = int(np.ceil(margin))
+        shifts = np.arange(-last, last + 1)[:, None, None] * np.eye(3)[axis]
+        points = (points + shifts).reshape(-1, 3)
+        inside = (points[:, axis] >= -margin) & (points[:, axis] <= 1.0 + margin)
+        points = points[inside]
+    return points
+
+
 def _closest_image(differences: np.ndarray, reduced: np.ndarray) -> np.ndarray:
     """Return the distances (P,) in angstrom for differences (P, 3) in units of a reduced cell."""
     vectors = (differences - np.round(differences)) @ reduced
     images = _IMAGES @ reduced  # (27, 3)
     squares = (vectors**2).sum(1)[:, None] + (images**2).sum(1) + 2.0 * vectors @ images.T
     return np.sqrt(np.maximum(squares.min(1), 0.0))
-
-
-def reduce_lattice(lattice: np.ndarray) -> np.ndarray:
-    """Return a Minkowski-reduced basis (3, 3) of a lattice, shortest vector first.
-
-    Nguyen and Stehlé's greedy algorithm in three dimensions.
-    """
-    basis = np.array(lattice, np.float64)
-    while True:
-        basis = basis[np.argsort((basis**2).sum(1), kind="stable")]
-        a, b = _reduce_pair(basis[0], basis[1])
-        c = _subtract_closest(basis[2], a, b)
-        basis = np.stack([a, b, c])
-        # The margin keeps rounding errors from swapping equal lengths forever.
-        if c @ c >= b @ b * (1.0 - 1e-10):
-            return basis
-
-
-def _reduce_pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss reduction: the two shortest vectors of a plane's lattice."""
-    while True:
-        b = b - np.round((a @ b) / (a @ a)) * a
-        if b @ b >= a @ a * (1.0 - 1e-10):
-            return a, b
-        a, b = b, a
-
-
-def _subtract_closest(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Subtract from c the vector of the lattice of (a, b), Gauss-reduced, that is closest to it."""
-    plane = np.stack([a, b])
-    around = np.round(np.linalg.solve(plane @ plane.T, plane @ c)) + _IMAGES[::3, :2]
-    candidates = c - around @ plane  # (9, 3)
-    return candidates[np.argmin((candidates**2).sum(1))]
 
 
 @cache

@@ -16,15 +16,9 @@ from chemeleon2_jax.crystals.arrays import (
     MAX_ATOMIC_NUMBER,
     CrystalArrays,
     Crystals,
-    lattice_parameters,
     wrap,
 )
-
-MAX_LENGTH = 1e4
-"""Angstrom; longer cell vectors are errors of whatever made them."""
-
-MIN_FLATNESS = 1e-3
-"""Smallest volume over the product of the lengths; below it the three angles leave no cell."""
+from chemeleon2_jax.crystals.limits import check_cell, check_num_atoms
 
 _ELEMENTS = [Element.from_Z(z) for z in range(1, MAX_ATOMIC_NUMBER + 1)]
 
@@ -40,8 +34,8 @@ def structure_from_arrays(
         lattice: (3, 3), rows are cell vectors in angstrom.
 
     Raises:
-        ValueError: no crystal can be built: numbers that are not finite, a length that is not
-            positive, impossible angles, no atom, an atomic number out of range.
+        ValueError: no crystal can be built: numbers that are not finite, an atomic number out of
+            range, or a number of atoms or a cell beyond the limits (`crystals.limits`).
     """
     types = np.asarray(atom_types)
     frac = np.asarray(frac_coords, np.float64)
@@ -50,8 +44,7 @@ def structure_from_arrays(
         raise ValueError(
             f"shapes {types.shape}, {frac.shape}, {matrix.shape} are not (n,), (n, 3), (3, 3)"
         )
-    if not len(types):
-        raise ValueError("no atom")
+    check_num_atoms(len(types))
     outside = np.flatnonzero(~((types >= 1) & (types <= MAX_ATOMIC_NUMBER)))
     if len(outside):
         raise ValueError(
@@ -59,38 +52,19 @@ def structure_from_arrays(
         )
     if not np.isfinite(frac).all():
         raise ValueError("fractional coordinates are not finite")
-    _check_lattice(matrix)
+    check_cell(matrix)
     species = [_ELEMENTS[int(z) - 1] for z in types]
     return Structure(Lattice(matrix), species, wrap(frac))
-
-
-def _check_lattice(matrix: np.ndarray) -> None:
-    if not np.isfinite(matrix).all():
-        raise ValueError("the lattice is not finite")
-    lengths = np.linalg.norm(matrix, axis=1)
-    if not (lengths > 0).all():
-        raise ValueError(f"a cell length is not positive: {_numbers(lengths)} angstrom")
-    if (lengths > MAX_LENGTH).any():
-        raise ValueError(f"a cell length is beyond {MAX_LENGTH:g} angstrom: {_numbers(lengths)}")
-    # Scaled first: the volume of a tiny cell must not underflow.
-    unit = matrix / lengths[:, None]
-    if abs(np.dot(unit[0], np.cross(unit[1], unit[2]))) < MIN_FLATNESS:
-        angles = np.degrees(lattice_parameters(matrix)[1])
-        raise ValueError(f"impossible angles: {_numbers(angles)} degrees leave no volume")
-
-
-def _numbers(values: np.ndarray) -> str:
-    return ", ".join(f"{value:.4g}" for value in values)
 
 
 def arrays_from_structure(structure: Structure) -> CrystalArrays:
     """Return atomic numbers (n,) int8, fractional coordinates (n, 3), lattice (3, 3), unchanged.
 
     Raises:
-        ValueError: partial occupancy, a species that is no element up to Z = 99, or no atom.
+        ValueError: partial occupancy, a species that is no element up to Z = 99, or a number of
+            atoms beyond the limit (`crystals.limits`).
     """
-    if not len(structure):
-        raise ValueError("no atom")
+    check_num_atoms(len(structure))
     types = np.empty(len(structure), np.int8)
     for index, site in enumerate(structure):
         if not site.is_ordered:
@@ -124,13 +98,14 @@ def structure_from_cif(text: str) -> Structure:
 
     Raises:
         ValueError: "unparsable CIF: ...", implicit hydrogens, or a structure that
-            `arrays_from_structure` refuses.
+            `arrays_from_structure` or `crystals.limits` refuses.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         structure = _parse_cif(text)
     if "implicit_hydrogens" in structure.site_properties:
         raise ValueError("implicit hydrogens: their positions are not given")
+    check_cell(structure.lattice.matrix)
     arrays_from_structure(structure)
     return structure
 
@@ -156,8 +131,8 @@ def structures_to_crystals(structures: Iterable[Structure]) -> Crystals:
     """Return Structures as flat arrays, without reduction.
 
     Raises:
-        ValueError: a structure is disordered, has a species that is no element up to Z = 99, or
-            numbers that are not finite; names its position.
+        ValueError: a structure is disordered, has a species that is no element up to Z = 99,
+            numbers that are not finite, or is beyond the limits; names its position.
     """
     arrays = []
     for index, structure in enumerate(structures):
@@ -166,6 +141,7 @@ def structures_to_crystals(structures: Iterable[Structure]) -> Crystals:
             # Numbers that are not finite would reach other crystals of a batch.
             if not (np.isfinite(frac).all() and np.isfinite(lattice).all()):
                 raise ValueError("a coordinate or the cell is not finite")
+            check_cell(lattice)
             arrays.append((types, frac, lattice))
         except ValueError as error:
             raise ValueError(f"structure {index}: {error}") from error

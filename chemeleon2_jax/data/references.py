@@ -15,6 +15,7 @@ from absl import logging
 from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.crystals.arrays import Crystals
+from chemeleon2_jax.crystals.limits import check_cell, check_num_atoms
 from chemeleon2_jax.crystals.structures import arrays_from_structure
 from chemeleon2_jax.data.csv_files import SPLITS
 from chemeleon2_jax.data.datasets import canonical_name, load_split
@@ -109,9 +110,10 @@ def _from_list(structures: Any) -> Reference:
     arrays = []
     for index, structure in enumerate(structures):
         try:
-            arrays.append(
-                structure if isinstance(structure, tuple) else arrays_from_structure(structure)
-            )
+            triple = structure if isinstance(structure, tuple) else arrays_from_structure(structure)
+            check_num_atoms(len(triple[0]))
+            check_cell(np.asarray(triple[2]))
+            arrays.append(triple)
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"reference {index} is not a crystal: {error}") from error
     if not arrays:

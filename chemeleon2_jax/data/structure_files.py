@@ -15,6 +15,7 @@ from pymatgen.core import Structure
 from chemeleon2_jax.common.atomic_files import REPORT_FILE, STRUCTURES_FILE
 from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.crystals.arrays import CrystalArrays
+from chemeleon2_jax.crystals.limits import check_cell
 from chemeleon2_jax.crystals.structures import arrays_from_structure, structure_from_cif
 from chemeleon2_jax.data import csv_files
 from chemeleon2_jax.data.parse import CHUNK_SIZE, ROW_TIMEOUT_S
@@ -165,6 +166,7 @@ def _from_dict(content: Any) -> CrystalArrays | None:
     except (AttributeError, LookupError, TypeError) as error:
         text = f"{type(error).__name__} {error}"
         raise ValueError(f"not a pymatgen structure: {text}") from error
+    check_cell(structure.lattice.matrix)
     return arrays_from_structure(structure)
 
 

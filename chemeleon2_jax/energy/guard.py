@@ -16,7 +16,8 @@ import numpy as np
 from pymatgen.core import Element, Structure
 
 from chemeleon2_jax.crystals.arrays import wrap
-from chemeleon2_jax.crystals.geometry import MIN_DISTANCE, as_arrays, measure, reduce_lattice
+from chemeleon2_jax.crystals.geometry import MIN_DISTANCE, as_arrays, measure
+from chemeleon2_jax.crystals.reduction import reduce_lattice
 from chemeleon2_jax.crystals.structures import structure_from_arrays
 
 MIN_VOLUME_PER_ATOM = 1.0

@@ -16,6 +16,7 @@ from pymatgen.core import Composition
 
 from chemeleon2_jax.common.suggest import did_you_mean
 from chemeleon2_jax.crystals.formulas import read_composition
+from chemeleon2_jax.crystals.limits import check_num_atoms, check_num_samples, check_sizes
 from chemeleon2_jax.inference.generator import draw_num_atoms
 from chemeleon2_jax.models.condition_kinds import CompositionCondition
 from chemeleon2_jax.models.sizes import ConditionSizes
@@ -65,9 +66,10 @@ def make_prompts(
     composition = _composition_name(ldm)
     _check_composition(ldm, composition, values)
     sizes = _read_sizes(num_atoms)
-    if num_samples is not None and num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+    if num_samples is not None:
+        check_num_samples(num_samples)
     count = num_samples or _count(sizes, values, composition)
+    check_num_samples(count)
     listed = {name: _repeat(name, value, count) for name, value in values.items()}
     formulas = _read_formulas(listed.get(composition or "", [None] * count))
     if sizes is not None:
@@ -76,6 +78,7 @@ def make_prompts(
         of_formulas = [0 if f is None else _whole_number(f.num_atoms, f) for f in formulas]
         drawn = draw_num_atoms(ldm.size_table, count, seed)
         final_sizes = np.where(of_formulas, of_formulas, drawn)
+    check_sizes(final_sizes)
     # Also where the VAE predicts atom types: other sizes cannot have the composition.
     types = [
         None if formula is None else _atoms(formula, int(size), index)
@@ -174,7 +177,7 @@ def _read_sizes(num_atoms: Sequence[int] | None) -> np.ndarray | None:
         or not np.issubdtype(sizes.dtype, np.integer)
         or sizes.min() < 1
     ):
-        raise ValueError(f"num_atoms must be positive integers, not {num_atoms!r}")
+        raise ValueError(f"num_atoms must be positive integers, not {num_atoms!r:.200}")
     return sizes
 
 
@@ -219,6 +222,7 @@ def _whole_number(value: float, formula: Composition) -> int:
         raise ValueError(
             f"{formula.formula} has {value:g} atoms; give whole numbers of atoms, or num_atoms"
         )
+    check_num_atoms(round(value))
     return round(value)
 
 

@@ -14,6 +14,7 @@ from flax import nnx
 from pymatgen.core import Structure
 
 from chemeleon2_jax.crystals.arrays import MAX_ATOMIC_NUMBER, CrystalArrays, Crystals
+from chemeleon2_jax.crystals.limits import check_num_atoms
 from chemeleon2_jax.crystals.structures import structure_from_arrays, structures_to_crystals
 from chemeleon2_jax.data.loader import in_order
 from chemeleon2_jax.inference.features import average_embeddings, average_latents, map_crystals
@@ -196,10 +197,14 @@ def batches(
 
 
 def check_latents(latents: Sequence[np.ndarray], width: int) -> None:
-    """Raise ValueError for a latent whose shape is not (n_atoms, width)."""
+    """Raise ValueError for a latent whose shape is not (n_atoms, width), or with too many atoms."""
     for index, z in enumerate(latents):
         if np.ndim(z) != 2 or np.shape(z)[1] != width or not len(z):
             raise ValueError(f"latent {index} has shape {np.shape(z)}, not (n_atoms, {width})")
+        try:
+            check_num_atoms(len(z))
+        except ValueError as error:
+            raise ValueError(f"latent {index}: {error}") from error
 
 
 def _check_types(atom_types: Sequence[np.ndarray], latents: Sequence[np.ndarray]) -> None:

@@ -15,7 +15,9 @@ from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
 from chemeleon2_jax.crystals.arrays import CrystalArrays
-from chemeleon2_jax.crystals.geometry import as_arrays, reduce_lattice
+from chemeleon2_jax.crystals.geometry import as_arrays
+from chemeleon2_jax.crystals.limits import check_num_atoms
+from chemeleon2_jax.crystals.reduction import reduce_lattice
 
 KERNEL_DEGREE = 3
 AMD_NEIGHBOURS = 100
@@ -115,8 +117,7 @@ def average_minimum_distances(
     atom_types, frac_coords, lattice = as_arrays(structure)
     if k < 1:
         raise ValueError(f"k is {k}; average minimum distances need at least one neighbour")
-    if not len(atom_types):
-        raise ValueError("no atom")
+    check_num_atoms(len(atom_types))
     if not (np.isfinite(frac_coords).all() and np.isfinite(lattice).all()):
         raise ValueError("coordinates or lattice are not finite")
     volume = abs(float(np.linalg.det(lattice)))

@@ -18,7 +18,7 @@ import numpy as np
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from chemeleon2_jax.crystals.arrays import CrystalArrays
-from chemeleon2_jax.crystals.geometry import as_arrays, reduce_lattice
+from chemeleon2_jax.crystals.geometry import as_arrays
 from chemeleon2_jax.crystals.structures import arrays_from_structure, structure_from_arrays
 from chemeleon2_jax.data.structure_files import NOT_BUILT
 from chemeleon2_jax.workers import WorkerPool
@@ -31,12 +31,6 @@ Verdict = tuple[bool, str | None]
 
 TIMEOUT_S = 3.0
 """Seconds for the reduction of a crystal, and for the comparison of two."""
-
-# StructureMatcher lists the lattice points as far away as each cell vector, and the angles between
-# those of two vectors: for thin cells more than fit into memory, in a call that no signal
-# interrupts.
-_MAX_LATTICE_POINTS = 1e5
-_MAX_ANGLES = 1e7
 
 _BATCH_SIZE = 16  # comparisons take about a millisecond
 _CHUNK_SIZE = 8  # reductions take a few
@@ -115,18 +109,8 @@ def _reduce(structure: Any) -> Cell:
         return Cell(error=NOT_BUILT)
     arrays = as_arrays(structure)
     ordered = structure_from_arrays(*arrays)
-    _check_shape(arrays[2])
     primitive = ordered.get_reduced_structure(reduction_algo="niggli").get_primitive_structure()
     return Cell(reduced_formula(arrays[0]), arrays, arrays_from_structure(primitive))
-
-
-def _check_shape(lattice: np.ndarray) -> None:
-    lengths = np.linalg.norm(reduce_lattice(lattice), axis=1)
-    volume = abs(float(np.linalg.det(lattice)))
-    points = 4.0 / 3.0 * math.pi * lengths**3 / volume
-    if points[2] > _MAX_LATTICE_POINTS or points[1] * points[2] > _MAX_ANGLES:
-        cell = " x ".join(f"{length:.3g}" for length in lengths)
-        raise ValueError(f"a cell of {cell} angstrom is too thin or too long to be compared")
 
 
 def compare(

@@ -13,6 +13,7 @@ from absl import logging
 from pymatgen.core import Structure
 
 from chemeleon2_jax.crystals.geometry import as_arrays, measure
+from chemeleon2_jax.crystals.limits import check_cell, check_num_atoms
 from chemeleon2_jax.data.references import load_reference
 from chemeleon2_jax.data.structure_files import FAILED, NOT_BUILT, Entry, read_entries
 from chemeleon2_jax.metrics.matching import TIMEOUT_S, Tolerances
@@ -174,6 +175,16 @@ def _read(structures: Any, pool: WorkerPool) -> tuple[str, list[Entry]]:
 
 
 def _check(entry: Entry) -> Entry:
-    """Take the arrays from an entry that cannot be measured: no metric has a value for it."""
-    error = None if entry.arrays is None else measure(entry.arrays).error
+    """Take the arrays from an entry that cannot be measured, or is beyond the limits: no metric has
+    a value for it.
+    """
+    if entry.arrays is None:
+        return entry
+    error = measure(entry.arrays).error
+    try:
+        if error is None:
+            check_num_atoms(len(entry.arrays[0]))
+            check_cell(entry.arrays[2])
+    except ValueError as problem:
+        error = str(problem)
     return entry if error is None else Entry(entry.name, None, FAILED, error)

@@ -12,7 +12,8 @@ import moyopy
 import numpy as np
 from pymatgen.core import Structure
 
-from chemeleon2_jax.crystals.geometry import MIN_DISTANCE, as_arrays, measure, reduce_lattice
+from chemeleon2_jax.crystals.geometry import MIN_DISTANCE, as_arrays, measure
+from chemeleon2_jax.crystals.reduction import reduce_lattice
 from chemeleon2_jax.rewards.options import check_positive, check_text
 
 NUM_SPACE_GROUPS = 230

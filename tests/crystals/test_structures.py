@@ -84,7 +84,9 @@ def test_impossible_angles_of_a_decoder_are_refused() -> None:
 
 
 def test_small_cells_in_single_precision_are_not_flat() -> None:
-    structure_from_arrays(np.array([1]), np.zeros((1, 3)), 1e-3 * np.eye(3, dtype=np.float32))
+    structure_from_arrays(np.array([1]), np.zeros((1, 3)), 0.2 * np.eye(3, dtype=np.float32))
+    with pytest.raises(ValueError, match="too thin"):  # and not "impossible angles"
+        structure_from_arrays(np.array([1]), np.zeros((1, 3)), 1e-3 * np.eye(3, dtype=np.float32))
 
 
 def test_reduction_is_niggli_in_standard_orientation() -> None:

@@ -190,7 +190,7 @@ GOOD_ANGLES = [1.5, 1.6, 1.7]
         ([3.0, 4.0, 5.0], GOOD_ANGLES, None),
         ([-3.0, 4.0, 5.0], GOOD_ANGLES, "a cell length is not positive"),
         ([3.0, 4.0, 0.0], GOOD_ANGLES, "a cell length is not positive"),
-        ([3.0, 4.0, 9e4], GOOD_ANGLES, "a cell length is beyond 10000 angstrom"),
+        ([3.0, 4.0, 9e4], GOOD_ANGLES, "a cell length is beyond 1000 angstrom"),
         ([3.0, 4.0, np.nan], GOOD_ANGLES, "not finite"),
         ([3.0, 4.0, 5.0], [2.5, 2.5, 2.5], "impossible angles"),
         ([3.0, 4.0, 5.0], [0.5, 0.5, 2.0], "impossible angles"),

@@ -150,7 +150,8 @@ def test_cells_that_would_fill_the_memory_are_not_compared():
     outcome = find_unique([THIN, long, cubic(3.0)])
     assert outcome.passed.tolist() == [False, False, True]
     assert outcome.errors[0] == (
-        "ValueError: a cell of 1e-09 x 3 x 3 angstrom is too thin or too long to be compared"
+        "ValueError: a cell of 1e-09 x 3 x 3 angstrom is too thin: the limit is an edge of 0.1 "
+        "angstrom"
     )
     layered = Structure(Lattice.tetragonal(3.0, 80.0), ["C"], [[0, 0, 0]])
     assert find_unique([layered, layered]).matches == (None, 0)
