@@ -36,6 +36,7 @@ def data(name: str, *, batch_size: int = 256) -> ConfigDict:
             "target_condition": "",  # property columns to read
             "rename": "",  # "column of the file:name in the config", comma-separated
             "max_atoms": 0,  # largest number of atoms in a crystal; 0 for no limit
+            "keep_inconsistent": False,  # keep crystals that disagree with the formula of their CIF
             "num_workers": 0,  # processes that parse and match; 0 for one per CPU core, up to 16
         }
     )

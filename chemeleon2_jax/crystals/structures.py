@@ -10,7 +10,6 @@ from collections.abc import Iterable
 
 import numpy as np
 from pymatgen.core import DummySpecies, Element, Lattice, Structure
-from pymatgen.io.cif import CifParser
 
 from chemeleon2_jax.crystals.arrays import (
     MAX_ATOMIC_NUMBER,
@@ -18,6 +17,7 @@ from chemeleon2_jax.crystals.arrays import (
     Crystals,
     wrap,
 )
+from chemeleon2_jax.crystals.cif.reader import first_crystal
 from chemeleon2_jax.crystals.limits import check_cell, check_num_atoms
 
 _ELEMENTS = [Element.from_Z(z) for z in range(1, MAX_ATOMIC_NUMBER + 1)]
@@ -53,8 +53,7 @@ def structure_from_arrays(
     if not np.isfinite(frac).all():
         raise ValueError("fractional coordinates are not finite")
     check_cell(matrix)
-    species = [_ELEMENTS[int(z) - 1] for z in types]
-    return Structure(Lattice(matrix), species, wrap(frac))
+    return _build(types, wrap(frac), matrix)
 
 
 def arrays_from_structure(structure: Structure) -> CrystalArrays:
@@ -93,38 +92,23 @@ def reduce_structure(structure: Structure) -> Structure:
     return reduced
 
 
-def structure_from_cif(text: str) -> Structure:
+def structure_from_cif(text: str | bytes) -> Structure:
     """Return the first structure of a CIF, in the cell of the file.
 
+    Warns of what the file declares that disagrees with the structure: its formula, number of
+    formula units, multiplicities of sites.
+
     Raises:
-        ValueError: "unparsable CIF: ...", implicit hydrogens, or a structure that
-            `arrays_from_structure` or `crystals.limits` refuses.
+        ValueError: the CIF gives no crystal; "kind: detail".
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        structure = _parse_cif(text)
-    if "implicit_hydrogens" in structure.site_properties:
-        raise ValueError("implicit hydrogens: their positions are not given")
-    check_cell(structure.lattice.matrix)
-    arrays_from_structure(structure)
-    return structure
+    crystal = first_crystal(text)
+    for doubt in crystal.doubts:
+        warnings.warn(f"{crystal.block}: {doubt}", stacklevel=2)
+    return _build(*crystal.arrays)
 
 
-def _parse_cif(text: str) -> Structure:
-    if not text.strip():
-        raise ValueError("unparsable CIF: empty")
-    notes: list[str] = []
-    try:
-        # The check of the formula costs a fifth of the time and only warns.
-        parser = CifParser.from_str(text, check_cif=False)
-        notes = vars(parser).get("warnings", notes)
-        return parser.parse_structures(primitive=False, on_error="ignore")[0]
-    except Exception as error:  # pymatgen lets through whatever a malformed file trips
-        blocks = [note for note in notes if note.startswith("No structure parsed")]
-        detail = blocks[-1].partition("\n")[2] if blocks else str(error)
-        detail = " ".join(detail.split())[:200] or "malformed"
-        kind = "" if blocks or isinstance(error, ValueError) else f"{type(error).__name__} "
-        raise ValueError(f"unparsable CIF: {kind}{detail}") from error
+def _build(types: np.ndarray, frac: np.ndarray, matrix: np.ndarray) -> Structure:
+    return Structure(Lattice(matrix), [_ELEMENTS[int(z) - 1] for z in types], frac)
 
 
 def structures_to_crystals(structures: Iterable[Structure]) -> Crystals:

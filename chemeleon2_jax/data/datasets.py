@@ -20,15 +20,19 @@ from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data import csv_files, embedded
 from chemeleon2_jax.data.download import fetch_split
+from chemeleon2_jax.data.parse import DOUBT, ParsedFile
 from chemeleon2_jax.data.preprocess import parse_file, read_property
 from chemeleon2_jax.data.sources import NAMED_SETS
 
 NUM_LISTED = 5
 
+INCONSISTENT = "inconsistent CIF"
+"""Kind of reason of rows whose CIF declares something else than it holds."""
+
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """A row without crystal.
+    """A row without crystal, or with a remark on its crystal.
 
     Attributes:
         file: path of the CSV file.
@@ -55,25 +59,37 @@ class Split:
         crystals: of the good rows, in the order of the file.
         skipped: the other rows, in the same order.
         source: the file, or the source of built crystals.
+        remarks: good rows of which something was assumed, or is doubtful.
     """
 
     crystals: Crystals
     skipped: tuple[SkippedRow, ...]
     source: str
+    remarks: tuple[SkippedRow, ...] = ()
 
     def report(self) -> str:
         """Return a few lines: number of crystals, and the reasons for the skipped rows."""
         total = len(self.crystals) + len(self.skipped)
         head = f"{self.source}: {len(self.crystals)} of {total} crystals"
-        if not self.skipped:
-            return head
-        kinds = Counter(row.reason.partition(":")[0] for row in self.skipped)
-        counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
-        lines = [f"{head}; skipped {len(self.skipped)} ({counts})"]
-        lines += [f"  {row.describe()}" for row in self.skipped[:NUM_LISTED]]
-        if len(self.skipped) > NUM_LISTED:
-            lines.append(f"  and {len(self.skipped) - NUM_LISTED} more")
+        lines = [head]
+        if self.skipped:
+            lines = [f"{head}; skipped {_count_kinds(self.skipped)}", *_list_first(self.skipped)]
+        if any(row.reason.startswith(INCONSISTENT) for row in self.skipped):
+            lines.append("  data.keep_inconsistent=True keeps crystals of inconsistent CIFs")
+        if self.remarks:
+            lines += [f"  read with a remark {_count_kinds(self.remarks)}"]
+            lines += _list_first(self.remarks)
         return "\n".join(lines)
+
+
+def _count_kinds(rows: Sequence[SkippedRow]) -> str:
+    kinds = Counter(row.reason.partition(":")[0] for row in rows)
+    return f"{len(rows)} ({', '.join(f'{n} x {kind}' for kind, n in kinds.most_common(8))})"
+
+
+def _list_first(rows: Sequence[SkippedRow]) -> list[str]:
+    rest = [f"  and {len(rows) - NUM_LISTED} more"] if len(rows) > NUM_LISTED else []
+    return [f"  {row.describe()}" for row in rows[:NUM_LISTED]] + rest
 
 
 def canonical_name(name: str) -> str:
@@ -104,6 +120,7 @@ def load_split(
     targets: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
     max_atoms: int = 0,
+    keep_inconsistent: bool = False,
     num_workers: int | None = None,
 ) -> Split:
     """Return the crystals of one split with targets.
@@ -117,6 +134,8 @@ def load_split(
         targets: properties to load, by their names after `rename`.
         rename: the file's name of a column -> its name in this package.
         max_atoms: largest number of atoms in the reduced cell; 0 for no limit.
+        keep_inconsistent: whether to keep crystals whose CIF declares another formula, number of
+            formula units or multiplicity than it holds.
         num_workers: processes that parse CIFs; None for one per CPU, up to 16; 0 and 1 for none.
 
     Raises:
@@ -135,6 +154,7 @@ def load_split(
             targets,
             rename,
             max_atoms=max_atoms,
+            keep_inconsistent=keep_inconsistent,
             num_workers=num_workers,
         )
     if not len(loaded.crystals):
@@ -156,6 +176,7 @@ def _load_csv(
     rename: Mapping[str, str],
     *,
     max_atoms: int,
+    keep_inconsistent: bool,
     num_workers: int | None,
 ) -> Split:
     # The columns are checked first: a misspelt one shall not cost minutes of parsing.
@@ -174,13 +195,30 @@ def _load_csv(
         raise DatasetError(f"{path} has a header but no row")
 
     bad = {row: (material_id, reason) for row, material_id, reason in parsed.skipped}
+    remarks = _sort_remarks(parsed, bad, str(path), keep_inconsistent=keep_inconsistent)
     for _, reasons in properties.values():
         for row in reasons.keys() - bad.keys():
             position = np.searchsorted(parsed.rows, row)
             bad[row] = (parsed.crystals.material_ids[position].decode(), reasons[row])
     values = {target: values[parsed.rows - 1] for target, (values, _) in properties.items()}
     crystals = replace(parsed.crystals, targets=values)
-    return _keep_good(crystals, parsed.rows, bad=bad, max_atoms=max_atoms, source=str(path))
+    split = _keep_good(crystals, parsed.rows, bad=bad, max_atoms=max_atoms, source=str(path))
+    return replace(split, remarks=tuple(row for row in remarks if row.row not in bad))
+
+
+def _sort_remarks(
+    parsed: ParsedFile, bad: dict[int, tuple[str, str]], source: str, *, keep_inconsistent: bool
+) -> list[SkippedRow]:
+    """Return remarks on rows; those of inconsistent CIFs are put among the bad rows instead."""
+    remarks = []
+    for row, kind, text in parsed.remarks:
+        material_id = parsed.crystals.material_ids[np.searchsorted(parsed.rows, row)].decode()
+        reason = f"{INCONSISTENT}: {text}" if kind == DOUBT else text
+        if kind == DOUBT and not keep_inconsistent:
+            bad.setdefault(row, (material_id, reason))
+        else:
+            remarks.append(SkippedRow(source, row, material_id, reason))
+    return remarks
 
 
 def _keep_good(

@@ -24,6 +24,8 @@ ROWS_A_WORKER = 400
 ROW_TIMEOUT_S = 60.0
 CHUNK_SIZE = 32
 
+DOUBT, NOTE = "doubt", "note"
+
 _TRANSIENT = ("timeout", "worker died")  # kinds of reasons that a retry may mend
 
 
@@ -36,12 +38,15 @@ class ParsedFile:
         rows: (G,) int32, the data row (1-based) of each crystal.
         num_rows: number of data rows in the file.
         skipped: (row, material id, "kind: detail" of the reason) of each row without crystal.
+        remarks: (row, `DOUBT` or `NOTE`, text) of rows with a crystal: what the file declares that
+            disagrees with it, or what was assumed.
     """
 
     crystals: Crystals
     rows: np.ndarray
     num_rows: int
     skipped: tuple[tuple[int, str, str], ...]
+    remarks: tuple[tuple[int, str, str], ...] = ()
 
     @property
     def num_given_up(self) -> int:
@@ -49,33 +54,47 @@ class ParsedFile:
         return sum(_is_transient(reason) for _, _, reason in self.skipped)
 
 
-def parse_crystal(cif: str) -> CrystalArrays:
-    """Parse a CIF and reduce its cell; runs in worker processes.
+@dataclass(frozen=True)
+class ParsedCrystal:
+    """A crystal of a CIF with its cell reduced.
 
-    Returns:
-        atom_types (n,) int8, frac_coords (n, 3) float32, lattice (3, 3) float32 in angstrom.
+    Attributes:
+        arrays: atom_types (n,) int8, frac_coords (n, 3) float32, lattice (3, 3) float32 in
+            angstrom.
+        remarks: (`DOUBT` or `NOTE`, text).
+    """
+
+    arrays: CrystalArrays
+    remarks: tuple[tuple[str, str], ...] = ()
+
+
+def parse_crystal(cif: str) -> ParsedCrystal:
+    """Parse a CIF and reduce its cell; runs in worker processes.
 
     Raises:
         ValueError: the CIF gives no crystal; its text is the reason.
     """
     # pymatgen takes half a second to import, which a run with a warm cache saves.
+    from chemeleon2_jax.crystals.cif.reader import first_crystal
     from chemeleon2_jax.crystals.structures import (
         arrays_from_structure,
         reduce_structure,
-        structure_from_cif,
+        structure_from_arrays,
     )
 
-    structure = structure_from_cif(cif)
+    crystal = first_crystal(cif)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            reduced = reduce_structure(structure)
+            reduced = reduce_structure(structure_from_arrays(*crystal.arrays))
     except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
         raise ValueError(f"irreducible cell: {error}") from error
     types, frac, lattice = arrays_from_structure(reduced)
     if not (np.isfinite(frac).all() and np.isfinite(lattice).all()):
         raise ValueError("irreducible cell: the reduction is not finite")
-    return types, frac.astype(np.float32), lattice.astype(np.float32)
+    remarks = [(DOUBT, text) for text in crystal.doubts] + [(NOTE, text) for text in crystal.notes]
+    arrays = types, frac.astype(np.float32), lattice.astype(np.float32)
+    return ParsedCrystal(arrays, tuple(remarks))
 
 
 def parse_rows(
@@ -112,6 +131,7 @@ def parse_rows(
         rows=np.concatenate([batch.rows for batch in batches]),
         num_rows=num_rows,
         skipped=tuple(itertools.chain.from_iterable(batch.skipped for batch in batches)),
+        remarks=tuple(itertools.chain.from_iterable(batch.remarks for batch in batches)),
     )
 
 
@@ -139,7 +159,7 @@ def _parse_batch(
     return outcomes
 
 
-def _parse_or_fail(cif: str | tuple[int, int]) -> CrystalArrays:
+def _parse_or_fail(cif: str | tuple[int, int]) -> ParsedCrystal:
     if isinstance(cif, tuple):
         raise ValueError(f"wrong number of fields: {cif[0]}, the header has {cif[1]}")
     if not cif.strip():
@@ -152,7 +172,7 @@ def _collect(outcomes: Sequence[Outcome], ids: Sequence[str], first_row: int) ->
     good = [i for i, outcome in enumerate(outcomes) if outcome.error is None]
     return ParsedFile(
         crystals=Crystals.from_list(
-            [outcomes[i].value for i in good], material_ids=[ids[i] for i in good]
+            [outcomes[i].value.arrays for i in good], material_ids=[ids[i] for i in good]
         ),
         rows=first_row + np.array(good, np.int32),
         num_rows=len(outcomes),
@@ -160,6 +180,9 @@ def _collect(outcomes: Sequence[Outcome], ids: Sequence[str], first_row: int) ->
             (first_row + i, ids[i], _reason(outcome.error))
             for i, outcome in enumerate(outcomes)
             if outcome.error is not None
+        ),
+        remarks=tuple(
+            (first_row + i, *remark) for i in good for remark in outcomes[i].value.remarks
         ),
     )
 

@@ -1,7 +1,8 @@
 """Crystals and properties of CSV files, cached by content.
 
 The key of a cache file holds the bytes of the CSV file, the columns that are read, `VERSION` and
-the version of pymatgen. Limits on size and the choice of properties apply after the cache.
+the versions of gemmi and pymatgen. Limits on size, the choice of properties and that of rows whose
+CIF is inconsistent apply after the cache.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from chemeleon2_jax.data.cache import (
 )
 from chemeleon2_jax.data.parse import ParsedFile, parse_rows
 
-VERSION = 2
+VERSION = 3
 """Part of every cache key; raise it when the same file must give other arrays."""
+
+_READERS = ("gemmi", "pymatgen")
 
 
 def parse_file(
@@ -88,7 +91,7 @@ def _cache_file(path: Path, kind: str, *columns: str) -> Path:
         content = hash_file(path)
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error}") from error
-    fields = [content, str(VERSION), importlib.metadata.version("pymatgen"), *columns]
+    fields = [content, str(VERSION), *map(importlib.metadata.version, _READERS), *columns]
     key = hashlib.sha256("\0".join(fields).encode()).hexdigest()[:32]
     return cache_dir() / "preprocessed" / f"{kind}-{key}.npz"
 
@@ -98,6 +101,7 @@ def _pack(parsed: ParsedFile) -> dict[str, np.ndarray]:
         "rows": parsed.rows,
         "num_rows": np.array(parsed.num_rows),
         "skipped": _encode(parsed.skipped),
+        "remarks": _encode(parsed.remarks),
     }
 
 
@@ -106,7 +110,8 @@ def _unpack(arrays: Mapping[str, np.ndarray]) -> ParsedFile:
     if arrays["rows"].shape != (len(crystals),):
         raise ValueError(f"rows has shape {arrays['rows'].shape}, not ({len(crystals)},)")
     skipped = tuple((row, name, reason) for row, name, reason in _decode(arrays["skipped"]))
-    return ParsedFile(crystals, arrays["rows"], int(arrays["num_rows"]), skipped)
+    remarks = tuple((row, kind, text) for row, kind, text in _decode(arrays["remarks"]))
+    return ParsedFile(crystals, arrays["rows"], int(arrays["num_rows"]), skipped, remarks)
 
 
 def _encode(values: Sequence[object]) -> np.ndarray:

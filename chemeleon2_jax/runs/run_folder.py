@@ -21,6 +21,7 @@ _IDENTITY = (
     "seed",
     "data.name",
     "data.data_dir",
+    "data.keep_inconsistent",
     "data.max_atoms",
     "data.rename",
     "data.target_condition",

@@ -143,6 +143,7 @@ def load_splits(config: ConfigDict, targets: Iterable[str] = ()) -> tuple[Crysta
         "targets": tuple(dict.fromkeys([*split_names(data.target_condition), *targets])),
         "rename": rename_columns(data.rename),
         "max_atoms": data.max_atoms,
+        "keep_inconsistent": data.keep_inconsistent,
         "num_workers": data.num_workers or None,
     }
     train, val = (load_split(data.name, split, **options) for split in ("train", "val"))

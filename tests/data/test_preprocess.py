@@ -35,7 +35,7 @@ def parse(path, **options):
 
 
 def assert_same(a, b) -> None:
-    assert (a.num_rows, a.skipped) == (b.num_rows, b.skipped)
+    assert (a.num_rows, a.skipped, a.remarks) == (b.num_rows, b.skipped, b.remarks)
     np.testing.assert_array_equal(a.rows, b.rows)
     for name, array in crystals_to_arrays(a.crystals).items():
         np.testing.assert_array_equal(array, crystals_to_arrays(b.crystals)[name])
@@ -164,7 +164,7 @@ def test_properties_are_cached(table, monkeypatch) -> None:
 
 def test_crystals_are_parsed_as_the_original_does() -> None:
     original = Structure(Lattice([[4, 0, 0], [8, 4, 0], [0, 0, 3]]), ["Fe"], [[0.25, 0, 0]])
-    types, frac, lattice = parse_crystal(original.to(fmt="cif"))
+    types, frac, lattice = parse_crystal(original.to(fmt="cif")).arrays
     assert types.tolist() == [26]
     reduced = original.get_reduced_structure()
     expected = Lattice.from_parameters(*reduced.lattice.parameters).matrix

@@ -1,0 +1,102 @@
+"""The element of each site of a CIF: from the column of types, else from the label."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from pymatgen.core import Element
+
+from chemeleon2_jax.crystals.arrays import MAX_ATOMIC_NUMBER
+
+ATOMIC_NUMBERS = {element.symbol: element.Z for element in Element}
+ISOTOPES = {"D": "deuterium", "T": "tritium"}
+
+_LETTERS = re.compile(r"[A-Za-z]+")
+_TYPE = re.compile(r"([A-Za-z]{1,3})(?:[\d+\-_.(].*)?$")
+# What stands in labels without being an element, though it starts with the symbol of one.
+_NOT_ELEMENTS = {
+    **dict.fromkeys(("va", "vac", "vacancy"), "a vacancy"),
+    **dict.fromkeys(("wat", "water", "hoh", "tip"), "water without the positions of its atoms"),
+    **dict.fromkeys(("oh", "nh", "ch", "cn", "no", "so"), "a group of atoms"),
+    **dict.fromkeys(("x", "xx", "dum", "du", "dummy", "q", "lp", "cen"), "a dummy"),
+}
+_GROUP = re.compile(r"(OH|NH|CH|CN|NO|SO|PO|H2O)\d*$")  # OH1, NH4; not Ho1 nor Po1
+_WATER_ATOMS = {"ow": "O", "hw": "H"}
+
+
+def read_elements(
+    types: list[str], labels: list[str], declared: frozenset[str]
+) -> tuple[list[str], list[str]]:
+    """Return the symbol of each site, and notes.
+
+    Args:
+        types: `_atom_site_type_symbol` of the sites, "" where there is none.
+        labels: of the sites.
+        declared: symbols of the declared formula; they decide how `CA1` is read.
+
+    Raises:
+        ValueError: a site is no element up to Z = 99; names the site.
+    """
+    upper = all(label == label.upper() for label in labels)
+    symbols = [
+        _from_type(kind, label) if kind else _from_label(label, declared, upper=upper)
+        for kind, label in zip(types, labels, strict=True)
+    ]
+    for symbol, label in zip(symbols, labels, strict=True):
+        if ATOMIC_NUMBERS[symbol] > MAX_ATOMIC_NUMBER:
+            raise ValueError(
+                f"element above Z = {MAX_ATOMIC_NUMBER}: {symbol} (Z = {ATOMIC_NUMBERS[symbol]}) "
+                f"at site {label}"
+            )
+    counts = Counter(symbol for symbol in symbols if symbol in ISOTOPES)
+    notes = [
+        f"{ISOTOPES[symbol]} read as hydrogen, with the mass of hydrogen ({count} sites)"
+        for symbol, count in counts.items()
+    ]
+    return ["H" if symbol in ISOTOPES else symbol for symbol in symbols], notes
+
+
+def _from_type(kind: str, label: str) -> str:
+    """Return the symbol of `Na1+`, `FE` or `O2-`."""
+    if "+ " in kind or "," in kind:
+        raise ValueError(f"partial occupancy: {kind[:40]} at site {label}")
+    match = _TYPE.match(kind)
+    symbol = match[1].capitalize() if match else ""
+    if symbol not in ATOMIC_NUMBERS or symbol.lower() in _NOT_ELEMENTS:
+        raise _not_an_element(kind, f"type of site {label}", symbol)
+    return symbol
+
+
+def _from_label(label: str, declared: frozenset[str], *, upper: bool) -> str:
+    """Return the symbol of `Na1`, `FeA`, `na1` or `NA1`.
+
+    Args:
+        label: of the site.
+        declared: symbols of the declared formula.
+        upper: whether all labels of the file are in upper case, so that `NA` is sodium.
+    """
+    match = _LETTERS.match(label)
+    letters = match[0] if match else ""
+    if letters.lower() in _WATER_ATOMS:
+        return _WATER_ATOMS[letters.lower()]
+    if not letters or letters.lower() in _NOT_ELEMENTS or _GROUP.match(label):
+        raise _not_an_element(label, "label of a site", letters)
+    one, two = letters[:1].upper(), letters[:2].capitalize()
+    second = letters[1:2]
+    if second.islower():  # the small letters after the first are of the element: not Cal, not Oa
+        choices = [two] if not letters[2:3].islower() else []
+    else:
+        choices = [two, one] if upper else [one, two]
+    choices = [symbol for symbol in choices if symbol in ATOMIC_NUMBERS]
+    choices = [symbol for symbol in choices if symbol in declared] or choices
+    if not choices:
+        raise _not_an_element(label, "label of a site", letters)
+    return choices[0]
+
+
+def _not_an_element(text: str, what: str, letters: str) -> ValueError:
+    meaning = _NOT_ELEMENTS.get(letters.lower(), "a group of atoms" if _GROUP.match(text) else "")
+    hint = f" ({meaning}?)" if meaning else ""
+    advice = "" if what.startswith("type") else "; give elements in _atom_site_type_symbol"
+    return ValueError(f"not an element: {text[:30]!r}, {what}{hint}{advice}")
