@@ -1,6 +1,6 @@
 """Conversion between pymatgen's Structures and arrays, and CIFs to Structures.
 
-Imports numpy and pymatgen alone, so that worker processes start fast.
+Imports numpy, gemmi and pymatgen alone, so that worker processes start fast.
 """
 
 from __future__ import annotations
@@ -11,12 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from pymatgen.core import DummySpecies, Element, Lattice, Structure
 
-from chemeleon2_jax.crystals.arrays import (
-    MAX_ATOMIC_NUMBER,
-    CrystalArrays,
-    Crystals,
-    wrap,
-)
+from chemeleon2_jax.crystals.arrays import MAX_ATOMIC_NUMBER, CrystalArrays, Crystals, wrap
 from chemeleon2_jax.crystals.cif.reader import first_crystal
 from chemeleon2_jax.crystals.limits import check_cell, check_num_atoms
 
@@ -104,7 +99,8 @@ def structure_from_cif(text: str | bytes) -> Structure:
     crystal = first_crystal(text)
     for doubt in crystal.doubts:
         warnings.warn(f"{crystal.block}: {doubt}", stacklevel=2)
-    return _build(*crystal.arrays)
+    types, frac, lattice = crystal.found
+    return _build(types, frac, lattice)
 
 
 def _build(types: np.ndarray, frac: np.ndarray, matrix: np.ndarray) -> Structure:

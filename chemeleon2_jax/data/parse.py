@@ -86,7 +86,7 @@ def parse_crystal(cif: str) -> ParsedCrystal:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            reduced = reduce_structure(structure_from_arrays(*crystal.arrays))
+            reduced = reduce_structure(structure_from_arrays(*crystal.found))
     except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
         raise ValueError(f"irreducible cell: {error}") from error
     types, frac, lattice = arrays_from_structure(reduced)

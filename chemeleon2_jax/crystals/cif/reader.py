@@ -42,6 +42,13 @@ class ReadCrystal:
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
+    @property
+    def found(self) -> CrystalArrays:
+        """The arrays of a block with a crystal."""
+        if self.arrays is None:
+            raise ValueError(self.reason)
+        return self.arrays
+
 
 def read_cif(content: str | bytes) -> list[ReadCrystal]:
     """Return the crystals of a CIF, one for each data block with a cell or atom sites.
@@ -164,9 +171,10 @@ def first_crystal(content: str | bytes) -> ReadCrystal:
         ValueError: no block gives a crystal; "kind: detail" of the first.
     """
     crystals = read_cif(content)
-    first = next((crystal for crystal in crystals if crystal.arrays is not None), None)
-    if first is None:
+    good = [crystal for crystal in crystals if crystal.arrays is not None]
+    if not good:
         raise ValueError(crystals[0].reason)
+    first = good[0]
     if len(crystals) == 1:
         return first
     note = f"block {first.block!r} alone is read, of {len(crystals)} with crystals"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gemmi import cif
 
@@ -136,31 +137,26 @@ _REPAIRS: tuple[tuple[Callable[[str], str | None], str], ...] = (
 def _read_block(block: cif.Block) -> Block:
     values: dict[str, list[str]] = {}
     repeated = []
-    for item in block:
-        if item.pair is not None:
-            columns = [(item.pair[0], [item.pair[1]])]
-        elif item.loop is not None:
-            tags, flat = item.loop.tags, None
-            columns = []
-            for index, tag in enumerate(tags):
-                if _is_read(_fold(tag)):
-                    flat = item.loop.values if flat is None else flat
-                    columns.append((tag, flat[index :: len(tags)]))
-        else:
+    for tag, raw in _columns(block):
+        name = tag.lower().replace(".", "_")
+        if not name.startswith(_PREFIXES) or name.startswith(_NOT_READ):
             continue
-        for tag, raw in columns:
-            name = _fold(tag)
-            if not _is_read(name):
-                continue
-            unquoted = [cif.as_string(value).strip() for value in raw]
-            if values.setdefault(name, unquoted) != unquoted:
-                repeated.append(name)
+        unquoted = [cif.as_string(value).strip() for value in raw]
+        if values.setdefault(name, unquoted) != unquoted:
+            repeated.append(name)
     return Block(block.name.strip(), values, tuple(repeated))
 
 
-def _fold(tag: str) -> str:
-    return tag.lower().replace(".", "_")
-
-
-def _is_read(name: str) -> bool:
-    return name.startswith(_PREFIXES) and not name.startswith(_NOT_READ)
+def _columns(block: cif.Block) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield each tag of a block with its values."""
+    item: Any  # its stubs have no types
+    for item in block:
+        pair, loop = item.pair, item.loop
+        if pair:
+            yield pair[0], [pair[1]]
+        elif loop:
+            tags = list(loop.tags)
+            # One look tells loops that are long and no part of the crystal, as of reflections.
+            if tags[0].lower().startswith(_PREFIXES):
+                flat = loop.values
+                yield from ((tag, flat[i :: len(tags)]) for i, tag in enumerate(tags))
