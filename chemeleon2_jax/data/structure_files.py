@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pymatgen.core import Structure
 
 from chemeleon2_jax.common.atomic_files import REPORT_FILE, STRUCTURES_FILE
 from chemeleon2_jax.common.errors import DatasetError
+from chemeleon2_jax.common.json_text import parse_json
 from chemeleon2_jax.crystals.arrays import CrystalArrays
 from chemeleon2_jax.crystals.limits import check_cell
 from chemeleon2_jax.crystals.structures import arrays_from_structure, structure_from_cif
@@ -107,7 +107,7 @@ def _read_samples(folder: Path, pool: WorkerPool) -> list[Entry]:
         )
     built = _read_json(folder / STRUCTURES_FILE, pool)
     try:
-        content = json.loads(report.read_text())
+        content = parse_json(report.read_bytes())
         indices = [int(index) for index in content["indices"]]
         reasons = {int(item["index"]): str(item["reason"]) for item in content["failures"]}
         num_samples = int(content["num_samples"])
@@ -128,8 +128,8 @@ def _read_samples(folder: Path, pool: WorkerPool) -> list[Entry]:
 
 def _read_json(path: Path, pool: WorkerPool) -> list[Entry]:
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as stream:
-            content = json.load(stream)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            content = parse_json(stream.read())
     except (EOFError, ValueError, zlib.error) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, list):

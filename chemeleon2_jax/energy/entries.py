@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import math
 import zlib
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from chemeleon2_jax.common.errors import EnergyError
+from chemeleon2_jax.common.json_text import parse_json
 from chemeleon2_jax.energy.entry import Entry, parse_composition
 
 _CLASSES = ("ComputedEntry", "ComputedStructureEntry", "PDEntry")
@@ -61,8 +61,8 @@ def read_entries(path: str | Path) -> EntryFile:
         if name.endswith(".csv"):
             return EntryFile(_read_all(_csv_rows(text, path), path))
         if name.endswith(".json"):
-            return _read_json(json.loads(text), path)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
+            return _read_json(parse_json(text), path)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise EnergyError(f"cannot read entries from {path}: {error}") from error
     raise EnergyError(f"{path}: a file of entries ends in .json, .csv or .pkl (and .gz)")
 

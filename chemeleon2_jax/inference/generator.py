@@ -29,7 +29,10 @@ from chemeleon2_jax.training.parallel import make_mesh, replicate, replicated, s
 # Float32 numbers of a token in memory at once, in units of the denoiser's hidden width: modulation,
 # projections, MLP and a margin. Measured on the compiled program, rounded up.
 _ACTIVATIONS = 40
+# Attention weights of a token in memory at once, per head and token of its row.
+_ATTENTION = 4
 _DEFAULT_CHUNK = 512
+_DEFAULT_MEMORY = 4 << 30  # bytes, for devices that do not report theirs
 # Larger latents count as not finite: their squares overflow and would reach the other crystals of
 # the row.
 LARGEST_LATENT = 1e18
@@ -190,7 +193,9 @@ class Generator:
         """Yield rows on the devices, equal in shape, for all crystals in order."""
         sizes = crystals.num_atoms
         padded_tokens = padding(self.ldm, self.sampler, sizes) or padded_tokens
-        fitting = chunk_size or self._fitting_chunk(padded_tokens or sizes.mean())
+        fitting = chunk_size or self._fitting_chunk(
+            padded_tokens or sizes.mean(), row_tokens=padded_tokens or 64 * -(-sizes.max() // 64)
+        )
         chunk_size = min(fitting, len(sizes))
         chunks = [sizes[i : i + chunk_size] for i in range(0, len(sizes), chunk_size)]
         num_devices = self.mesh.devices.size
@@ -215,17 +220,18 @@ class Generator:
             )
             yield shard_batch(rows, self.mesh), where
 
-    def _fitting_chunk(self, tokens_per_crystal: float) -> int:
-        """Return the number of crystals that fit into half of the devices' free memory; a default
-        for devices that do not report it.
+    def _fitting_chunk(self, tokens_per_crystal: float, *, row_tokens: int) -> int:
+        """Return the number of crystals that fit into half of the devices' free memory, or into a
+        default for devices that do not report it.
         """
         stats = self.mesh.devices.flat[0].memory_stats() or {}
         limit, used = stats.get("bytes_limit", 0), stats.get("bytes_in_use", 0)
+        sizes = self.ldm.sizes
+        numbers = _ACTIVATIONS * sizes.hidden_size + _ATTENTION * sizes.num_heads * row_tokens
+        free, most = 0.5 * (limit - used) * self.mesh.devices.size, 16 * _DEFAULT_CHUNK
         if not limit:
-            return _DEFAULT_CHUNK
-        per_token = 4 * _ACTIVATIONS * self.ldm.sizes.hidden_size
-        tokens = 0.5 * (limit - used) * self.mesh.devices.size / per_token
-        return max(1, min(int(tokens / tokens_per_crystal), 16 * _DEFAULT_CHUNK))
+            free, most = _DEFAULT_MEMORY, _DEFAULT_CHUNK
+        return max(1, min(int(free / (4 * numbers * tokens_per_crystal)), most))
 
 
 def padding(ldm: LDMParts, sampler: Sampler, num_atoms: np.ndarray) -> int:

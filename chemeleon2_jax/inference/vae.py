@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,10 @@ from chemeleon2_jax.rows.packing import Assignment
 from chemeleon2_jax.rows.rows import Rows
 
 _BATCH_SIZE = 256
+# Pairs of tokens in a row, and of atoms of a graph, that a batch may hold: 256 crystals of 256, and
+# of 64 atoms. Large crystals come in smaller batches.
+_MAX_TOKEN_PAIRS = 1 << 24
+_MAX_EDGES = 1 << 20
 
 
 @dataclass
@@ -184,16 +189,35 @@ def batches(
         edges: whether to add the pairs of atoms, for an encoder that needs them.
         features: name -> (A, width).
         conditions: name -> (G, width).
+
+    Raises:
+        ValueError: a crystal is too large for an encoder that needs edges.
     """
     if not len(crystals):
         return
     sizes = crystals.num_atoms
-    like = Layout.plan(sizes, _BATCH_SIZE, edges=edges)
-    batch_sizes = [sizes[i : i + _BATCH_SIZE] for i in range(0, len(sizes), _BATCH_SIZE)]
+    batch_size = _batch_size(int(sizes.max()), edges=edges)
+    like = Layout.plan(sizes, batch_size, edges=edges)
+    batch_sizes = [sizes[i : i + batch_size] for i in range(0, len(sizes), batch_size)]
     layout = Layout.for_batches(batch_sizes, like=like, coarse=True)
-    filled = in_order(crystals, layout, _BATCH_SIZE, atom_features=features, conditions=conditions)
+    filled = in_order(crystals, layout, batch_size, atom_features=features, conditions=conditions)
     for rows, where, _ in filled:
         yield rows, where
+
+
+def _batch_size(largest: int, *, edges: bool) -> int:
+    """Return the number of crystals in a batch whose largest has that many atoms.
+
+    Raises:
+        ValueError: the pairs of its atoms alone are too many.
+    """
+    pairs = largest**2
+    if edges and pairs > _MAX_EDGES:
+        raise ValueError(
+            f"{largest} atoms in a crystal are too many for the encoder of this model, which needs "
+            f"all their pairs: the limit is {math.isqrt(_MAX_EDGES)} atoms"
+        )
+    return max(1, min(_BATCH_SIZE, (_MAX_EDGES if edges else _MAX_TOKEN_PAIRS) // pairs))
 
 
 def check_latents(latents: Sequence[np.ndarray], width: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from chemeleon2_jax.common.atomic_files import locked, replacing
 from chemeleon2_jax.common.cache import cache_dir
 from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.common.json_text import parse_json
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -123,7 +124,7 @@ def _update_record(key: str, entry: Mapping[str, Any] | None) -> None:
 def _read_records() -> dict[str, dict[str, Any]]:
     path = records_file()
     try:
-        records: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))
+        records: dict[str, dict[str, Any]] = parse_json(path.read_bytes())
         if not all(map(_is_record, records.values())):
             raise ValueError("an entry is incomplete")
     except FileNotFoundError:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from chemeleon2_jax.common.errors import RewardError
+from chemeleon2_jax.common.json_text import parse_json
 from chemeleon2_jax.rewards.component import Component, Context
 from chemeleon2_jax.rewards.functions import FunctionOfStructures, load_function
 from chemeleon2_jax.rewards.options import check_positive
@@ -43,11 +43,11 @@ def read_json(text: str, key: str) -> dict[str, Any]:
         RewardError: not a JSON object.
     """
     try:
-        arguments = json.loads(text or "{}")
+        arguments = parse_json(text or "{}")
     except ValueError as error:
         raise RewardError(
-            f'{key} {text!r} are not JSON ({error}); write {{"target": 3}}'
+            f'{key} {text!r:.200} are not JSON ({error}); write {{"target": 3}}'
         ) from error
     if not isinstance(arguments, dict):
-        raise RewardError(f'{key} {text!r} are no JSON object; write {{"target": 3}}')
+        raise RewardError(f'{key} {text!r:.200} are no JSON object; write {{"target": 3}}')
     return arguments

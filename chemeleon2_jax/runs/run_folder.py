@@ -1,6 +1,5 @@
 """Run folders: making one, its `config.json`, and the config of a resumed run."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 
 from chemeleon2_jax.common.atomic_files import replacing
 from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.common.json_text import parse_json
 from chemeleon2_jax.runs.config import flatten, to_json
 
 CONFIG_FILE = "config.json"
@@ -105,7 +105,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     """
     path = run_dir / CONFIG_FILE
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"{run_dir} is not the folder of a run (it has no {CONFIG_FILE})"

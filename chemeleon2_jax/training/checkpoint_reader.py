@@ -5,7 +5,6 @@ key), `meta` (JSON: a description of the model) and `progress` (JSON: `Progress`
 `checkpoint_writer` writes them.
 """
 
-import json
 import logging
 import re
 import sys
@@ -20,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.common.json_text import parse_json
 from chemeleon2_jax.training.plain_trees import from_plain
 from chemeleon2_jax.training.progress import Progress, best_of
 
@@ -143,7 +143,7 @@ def short_reason(error: Exception) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads((path / _JSON_FILE).read_text())
+        content = parse_json((path / _JSON_FILE).read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path / _JSON_FILE} cannot be read: the checkpoint is incomplete or damaged; use "
