@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.common.paths import expand_path
 from chemeleon2_jax.runs import command_line as cli
 
 flags.DEFINE_string("input", "", "Model to convert.")
@@ -41,7 +42,7 @@ def main() -> int:
     for name in ("input", "output"):
         if not getattr(values, name):
             raise ConfigError(f"give --{name}; see python -m chemeleon2_jax.convert --help")
-    output = Path(values.output).expanduser()
+    output = expand_path(values.output)
     _check_output(output, is_file=values.format == "torch")
 
     # Late: importing JAX takes seconds.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.common.paths import expand_path, printable
 from chemeleon2_jax.runs import command_line as cli
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def main() -> int:
     for name in ("structures", "output_dir"):
         if not getattr(values, name):
             raise ConfigError(f"give --{name}; see python -m chemeleon2_jax.evaluate --help")
-    output_dir = Path(values.output_dir)
+    output_dir = expand_path(values.output_dir)
     cli.check_output_dir(output_dir)
 
     # After the flags are checked: loading pymatgen takes a second.
@@ -110,7 +111,9 @@ def _write(output_dir: Path, report: Report) -> None:
         (output_dir / SUMMARY_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"an earlier summary cannot be removed: {error}") from error
-    cli.write_file(output_dir / TABLE_FILE, report.table.to_csv().encode())
+    cli.write_file(
+        output_dir / TABLE_FILE, report.table.to_csv().encode("utf-8", "backslashreplace")
+    )
     summary = json.dumps(report.summary, indent=2, allow_nan=False) + "\n"
     cli.write_file(output_dir / SUMMARY_FILE, summary.encode())
 
@@ -118,20 +121,24 @@ def _write(output_dir: Path, report: Report) -> None:
 def _print(summary: dict[str, Any], output_dir: Path) -> None:
     from rich.console import Console
 
-    console = Console()
+    # No markup: a name may hold brackets.
+    console = Console(markup=False)
     console.print(_tabulate(summary))
     reference = summary["reference"]
     if reference is not None:
         splits = f" ({', '.join(reference['splits'])})" if reference["splits"] else ""
         text = f"{reference['name']}{splits}: {reference['count']} crystals"
-        console.print(f"reference  {text}", soft_wrap=True, highlight=False)
+        console.print(f"reference  {printable(text)}", soft_wrap=True, highlight=False)
     for label, name in (("table", TABLE_FILE), ("summary", SUMMARY_FILE)):
-        console.print(f"{label:<10} {output_dir / name}", soft_wrap=True, highlight=False)
+        console.print(
+            f"{label:<10} {printable(output_dir / name)}", soft_wrap=True, highlight=False
+        )
 
 
 def _tabulate(summary: dict[str, Any]) -> Table:
     """Return a row for what was built and for each metric: its value, and what failed and why."""
     from rich.table import Table
+    from rich.text import Text
 
     from chemeleon2_jax.metrics.metric import describe
     from chemeleon2_jax.metrics.registry import METRICS
@@ -139,7 +146,8 @@ def _tabulate(summary: dict[str, Any]) -> Table:
     structures = summary["structures"]
     asked, built = structures["asked"], structures["built"]
     missing = structures["without_crystal"]
-    table = Table(title=f"{structures['source']}: {asked} crystals", title_justify="left")
+    title = f"{printable(structures['source'])}: {asked} crystals"
+    table = Table(title=Text(title), title_justify="left")
     for heading in ("metric", "", "failed, and why"):
         table.add_column(heading, overflow="fold")  # a name may be wider than its column
     table.add_row("built", f"{built / asked:.1%} ({built})", _list_kinds(missing))

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from chemeleon2_jax.common.atomic_files import REPORT_FILE, STRUCTURES_FILE
 from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.common.paths import expand_path
 from chemeleon2_jax.common.version import __version__
 from chemeleon2_jax.crystals.limits import check_num_atoms, check_num_samples
 from chemeleon2_jax.diffusion.samplers import SAMPLERS
@@ -94,7 +95,7 @@ def main() -> int:
     condition_texts = _read_conditions(values.condition)
     if not values.num_samples and not num_atoms and not condition_texts:
         raise ConfigError("give --num_samples, --num_atoms or both")
-    output_dir = Path(values.output_dir)
+    output_dir = expand_path(values.output_dir)
     cli.check_output_dir(output_dir)
 
     # After the checks of the flags: importing JAX and pymatgen takes seconds.

@@ -20,8 +20,16 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from chemeleon2_jax.common.errors import ConfigError, RewardError, UserError
+from chemeleon2_jax.common.paths import expand_path
 from chemeleon2_jax.runs import command_line as cli
-from chemeleon2_jax.runs.config import fit_config, load_config, to_json, unwrap_hub_keys
+from chemeleon2_jax.runs.config import (
+    expand_paths,
+    expand_value,
+    fit_config,
+    load_config,
+    to_json,
+    unwrap_hub_keys,
+)
 from chemeleon2_jax.runs.config_checks import check_config, check_overrides
 from chemeleon2_jax.runs.run_folder import make_run_dir, remove_unused, resumed_config, save_config
 
@@ -64,6 +72,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         flags.Error: another flag is wrong.
     """
     specs, others = _split_config_flag(argv[1:])
+    specs = [_expand_file(spec) for spec in specs]
     if len(specs) > 1:
         raise ConfigError(f"--config is given {len(specs)} times: {', '.join(specs)}")
     ordered = [argv[0], *(f"--config={spec}" for spec in specs), *others]
@@ -72,6 +81,12 @@ def parse_flags(argv: list[str]) -> list[str]:
     # config_flags reads sys.argv and needs the file before the overrides.
     sys.argv = ordered
     return flags.FLAGS(ordered)
+
+
+def _expand_file(spec: str) -> str:
+    """Expand the path of <path>:<experiment>."""
+    path, colon, experiment = spec.partition(":")
+    return f"{expand_path(path)}{colon}{experiment}" if path and "://" not in spec else spec
 
 
 def _split_config_flag(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -98,6 +113,8 @@ def make_plan(config: ConfigDict | None, overrides: dict[str, object]) -> Plan:
     """
     if config is None:
         raise ConfigError("give a config: --config=configs/train_vae.py:tiny/vae_dng, for example")
+    expand_paths(config)
+    overrides = {key: expand_value(key, value) for key, value in overrides.items()}
     plan = Plan(config)
     if config.resume_from:
         run_dir = Path(config.resume_from)

@@ -16,6 +16,7 @@ import numpy as np
 from absl import logging
 
 from chemeleon2_jax.common.errors import DatasetError
+from chemeleon2_jax.common.paths import expand_path
 from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data import csv_files, embedded
@@ -166,7 +167,7 @@ def load_split(
 
 def _split_file(name: str, split: str, data_dir: str | Path) -> Path:
     if data_dir:
-        return csv_files.find_split_file(Path(data_dir).expanduser(), split)
+        return csv_files.find_split_file(expand_path(data_dir, error=DatasetError), split)
     return fetch_split(NAMED_SETS[canonical_name(name)], split)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from chemeleon2_jax.common.errors import DatasetError
+from chemeleon2_jax.common.paths import expand_path
 from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.crystals.limits import check_cell, check_num_atoms
@@ -86,7 +87,7 @@ def load_reference(
         raise DatasetError("the reference has no name; give a data set, a file or a folder")
     if _is_named(name):
         return _from_splits(canonical_name(name), splits, data_dir="", pool=pool)
-    folder = Path(name).expanduser()
+    folder = expand_path(name, error=DatasetError)
     if not folder.exists():
         known = [*EMBEDDED_SETS, *NAMED_SETS]
         raise DatasetError(f"no data set, file or folder {name!r}: {suggest(name, known)}")

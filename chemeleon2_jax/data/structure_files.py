@@ -14,6 +14,7 @@ from pymatgen.core import Structure
 from chemeleon2_jax.common.atomic_files import REPORT_FILE, STRUCTURES_FILE
 from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.common.json_text import parse_json
+from chemeleon2_jax.common.paths import expand_path, printable
 from chemeleon2_jax.crystals.arrays import CrystalArrays
 from chemeleon2_jax.crystals.limits import check_cell
 from chemeleon2_jax.crystals.structures import arrays_from_structure, structure_from_cif
@@ -63,7 +64,7 @@ def read_entries(path: str | Path, pool: WorkerPool) -> list[Entry]:
     Raises:
         DatasetError: the path is none of these, or holds nothing.
     """
-    path = Path(path).expanduser()
+    path = expand_path(path, error=DatasetError)
     # A list beside its run.json is incomplete: crystals that were not built belong to it.
     if path.name == STRUCTURES_FILE and (path.parent / REPORT_FILE).is_file():
         path = path.parent
@@ -139,7 +140,9 @@ def _read_json(path: Path, pool: WorkerPool) -> list[Entry]:
 
 
 def _read_cifs(paths: Sequence[Path], pool: WorkerPool) -> list[Entry]:
-    return _collect(_from_cif_file, paths, names=[path.name for path in paths], pool=pool)
+    return _collect(
+        _from_cif_file, paths, names=[printable(path.name) for path in paths], pool=pool
+    )
 
 
 def _collect(

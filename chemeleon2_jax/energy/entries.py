@@ -17,6 +17,7 @@ from typing import Any
 
 from chemeleon2_jax.common.errors import EnergyError
 from chemeleon2_jax.common.json_text import parse_json
+from chemeleon2_jax.common.paths import expand_path
 from chemeleon2_jax.energy.entry import Entry, parse_composition
 
 _CLASSES = ("ComputedEntry", "ComputedStructureEntry", "PDEntry")
@@ -49,7 +50,7 @@ def read_entries(path: str | Path) -> EntryFile:
     Raises:
         EnergyError: it cannot be read; names the entry and its fault.
     """
-    path = Path(path)
+    path = expand_path(path, error=EnergyError)
     name = path.name.removesuffix(".gz")
     try:
         if name.endswith((".pkl", ".pickle")):

@@ -15,6 +15,7 @@ import jraph
 import numpy as np
 
 from chemeleon2_jax.common.errors import EnergyError
+from chemeleon2_jax.common.paths import expand_path
 from chemeleon2_jax.common.scores import check_values
 from chemeleon2_jax.energy.fire import Forces, relax_together
 from chemeleon2_jax.energy.graphs import (
@@ -175,7 +176,7 @@ def load_nequix(
         require(package, _HINT)
     if corrected and not model_path:
         raise EnergyError("the published Nequix models are not on the corrected scale")
-    path = Path(model_path).expanduser() if model_path else fetch_weights(model)
+    path = expand_path(model_path, error=EnergyError) if model_path else fetch_weights(model)
     try:
         elements = sorted(read_header(path)["atomic_numbers"])
         loaded = _load(path)

@@ -18,6 +18,7 @@ from absl import logging
 from flax import nnx
 
 from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.common.paths import expand_path
 from chemeleon2_jax.common.suggest import did_you_mean
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.models.abstract import abstract_module
@@ -36,7 +37,6 @@ from chemeleon2_jax.training.checkpoint_reader import (
     LAST,
     Checkpoint,
     open_checkpoint,
-    short_reason,
 )
 from chemeleon2_jax.training.checkpoint_writer import write_checkpoint
 
@@ -129,8 +129,8 @@ def open_model(
         ema=ema,
         size_table=published_size_table(size_table) if size_table else (),
     )
-    path = _expand(name)
     if not str(name).startswith("${"):
+        path = expand_path(name, error=CheckpointError)
         if path.is_file():
             return _report(convert_file(path, options))
         if path.exists() or path.is_symlink() or path.name in (LAST, BEST):
@@ -143,20 +143,6 @@ def open_model(
         f"there is no {name}.{hint} Give a run folder, a checkpoint folder, a PyTorch .ckpt file, "
         f"or the key of a published checkpoint: {', '.join(hub.REGISTRY)}"
     )
-
-
-def _expand(name: str | Path) -> Path:
-    """Return the name as a path.
-
-    Raises:
-        CheckpointError: no path: too long, a null byte, an unknown user's home.
-    """
-    try:
-        path = Path(name).expanduser()
-        path.exists()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{name!s:.200} cannot be opened: {short_reason(error)}") from error
-    return path
 
 
 def _open_folder(path: Path, options: Options) -> Checkpoint[ModelMeta]:

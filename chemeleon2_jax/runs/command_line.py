@@ -1,5 +1,6 @@
 """What the command lines share: readable logs, one-line errors, exit codes, files they write."""
 
+import io
 import logging
 import os
 import sys
@@ -45,6 +46,9 @@ def run(
 
     def guarded(_argv: Sequence[str]) -> int:
         log_to_console()
+        for stream in (sys.stdout, sys.stderr):  # a name that is not UTF-8 must not end a command
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         # pymatgen warns whenever it sorts the elements of a formula with a noble gas.
         warnings.filterwarnings("ignore", message="No Pauling electronegativity")
         try:
@@ -109,7 +113,7 @@ def log_file(path: Path) -> Iterator[None]:
 
     An error that the user can mend is logged as a line, any other with its traceback.
     """
-    handler = _LogFile(path, encoding="utf-8", delay=True)
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(module)s: %(message)s"))
     handler.addFilter(_is_heard)
     logging.getLogger().addHandler(handler)

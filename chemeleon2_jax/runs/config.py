@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from chemeleon2_jax.common.errors import ConfigError
+from chemeleon2_jax.common.paths import expand_path
 from chemeleon2_jax.training.config import (
     EarlyStoppingConfig,
     FitConfig,
@@ -36,7 +37,7 @@ def load_config(spec: str) -> ConfigDict:
         ConfigError: the file or the experiment does not exist, or the file holds no config.
     """
     name, _, experiment = spec.partition(":")
-    path = Path(name)
+    path = expand_path(name)
     if not path.is_file():
         raise ConfigError(f"there is no config file {name!r} (looked in {Path.cwd()})")
     add_config_root(path)
@@ -137,6 +138,41 @@ def rename_columns(text: str) -> dict[str, str]:
             )
         columns[column] = name
     return columns
+
+
+def is_path(key: str) -> bool:
+    """Return whether the value of a dotted key is a path, or may be one."""
+    return key in ("resume_from", "paths.log_dir", "data.data_dir") or key.endswith(
+        ("ckpt_path", ".model_path", ".hull")
+    )
+
+
+def expand_value(key: str, value: Any) -> Any:
+    """Return a value with `~` and variables replaced if it is a path, see `expand_path`.
+
+    Raises:
+        ConfigError: the path is a URL, or has an unknown variable or user.
+    """
+    if not is_path(key) or not isinstance(value, str) or not re.search(r"[~$]|://", value):
+        return value
+    if _HUB_KEY.fullmatch(value):
+        return value
+    try:
+        return str(expand_path(value))
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def expand_paths(config: ConfigDict) -> None:
+    """Replace `~` and variables in all paths, in place.
+
+    Raises:
+        ConfigError: see `expand_value`.
+    """
+    for key, value in flatten(config).items():
+        expanded = expand_value(key, value)
+        if expanded != value:
+            config.update_from_flattened_dict({key: expanded})
 
 
 def unwrap_hub_keys(config: ConfigDict) -> None:

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.common.json_text import parse_json
+from chemeleon2_jax.common.paths import expand_path
 from chemeleon2_jax.training.plain_trees import from_plain
 from chemeleon2_jax.training.progress import Progress, best_of
 
@@ -198,8 +199,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint[dict[str, Any]]:
         CheckpointError: the path is neither, or the checkpoint is broken.
     """
     try:
-        return _find(Path(path).expanduser())
-    except (OSError, RuntimeError) as error:  # RuntimeError: the home of an unknown user
+        return _find(expand_path(path, error=CheckpointError))
+    except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {short_reason(error)}") from error
 
 

@@ -1,0 +1,59 @@
+"""Paths as people write them: with `~`, variables, and names that are not UTF-8."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from chemeleon2_jax.common.errors import ConfigError, UserError
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+
+
+def expand_path(path: str | Path, *, error: type[UserError] = ConfigError) -> Path:
+    """Return a path with `~`, `~user`, `$NAME` and `${NAME}` replaced, as a shell does.
+
+    A shell leaves `--flag=~/x` alone. A path that exists with a `$` in its name is taken as it is.
+
+    Args:
+        path: of a flag, a config or an argument.
+        error: kind of error to raise.
+
+    Raises:
+        UserError: of that kind: a URL, an unknown variable or user, or no path at all.
+    """
+    text = os.fspath(path)
+    url = _URL.match(text)
+    if url:
+        raise error(
+            f"{printable(text)} is a URL: {url[1]}:// is not supported; give a path of a file "
+            "system of this machine"
+        )
+    try:
+        if "$" in text and not os.path.lexists(text):
+            text = _VARIABLE.sub(_value, text)
+        expanded = Path(text).expanduser()
+        if "\0" in text:
+            raise ValueError("it holds a null byte")
+        expanded.exists()  # raises where a name is too long
+    except (LookupError, OSError, RuntimeError, ValueError) as problem:
+        # RuntimeError: the home of an unknown user
+        detail = problem.args[0] if isinstance(problem, LookupError) else problem
+        raise error(f"{printable(text)[:200]!r} cannot be opened: {detail}"[:500]) from problem
+    return expanded
+
+
+def _value(match: re.Match[str]) -> str:
+    name = match[1] or match[2]
+    if name not in os.environ:
+        raise LookupError(f"the variable {name} is not set")
+    return os.environ[name]
+
+
+def printable(path: str | Path) -> str:
+    r"""Return a path as text that can be printed and written anywhere: `\xff` for a byte that is
+    not UTF-8.
+    """
+    return os.fsencode(os.fspath(path)).decode("utf-8", "backslashreplace")
