@@ -84,10 +84,10 @@ def draw_grid(
     Raises:
         ValueError: see `save_grid`.
     """
-    return _pixels(_grid(structures, columns=columns, titles=titles))
+    return figure_pixels(_grid(structures, columns=columns, titles=titles))
 
 
-def _pixels(figure: Figure) -> np.ndarray:
+def figure_pixels(figure: Figure) -> np.ndarray:
     """Render a figure: (height, width, 3) uint8."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -287,4 +287,4 @@ def parity_plot(known: np.ndarray, predicted: np.ndarray, *, name: str) -> np.nd
         axes.plot(ends, ends, color="black", linewidth=0.8)
     axes.set_xlabel(f"{name}, known")
     axes.set_ylabel(f"{name}, predicted")
-    return _pixels(figure)
+    return figure_pixels(figure)

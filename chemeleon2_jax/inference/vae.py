@@ -92,6 +92,15 @@ class VAEModel:
         Raises:
             ValueError: atom types missing or superfluous, or wrong shapes.
         """
+        crystals = self.decode_crystals(latents, atom_types=atom_types)
+        return [_build(arrays, index) for index, arrays in enumerate(crystals)]
+
+    def decode_crystals(
+        self, latents: Sequence[np.ndarray], *, atom_types: Sequence[np.ndarray] | None = None
+    ) -> list[CrystalArrays | None]:
+        """Return the arrays of crystals as `decode` does, whether or not a cell can be built; None
+        where the latent is not finite.
+        """
         crystals = self._crystals_of(latents, atom_types)
         if not len(latents):
             return []
@@ -102,8 +111,18 @@ class VAEModel:
         arrays: list[Any] = []
         for rows, where in batches(crystals, features={"latent": flat}):
             arrays += split_crystals(self._decode(self.parts.params, rows), where)
-        pairs = zip(arrays, usable, strict=True)
-        return [_build(a if ok else None, index) for index, (a, ok) in enumerate(pairs)]
+        return [a if ok else None for a, ok in zip(arrays, usable, strict=True)]
+
+    def decode_onto(
+        self, latents: Sequence[np.ndarray], crystals: Crystals
+    ) -> list[CrystalArrays | None]:
+        """Return `decode_crystals` of latents of known crystals: of their atom types, if the VAE
+        does not predict them.
+        """
+        if self.parts.sizes.atom_type_predict:
+            return self.decode_crystals(latents)
+        types = [crystals.crystal(index)[0] for index in range(len(crystals))]
+        return self.decode_crystals(latents, atom_types=types)
 
     def _crystals_of(
         self, latents: Sequence[np.ndarray], atom_types: Sequence[np.ndarray] | None
