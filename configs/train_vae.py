@@ -31,7 +31,7 @@ def _vae_module() -> ConfigDict:
         {
             "latent_dim": 8,
             # Or "cspnet", which reads num_freqs and layer_norm, but no heads and feedforward.
-            "encoder": TransformerSizes(**transformer).to_block(),
+            "encoder": {**TransformerSizes().to_block(), **transformer},
             "decoder": dict(transformer),
             "atom_type_predict": True,  # false: atom types are given (structure prediction)
             "loss_weights": {
@@ -42,6 +42,14 @@ def _vae_module() -> ConfigDict:
                 "kl": 1e-5,
                 "fa": 0.0,  # alignment with foundation_features
             },
+            "kl_warmup_steps": 0,  # the KL weight rises linearly from 0 in so many steps
+            "coords_loss": {
+                # "fraction": of the cell; "spacing": displacements over (volume / atoms) ** (1/3)
+                "unit": "fraction",
+                "periodic_from": 0,  # first step that compares modulo the cell; 0 for never
+                "periodic_over": 0,  # steps of the transition
+            },
+            "latent_noise": 0.0,  # on the decoder's input, over the spread of each channel
             "foundation_features": "",  # .npz: material id -> (atoms, 256)
             "augmentation": common.augmentation(),
             "noise": {
@@ -52,6 +60,10 @@ def _vae_module() -> ConfigDict:
             "match_rate": {
                 "num_samples": 256,  # validation crystals to match; 0 for off
                 "timeout_s": 3.0,  # per pair
+            },
+            "tolerance": {
+                "num_samples": 0,  # validation crystals to decode with noise; 0 for off
+                "posterior_scale": 1.0,  # share of the posterior's spread in their latents
             },
             "optimizer": common.optimizer(lr=1e-4),
             "scheduler": common.scheduler(),

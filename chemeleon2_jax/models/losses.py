@@ -12,12 +12,27 @@ import optax
 
 from chemeleon2_jax.crystals.arrays import lattice_parameters, scale_lengths
 from chemeleon2_jax.models.vae import Decoded, Posterior
-from chemeleon2_jax.rows.rows import Rows, weighted_mean
+from chemeleon2_jax.rows.rows import Rows, gather_slots, slot_matrix, weighted_mean
 
 # Margins of the foundation alignment: the distance-matrix and point-wise losses of VA-VAE (Yao et
 # al. 2025).
 PAIR_MARGIN = 0.25
 POINT_MARGIN = 0.5
+
+
+@dataclass(frozen=True)
+class CoordsLoss:
+    """Comparison of coordinates in `loss_frac_coords`.
+
+    Attributes:
+        unit: "fraction" takes the mean square of differences of fractional coordinates; "spacing"
+            that of displacements over the crystal's (volume / number of atoms) ** (1/3), the unit
+            of StructureMatcher: an angstrom is worth the same in large cells as in small ones.
+        periodic: share of a comparison modulo the cell in the loss, 0 to 1; the rest is without.
+    """
+
+    unit: str = "fraction"
+    periodic: float | jax.Array = 0.0
 
 
 @dataclass(frozen=True)
@@ -28,23 +43,29 @@ class LossWeights:
     lengths: float = 1.0
     angles: float = 10.0
     frac_coords: float = 10.0
-    kl: float = 1e-5
+    kl: float | jax.Array = 1e-5
     fa: float = 0.0
 
+
+_PLAIN = CoordsLoss()
 
 # name -> (sum, weight), which add up exactly over batches of any sizes.
 Terms = Mapping[str, tuple[Any, Any]]
 
 
-def vae_terms(decoded: Decoded, posterior: Posterior, target: Rows) -> Terms:
+def vae_terms(
+    decoded: Decoded, posterior: Posterior, target: Rows, *, coords: CoordsLoss = _PLAIN
+) -> Terms:
     """Return the loss terms: sum and count over atoms (elements, coordinates, KL) or crystals.
 
-    The KL is summed over the latent width. Coordinates are compared without wrapping.
+    The KL is summed over the latent width.
 
     Args:
         decoded: the decoder's output.
         posterior: the encoder's.
         target: the clean crystals.
+        coords: comparison of the coordinates; by default that of the original, of fractions
+            without wrapping.
     """
     lengths, angles = lattice_parameters(target.lattices)
     lengths_scaled = scale_lengths(lengths, target.num_atoms)
@@ -56,7 +77,7 @@ def vae_terms(decoded: Decoded, posterior: Posterior, target: Rows) -> Terms:
     terms = {
         "loss_lengths": _total(squared(decoded.lengths_scaled - lengths_scaled), crystals),
         "loss_angles": _total(squared(decoded.angles - angles), crystals),
-        "loss_frac_coords": _total(squared(decoded.frac_coords - target.frac_coords), atoms),
+        "loss_frac_coords": _total(_coords_error(decoded.frac_coords, target, coords), atoms),
         "loss_kl": _total(kl_divergence(posterior), atoms),
     }
     if decoded.atom_logits is not None:
@@ -73,6 +94,32 @@ def total_loss(terms: Terms, weights: LossWeights) -> tuple[jax.Array, dict[str,
     factors = {f"loss_{name}": factor for name, factor in asdict(weights).items()}
     total = sum(factors[name] * mean for name, mean in means.items() if name in factors)
     return jnp.asarray(total), means
+
+
+def _coords_error(frac_coords: jax.Array, target: Rows, options: CoordsLoss) -> jax.Array:
+    """Return the squared error of coordinates (R, T, 3), the mean over three axes: (R, T)."""
+    difference = frac_coords - target.frac_coords
+
+    def squared(difference: jax.Array) -> jax.Array:
+        if options.unit == "spacing":
+            difference = _over_spacing(difference, target)
+        return jnp.mean(difference**2, -1)
+
+    if isinstance(options.periodic, float) and options.periodic == 0.0:
+        return squared(difference)
+    # Each fraction to its own nearest image: in reduced cells mostly that of the atom as well.
+    wrapped = squared(difference - jnp.round(difference))
+    return (1.0 - options.periodic) * squared(difference) + options.periodic * wrapped
+
+
+def _over_spacing(difference: jax.Array, rows: Rows) -> jax.Array:
+    """Return Cartesian displacements over (volume / number of atoms) ** (1/3), (R, T, 3)."""
+    volume = jnp.abs(jnp.linalg.det(rows.lattices))
+    spacing = jnp.cbrt(volume / jnp.maximum(rows.num_atoms, 1))
+    cells = rows.lattices / spacing[..., None, None]
+    cells = gather_slots(slot_matrix(rows), cells.reshape(*rows.num_atoms.shape, 9))
+    cells = cells.reshape(*rows.position.shape, 3, 3)
+    return jnp.einsum("rtj,rtjk->rtk", difference, cells)
 
 
 def _total(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -15,8 +15,10 @@ from chemeleon2_jax.common.version import __version__
 from chemeleon2_jax.models.latents import ChannelMoments
 from chemeleon2_jax.models.sizes import DiffusionConfig, DiTSizes, PredictorSizes, VAESizes
 
-FORMAT_VERSION = 2
-"""0 is that of package 0.1.0, whose checkpoints do not state one; 2 adds `latent_channels`."""
+FORMAT_VERSION = 3
+"""0 is that of package 0.1.0, whose checkpoints do not state one; 2 adds `latent_channels`, 3
+`vae.encoder.periodic_coords`.
+"""
 
 SAMPLE_WEIGHTS = ("ema", "raw")
 

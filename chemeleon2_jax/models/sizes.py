@@ -47,6 +47,10 @@ class VAESizes:
         return VAESizes(**{**values, "encoder": encoder, "decoder": decoder})
 
 
+COORDS_UNITS = ("fraction", "spacing")
+"""Units of the coordinates' loss, see `losses.CoordsLoss`."""
+
+
 @dataclass(frozen=True)
 class LoRASizes:
     """Sizes of adapters, and the layers that have them.

@@ -155,6 +155,25 @@ def sample_posterior(posterior: Posterior, noise: jax.Array, *, scale: float = 1
     return posterior.mean + (spread if scale == 1.0 else scale * spread) * noise
 
 
+def blur_latents(z: jax.Array, noise: jax.Array, rows: Rows, *, level: float) -> jax.Array:
+    """Return latents plus noise of `level` times the spread of each channel over the batch's atoms.
+
+    A decoder trained on such latents tolerates the errors of a diffusion model. The spread has no
+    gradient: latents do not grow to evade the noise.
+
+    Args:
+        z: (R, T, L).
+        noise: standard normal, (R, T, L).
+        rows: the crystals.
+        level: of the noise, 0.2 for a fifth of the spread.
+    """
+    weights = rows.is_atom[..., None].astype(jnp.float32)
+    count = jnp.sum(weights)
+    mean = jnp.sum(z * weights, (0, 1)) / count
+    spread = jnp.sqrt(jnp.sum((z - mean) ** 2 * weights, (0, 1)) / count)
+    return z + level * jax.lax.stop_gradient(spread) * noise
+
+
 def split_crystals(crystals: Reconstruction, assignment: Assignment) -> list[CrystalArrays]:
     """Return (atom_types, frac_coords, lattice) of each crystal, as numpy arrays."""
     atom_types = assignment.split_atoms(crystals.atom_types)

@@ -15,7 +15,7 @@ from chemeleon2_jax.diffusion.targets import TARGETS
 from chemeleon2_jax.diffusion.times import TIMES
 from chemeleon2_jax.models.encoders.registry import ENCODERS, default_options
 from chemeleon2_jax.models.latents import STANDARDISATIONS
-from chemeleon2_jax.models.sizes import NAMED_SIZES, REDUCTIONS, VARIANCE_LAYOUTS
+from chemeleon2_jax.models.sizes import COORDS_UNITS, NAMED_SIZES, REDUCTIONS, VARIANCE_LAYOUTS
 from chemeleon2_jax.runs.config import fit_config, flatten, module_of, rename_columns
 from chemeleon2_jax.training.config import MODES, PRECISIONS
 
@@ -36,6 +36,7 @@ _CHOICES = {
     "rl_module.rl_configs.kl_reference": ("rollout", "initial"),
     "rl_module.sampling_configs.sampler": SAMPLERS,
     "trainer.precision": tuple(PRECISIONS),
+    "vae_module.coords_loss.unit": COORDS_UNITS,
     "vae_module.encoder.name": tuple(ENCODERS),
 }
 _POSITIVE = (
@@ -73,6 +74,7 @@ _AT_MOST = {
     "packing.max_shapes": 8,  # each is compiled
     "ldm_module.condition_module.drop_prob": 1.0,
     "ldm_module.diffusion.posterior_scale": 1.0,
+    "vae_module.tolerance.posterior_scale": 1.0,
     "vae_module.noise.ratio": 0.5,  # this share of atoms is masked, another is moved
 }
 

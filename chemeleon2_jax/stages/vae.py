@@ -22,7 +22,7 @@ from chemeleon2_jax.metrics.matching import Tolerances
 from chemeleon2_jax.metrics.reconstruction import STRICT_AND_LOOSE, match_rates
 from chemeleon2_jax.models.encoders.registry import read_encoder
 from chemeleon2_jax.models.losses import (
-    LossWeights,
+    CoordsLoss,
     Terms,
     foundation_alignment,
     total_loss,
@@ -34,6 +34,7 @@ from chemeleon2_jax.models.vae import (
     FOUNDATION_WIDTH,
     VAE,
     Reconstruction,
+    blur_latents,
     reconstruct,
     sample_posterior,
     split_crystals,
@@ -50,6 +51,8 @@ from chemeleon2_jax.stages.common import (
     sum_terms,
 )
 from chemeleon2_jax.stages.data import StageData, load_data
+from chemeleon2_jax.stages.vae_objective import VAEObjective, with_steps
+from chemeleon2_jax.stages.vae_tolerance import TOLERANCE_VALUES, make_tolerance
 from chemeleon2_jax.training.stage import Stage, ValidateFn, Validation
 
 FOUNDATION = "foundation"
@@ -82,17 +85,25 @@ def build_vae(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     if sizes.foundation_alignment:
         data = _with_foundation_features(data, module.foundation_features)
     graphdef, params = new_module(VAE, sizes, config)
-    weights = LossWeights(**module.loss_weights.to_dict())
+    objective = VAEObjective.from_config(module)
     noise = Noise(module.noise.ratio, module.noise.corruption_scale)
     options = augmentation(module.augmentation)
 
-    def loss_fn(params: Any, frozen: Any, key: jax.Array, rows: Rows) -> Any:
+    def loss_fn(params: Any, _: Any, key: jax.Array, rows: Rows, *, objective: VAEObjective) -> Any:
         augment_key, corrupt_key, sample_key = jax.random.split(key, 3)
         clean = augment(augment_key, rows, options)
         noisy = corrupt(corrupt_key, clean, noise)
-        terms = autoencoder_terms(nnx.merge(graphdef, params), clean, noisy, key=sample_key)
-        return total_loss(terms, weights)
+        terms = autoencoder_terms(
+            nnx.merge(graphdef, params),
+            clean,
+            noisy,
+            key=sample_key,
+            coords=objective.coords,
+            latent_noise=objective.latent_noise,
+        )
+        return total_loss(terms, objective.weights)
 
+    training_loss, batches = with_steps(loss_fn, data.loader(config.seed), objective)
     meta = ModelMeta(
         stage="train_vae", vae=sizes, size_table=data.size_table, config=config.to_dict()
     )
@@ -100,9 +111,9 @@ def build_vae(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         config,
         meta,
         params=params,
-        loss_fn=loss_fn,
-        batches=data.loader(config.seed),
-        validate=_make_validate(config, data, graphdef=graphdef, weights=weights),
+        loss_fn=training_loss,
+        batches=batches,
+        validate=_make_validate(config, data, sizes=sizes, graphdef=graphdef, objective=objective),
         value_names=value_names(module),
         # The losses of the terms are not shown: they are before their weights.
         shown={
@@ -113,11 +124,33 @@ def build_vae(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     )
 
 
-def autoencoder_terms(vae: VAE, clean: Rows, noisy: Rows, *, key: jax.Array) -> Terms:
-    """Return the loss terms of a reconstruction: `noisy` is encoded, `clean` is the target."""
+def autoencoder_terms(
+    vae: VAE,
+    clean: Rows,
+    noisy: Rows,
+    *,
+    key: jax.Array,
+    coords: CoordsLoss | None = None,
+    latent_noise: float = 0.0,
+) -> Terms:
+    """Return the loss terms of a reconstruction.
+
+    Args:
+        vae: the model.
+        clean: the target.
+        noisy: the encoder's input.
+        key: of the posterior's sample, and of the noise on it.
+        coords: comparison of coordinates; None for that of the original.
+        latent_noise: level of the noise on the decoder's input, see `blur_latents`.
+    """
     posterior = vae.encode(noisy)
-    z = sample_posterior(posterior, atom_normal(key, clean, posterior.mean.shape[-1]))
-    terms = dict(vae_terms(vae.decode(z, clean), posterior, clean))
+    width = posterior.mean.shape[-1]
+    z = sample_posterior(posterior, atom_normal(key, clean, width))
+    if latent_noise:
+        blur_key, _ = jax.random.split(key)
+        z = blur_latents(z, atom_normal(blur_key, clean, width), clean, level=latent_noise)
+    decoded = vae.decode(z, clean)
+    terms = dict(vae_terms(decoded, posterior, clean, coords=coords or CoordsLoss()))
     if vae.projection is not None:
         features = clean.features[FOUNDATION]
         terms["loss_fa"] = foundation_alignment(vae.project(z), features, clean.is_atom)
@@ -134,14 +167,21 @@ def value_names(module: ConfigDict) -> tuple[str, ...]:
     if module.match_rate.num_samples:
         names += [f"{rate}{suffix}" for rate in STRICT_AND_LOOSE for suffix in ("", "_rms")]
         names.append("match_timeouts")
+    if module.tolerance.num_samples:
+        names += TOLERANCE_VALUES
     return tuple(f"val/{name}" for name in names)
 
 
 def _make_validate(
-    config: ConfigDict, data: StageData, *, graphdef: Any, weights: LossWeights
+    config: ConfigDict,
+    data: StageData,
+    *,
+    sizes: VAESizes,
+    graphdef: Any,
+    objective: VAEObjective,
 ) -> ValidateFn:
-    """Losses on the whole validation set, without noise and augmentation, and the match rates of
-    a sample of it.
+    """Losses on the whole validation set, without noise and augmentation; of samples of it the
+    match rates, and the tolerance of the decoder.
     """
     options = config.vae_module.match_rate
     count = min(options.num_samples, len(data.val))
@@ -152,11 +192,12 @@ def _make_validate(
         "match_rate_loose": Tolerances(loose.ltol, loose.stol, loose.angle_tol),
     }
     pool = make_pool(config)
+    measure_tolerance = make_tolerance(config, data.val, sizes=sizes, graphdef=graphdef, pool=pool)
     key = named_key(VALIDATION_SEED, "validation")
 
     def evaluate(params: Any, rows: Rows) -> tuple[Terms, Reconstruction]:
         vae = nnx.merge(graphdef, params)
-        terms = autoencoder_terms(vae, rows, rows, key=key)
+        terms = autoencoder_terms(vae, rows, rows, key=key, coords=objective.coords)
         return terms, reconstruct(vae.decode(vae.encode(rows).mean, rows), rows)
 
     jitted = evaluator(evaluate, data.mesh)
@@ -170,14 +211,16 @@ def _make_validate(
             if chosen:
                 built = split_crystals(crystals, assignment)
                 pairs += [(built[i], data.val.crystal(int(indices[i]))) for i in chosen]
-        total, means = total_loss(sum_terms(terms), weights)
+        total, means = total_loss(sum_terms(terms), objective.weights)
         values = {"total_loss": float(total), **{n: float(mean) for n, mean in means.items()}}
         if pairs:
             results = match_rates(pairs, pool, tolerances=tolerances, timeout_s=options.timeout_s)
             for name, result in results.items():
                 values |= {name: result.rate, f"{name}_rms": result.rate_by_rms}
             values["match_timeouts"] = float(results["match_rate"].num_timeouts)
-        return Validation(broadcast_from_first({f"val/{name}": v for name, v in values.items()}))
+        tolerance, pictures = measure_tolerance(params)
+        named = {f"val/{name}": value for name, value in {**values, **tolerance}.items()}
+        return Validation(broadcast_from_first(named), pictures)
 
     return validate
 

@@ -36,11 +36,16 @@ def vae_entries(sizes: VAESizes, prefix: str = "") -> list[Entry]:
     """Return the tensors of a VAE in the order of the original's modules.
 
     Raises:
-        CheckpointError: the original does not have the encoder.
+        CheckpointError: the original does not have the encoder, or an option of it.
     """
     encoder_entries = _ENCODERS.get(type(sizes.encoder))
     if encoder_entries is None:
         raise CheckpointError(f"its encoder {sizes.encoder.name!r} has no PyTorch form")
+    if getattr(sizes.encoder, "periodic_coords", False):
+        raise CheckpointError(
+            "its encoder reads sin and cos of the coordinates (encoder.periodic_coords), and the "
+            "original's reads the fractions alone"
+        )
     entries = [*encoder_entries(sizes.encoder), *_decoder(sizes)]
     entries += _linear("quant_conv", "quant", bias=False)
     entries += _linear("post_quant_conv", "decoder/post_quant", bias=False)

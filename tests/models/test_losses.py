@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from chemeleon2_jax.models.losses import (
+    CoordsLoss,
     LossWeights,
     foundation_alignment,
     kl_divergence,
@@ -100,6 +101,38 @@ def test_accuracy_counts_hits(example):
     logits[np.arange(8), crystals.atom_types] = [1, 1, 1, -1, 1, 1, 1, 1]
     terms = jitted_terms(*_call(crystals, values | {"logits": logits}))
     assert float(terms["atom_type_accuracy"][0]) == 7
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("unit", ["fraction", "spacing"])
+@pytest.mark.parametrize("periodic", [0.0, 0.25, 1.0])
+def test_coordinates_against_loops(example, layout, unit, periodic):
+    crystals, values = example
+    decoded, posterior, batch = to_rows(crystals, values, layout)
+    options = CoordsLoss(unit, periodic)
+    total, count = vae_terms(decoded, posterior, batch.rows, coords=options)["loss_frac_coords"]
+    expected = []
+    for index, size in enumerate(SIZES):
+        lattice = crystals.lattices[index].astype(float)
+        spacing = (abs(np.linalg.det(lattice)) / size) ** (1 / 3)
+        start = crystals.offsets[index]
+        for atom in range(start, start + size):
+            difference = values["frac"][atom].astype(float) - crystals.frac_coords[atom]
+            both = (difference, difference - np.round(difference))
+            if unit == "spacing":
+                both = tuple(d @ lattice / spacing for d in both)
+            plain, wrapped = (np.mean(d**2) for d in both)
+            expected.append((1 - periodic) * plain + periodic * wrapped)
+    assert float(total / count) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_whole_cells_cost_nothing_modulo_the_cell(example):
+    crystals, values = example
+    decoded, posterior, rows = _call(crystals, values)
+    moved = decoded._replace(frac_coords=rows.frac_coords + jnp.array([1.0, -2.0, 0.0]))
+    for unit in ("fraction", "spacing"):
+        terms = vae_terms(moved, posterior, rows, coords=CoordsLoss(unit, 1.0))
+        assert float(terms["loss_frac_coords"][0]) < 1e-8
 
 
 def _call(crystals, values):

@@ -16,7 +16,14 @@ from chemeleon2_jax.data.augment import Augmentation, Noise, augment, corrupt
 from chemeleon2_jax.models.encoders.registry import ENCODERS, read_encoder
 from chemeleon2_jax.models.losses import vae_terms
 from chemeleon2_jax.models.sizes import DecoderSizes, VAESizes
-from chemeleon2_jax.models.vae import VAE, Decoded, Posterior, reconstruct, sample_posterior
+from chemeleon2_jax.models.vae import (
+    VAE,
+    Decoded,
+    Posterior,
+    blur_latents,
+    reconstruct,
+    sample_posterior,
+)
 from chemeleon2_jax.rows.rows import atom_normal
 from tests.examples import (
     SIZES,
@@ -310,3 +317,46 @@ def test_the_example_has_empty_slots_and_an_empty_row():
     assert rows.is_crystal.shape == (3, 5)
     assert int(rows.is_crystal.sum()) == len(SIZES)
     assert not rows.is_atom[2].any()
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_noise_of_latents_is_a_share_of_each_channels_spread(layout):
+    crystals = random_crystals((9, 8, 9, 9, 9, 2))
+    (batch,) = in_layout(crystals, layout)
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(46, LATENT)) * [1.0, 2.0, 0.0, 5.0] + 3.0
+    padding = ~batch.rows.is_atom[..., None]
+    z = jnp.where(padding, 1e3, batch.to_tokens(values.astype(np.float32)))
+    noise = jnp.ones_like(z)
+
+    def added(z):
+        return blur_latents(z, noise, batch.rows, level=0.2) - z
+
+    expected = np.broadcast_to(0.2 * values.std(0), values.shape)
+    np.testing.assert_allclose(batch.atoms(added(z)), expected, rtol=1e-4, atol=1e-5)
+    # Larger latents would make the noise harmless; the gradient must not say so.
+    assert np.abs(jax.grad(lambda z: jnp.sum(added(z)))(z)).max() == 0.0
+
+
+def test_periodic_coordinates_are_an_input_of_the_transformer():
+    plain, waves = (
+        VAE(
+            replace(small_sizes(), encoder=replace(small_sizes().encoder, periodic_coords=on)),
+            rngs=nnx.Rngs(0),
+        )
+        for on in (False, True)
+    )
+    assert plain.encoder.frac_coords.fc1.kernel.shape == (3, 16)
+    assert waves.encoder.frac_coords.fc1.kernel.shape == (9, 16)
+    batch = packed(random_crystals())
+    # Without the weights of the fractions, what is left knows no face of the cell.
+    kernel = waves.encoder.frac_coords.fc1.kernel
+    kernel[...] = kernel[...].at[:3].set(0.0)
+    shifted = replace(batch.rows, frac_coords=batch.rows.frac_coords + 1.0)
+    means = [
+        batch.atoms(vae.encode(rows).mean)
+        for vae in (waves, plain)
+        for rows in (batch.rows, shifted)
+    ]
+    np.testing.assert_allclose(means[0], means[1], atol=1e-3)
+    assert np.abs(means[2] - means[3]).max() > 0.01

@@ -13,6 +13,8 @@ from chemeleon2_jax.crystals.arrays import lattice_parameters
 from chemeleon2_jax.runs.config import fit_config
 from chemeleon2_jax.stages import build
 from chemeleon2_jax.stages import vae as vae_stage
+from chemeleon2_jax.stages.vae_objective import VAEObjective
+from chemeleon2_jax.stages.vae_tolerance import TOLERANCE_VALUES
 from chemeleon2_jax.training.loop import fit
 from tests.lowering import lower_train_step
 from tests.tiny import first_step, meta_of, numbers, vae_config, write_two
@@ -70,6 +72,81 @@ def test_cspnet_is_an_encoder_too(tiny_data, base):
         assert np.abs(gradient).max() > 0, name
 
 
+OPTIONS = {
+    "kl_warmup_steps": 100,
+    "coords_loss.unit": "spacing",
+    "coords_loss.periodic_from": 10,
+    "coords_loss.periodic_over": 3,
+    "latent_noise": 0.1,
+    "encoder.periodic_coords": True,
+    "loss_weights.kl": 1.0,
+}
+
+
+def test_first_step_with_all_options_reaches_every_parameter(tiny_data, base):
+    loss, terms, gradients = first_step(vae_config(tiny_data, vae_module=OPTIONS))
+    assert np.isfinite(loss)
+    assert set(terms) == set(base[1])
+    # The KL has no weight yet, the coordinates cost more than in fractions.
+    weights = {"atom_types": 1.0, "lengths": 1.0, "angles": 10.0, "frac_coords": 10.0}
+    total = sum(weight * terms[f"loss_{name}"] for name, weight in weights.items())
+    assert loss == pytest.approx(total, rel=1e-5)
+    assert terms["loss_frac_coords"] > base[1]["loss_frac_coords"]
+    for name, gradient in gradients.items():
+        assert np.isfinite(gradient).all(), name
+        assert np.abs(gradient).max() > 0, name
+
+
+def test_objective_of_a_step(tiny_data):
+    objective = VAEObjective.from_config(vae_config(tiny_data, vae_module=OPTIONS).vae_module)
+    assert objective.needs_step
+    kl = [float(objective.at(step).weights.kl) for step in (0, 25, 100, 1000)]
+    assert kl == pytest.approx([0.0, 0.25, 1.0, 1.0])
+    periodic = [float(objective.at(step).coords.periodic) for step in (0, 9, 10, 11, 13, 99)]
+    assert periodic == pytest.approx([0.0, 0.0, 0.25, 0.5, 1.0, 1.0])
+    # A validation has the final weights at any step: its values are comparable.
+    assert (objective.weights.kl, objective.coords.periodic) == (1.0, 1.0)
+    constant = VAEObjective.from_config(vae_config(tiny_data).vae_module)
+    assert not constant.needs_step
+    assert constant.at(7) == constant
+
+
+def test_the_step_reaches_the_loss(tiny_data):
+    stage = build(
+        vae_config(tiny_data, vae_module={**QUIET, "kl_warmup_steps": 4, "loss_weights.kl": 1.0})
+    )
+    step = jax.jit(stage.loss_fn)
+    assert stage.batches.steps_per_epoch == 3
+    batches = [stage.batches.batch(index).arrays for index in (0, 3)]
+    assert [int(number) for _, number in batches] == [0, 3]
+    rows = batches[0][0]
+    losses = [step(stage.init_params, {}, jax.random.key(0), (rows, np.int32(n))) for n in (0, 4)]
+    (first, terms), (last, _) = losses
+    assert float(last - first) == pytest.approx(float(terms["loss_kl"]), rel=1e-4)
+
+
+def test_noise_on_the_latents_changes_the_reconstruction_alone(tiny_data, base):
+    _, terms, _ = first_step(vae_config(tiny_data, vae_module={"latent_noise": 0.3}))
+    assert terms["loss_kl"] == pytest.approx(base[1]["loss_kl"], rel=1e-6)
+    assert terms["loss_atom_types"] != base[1]["loss_atom_types"]
+
+
+@pytest.mark.parametrize("predicts", [True, False])
+def test_validation_measures_the_tolerance_of_the_decoder(tiny_data, predicts):
+    options = {
+        "tolerance.num_samples": 3,
+        "tolerance.posterior_scale": 0.5,
+        "atom_type_predict": predicts,
+    }
+    stage = build(vae_config(tiny_data, vae_module=options))
+    validation = stage.validate(stage.init_params, {})
+    assert set(stage.value_names) == set(validation.values)
+    shares = [validation.values[f"val/{name}"] for name in TOLERANCE_VALUES]
+    assert shares[0] > 0
+    assert all(0.0 <= share <= 1.0 for share in shares[1:])
+    assert validation.pictures["val/tolerance"].dtype == np.uint8
+
+
 def test_given_atom_types_are_not_predicted(tiny_data, base):
     loss, terms, gradients = first_step(
         vae_config(
@@ -87,7 +164,7 @@ def test_given_atom_types_are_not_predicted(tiny_data, base):
 def clean_and_noisy(monkeypatch, config: ConfigDict):
     """Rows of the first batch, and the target and the encoder's input made of them."""
     monkeypatch.setattr(
-        vae_stage, "autoencoder_terms", lambda vae, clean, noisy, *, key: (clean, noisy)
+        vae_stage, "autoencoder_terms", lambda vae, clean, noisy, **_: (clean, noisy)
     )
     monkeypatch.setattr(vae_stage, "total_loss", lambda terms, weights: terms)
     stage = build(config)

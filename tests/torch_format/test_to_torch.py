@@ -13,7 +13,7 @@ import pytest
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.inference.api import load_model
-from chemeleon2_jax.models.encoders.registry import EncoderSizes
+from chemeleon2_jax.models.encoders.registry import EncoderSizes, TransformerSizes
 from chemeleon2_jax.models.sizes import LoRASizes, VAESizes
 from chemeleon2_jax.pretrained.loading import ldm_of, open_model
 from chemeleon2_jax.torch_format import files
@@ -304,6 +304,11 @@ def test_averages_go_into_the_folder(tiny_ldm, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, converted.params, trained.params)
     names = set(flat_names(small.restore("params")))
     assert names == set(flat_names(small.restore("ema")))
+
+
+def test_an_option_of_the_encoder_that_the_original_does_not_have():
+    with pytest.raises(CheckpointError, match="reads sin and cos of the coordinates"):
+        vae_entries(VAESizes(encoder=TransformerSizes(periodic_coords=True)))
 
 
 def test_an_encoder_that_the_original_does_not_have():

@@ -50,11 +50,14 @@ class EncoderSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerSizes(EncoderSizes):
-    """Transformer with `nhead` attention heads and `dim_feedforward` hidden values."""
+    """Transformer with `nhead` attention heads and `dim_feedforward` hidden values; with
+    `periodic_coords` it reads sin and cos of the coordinates beside the fractions.
+    """
 
     name: ClassVar[str] = "transformer"
     nhead: int = 8
     dim_feedforward: int = 2048
+    periodic_coords: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,9 @@ class Encoder(nnx.Module):
         self.atom_types = nnx.Param(normal(rngs.params(), (NUM_ATOM_CLASSES, d), jnp.float32))
         # In float32: bfloat16 would round coordinates to 0.004 and cells to 0.06 angstrom.
         self.lattices = MLP((9, d, d), rngs=rngs, first_bias=False)
-        self.frac_coords = MLP((3, d, d), rngs=rngs, first_bias=False)
+        num_coords = 9 if sizes.periodic_coords else 3
+        self.frac_coords = MLP((num_coords, d, d), rngs=rngs, first_bias=False)
+        self.periodic_coords = sizes.periodic_coords
         self.transformer = Transformer(
             d,
             sizes.nhead,
@@ -43,10 +45,19 @@ class Encoder(nnx.Module):
         width = table.shape[1]
         cells = self.lattices(rows.lattices.reshape(-1, 9)).reshape(num_rows, -1, width)
         x = _lookup(table, rows.atom_types.reshape(-1))
-        x = x + self.frac_coords(rows.frac_coords.reshape(-1, 3))
+        coords = rows.frac_coords.reshape(-1, 3)
+        x = x + self.frac_coords(_with_waves(coords) if self.periodic_coords else coords)
         x = x + index_embedding(rows.position.reshape(-1), width, tokens)
         x = x + gather_slots(slot_matrix(rows), cells).reshape(-1, width)
         return self.transformer(x.astype(self.dtype), attention_bias(rows))
+
+
+def _with_waves(coords: jax.Array) -> jax.Array:
+    """Return (N, 9): fractions (N, 3), and their sin and cos, which are the same on both sides of
+    a face of the cell.
+    """
+    angle = 2.0 * jnp.pi * coords
+    return jnp.concatenate([coords, jnp.sin(angle), jnp.cos(angle)], -1)
 
 
 def _lookup(table: jax.Array, index: jax.Array) -> jax.Array:
