@@ -28,6 +28,7 @@ flags.DEFINE_bool("ema", False, "Use the moving averages of a .ckpt, not its raw
 flags.DEFINE_bool("merge_lora", False, "Merge LoRA adapters into the weights.")
 flags.DEFINE_string("size_table", "", "Size table of a .ckpt: mp-20 (default) or mp-120.")
 flags.DEFINE_bool("overwrite", False, "Replace an existing --output.")
+flags.DEFINE_bool("verify", True, "Compare the arrays of checkpoints with their checksums.")
 flags.DEFINE_bool("list", False, "List the published checkpoints and exit.")
 
 
@@ -49,7 +50,13 @@ def main() -> int:
     from chemeleon2_jax.pretrained.loading import open_model
     from chemeleon2_jax.torch_format.files import write_orbax, write_torch
 
-    model = open_model(values.input, vae=values.vae, ema=values.ema, size_table=values.size_table)
+    model = open_model(
+        values.input,
+        vae=values.vae,
+        ema=values.ema,
+        size_table=values.size_table,
+        verify=values.verify,
+    )
     write = write_torch if values.format == "torch" else write_orbax
     report = write(model, output, merge_lora=values.merge_lora)
     print(report.describe())

@@ -51,6 +51,7 @@ flags.DEFINE_string(
     "",
     "A VAE, or a model with one, whose features of generated and known crystals are compared.",
 )
+flags.DEFINE_bool("verify", True, "Compare the arrays of checkpoints with their checksums.")
 flags.DEFINE_string("output_dir", "", "Folder to write to.")
 flags.DEFINE_float(
     "ltol", 0.2, "StructureMatcher's tolerance of cell lengths, relative.", lower_bound=0.0
@@ -100,7 +101,7 @@ def main() -> int:
 def _load_vae(path: str) -> Any:
     from chemeleon2_jax.inference.api import load_model  # loads JAX
 
-    model = load_model(path)
+    model = load_model(path, verify=flags.FLAGS.verify)
     return getattr(model, "vae", model)
 
 

@@ -81,6 +81,7 @@ flags.DEFINE_float(
     lower_bound=0.0,
 )
 flags.DEFINE_integer("chunk_size", 0, "Crystals at once; 0 chooses by memory.", lower_bound=0)
+flags.DEFINE_bool("verify", True, "Compare the arrays of checkpoints with their checksums.")
 flags.DEFINE_string("output_dir", "", "Folder to write to.")
 flags.DEFINE_bool("cif", False, "Also write a CIF for each crystal.")
 
@@ -103,7 +104,13 @@ def main() -> int:
     from chemeleon2_jax.training.compilation import enable_compilation_cache
 
     enable_compilation_cache()
-    model = load_model(values.model, vae=values.vae, ema=values.ema, size_table=values.size_table)
+    model = load_model(
+        values.model,
+        vae=values.vae,
+        ema=values.ema,
+        size_table=values.size_table,
+        verify=values.verify,
+    )
     if not isinstance(model, LDMModel):
         kind = "VAE, which encodes and decodes"
         if not isinstance(model, VAEModel):

@@ -238,7 +238,12 @@ class LDMModel:
 
 
 def load_model(
-    name: str | Path, *, vae: str | Path = "", ema: bool = False, size_table: str = ""
+    name: str | Path,
+    *,
+    vae: str | Path = "",
+    ema: bool = False,
+    size_table: str = "",
+    verify: bool = True,
 ) -> VAEModel | LDMModel | PredictorModel:
     """Open a trained model.
 
@@ -248,11 +253,14 @@ def load_model(
         vae: the VAE, named likewise, for the PyTorch file of an LDM that does not hold it.
         ema: take the moving averages of a PyTorch file, not its raw weights.
         size_table: of a PyTorch file, "mp-20" or "mp-120"; see `loading.open_model`.
+        verify: compare the arrays with the checkpoint's checksums, half a second for 10^9 bytes on
+            one core; False for a huge checkpoint that is known to be whole.
 
     Raises:
-        CheckpointError: no model of this name, or a broken one.
+        CheckpointError: no model of this name, or a broken one; an array with another checksum than
+            when it was written is named.
     """
-    model = open_model(name, vae=vae, ema=ema, size_table=size_table)
+    model = open_model(name, vae=vae, ema=ema, size_table=size_table, verify=verify)
     meta = model.meta
     if meta.predictor is not None:
         return PredictorModel(predictor_of(model), meta)

@@ -109,7 +109,12 @@ class PredictorParts:
 
 
 def open_model(
-    name: str | Path, *, vae: str | Path = "", ema: bool = False, size_table: str = ""
+    name: str | Path,
+    *,
+    vae: str | Path = "",
+    ema: bool = False,
+    size_table: str = "",
+    verify: bool = True,
 ) -> OpenModel:
     """Open a run folder, a checkpoint folder, a PyTorch file or a published checkpoint.
 
@@ -118,6 +123,7 @@ def open_model(
         vae: VAE for the PyTorch file of an LDM that does not hold it, or does not state its heads.
         ema: take the moving averages of a PyTorch file instead of the raw weights.
         size_table: name of the size table that a PyTorch file samples with.
+        verify: compare each array that is read with the checkpoint's checksums.
 
     Raises:
         CheckpointError: no model has that name, or it is broken.
@@ -125,7 +131,7 @@ def open_model(
     if not str(name):
         raise CheckpointError("no model is named: its name is empty")
     options = Options(
-        vae=open_model(vae) if vae else None,
+        vae=open_model(vae, verify=verify) if vae else None,
         ema=ema,
         size_table=published_size_table(size_table) if size_table else (),
     )
@@ -134,10 +140,10 @@ def open_model(
         if path.is_file():
             return _report(convert_file(path, options))
         if path.exists() or path.is_symlink() or path.name in (LAST, BEST):
-            return _open_folder(path, options)
+            return _open_folder(path, options, verify=verify)
     key = hub.hub_key(str(name))
     if key is not None:
-        return _open_published(key, options)
+        return _open_published(key, options, verify=verify)
     hint = did_you_mean(str(name), hub.REGISTRY, cutoff=0.7)
     raise CheckpointError(
         f"there is no {name}.{hint} Give a run folder, a checkpoint folder, a PyTorch .ckpt file, "
@@ -145,21 +151,21 @@ def open_model(
     )
 
 
-def _open_folder(path: Path, options: Options) -> Checkpoint[ModelMeta]:
+def _open_folder(path: Path, options: Options, *, verify: bool) -> Checkpoint[ModelMeta]:
     if options != Options():
         raise CheckpointError(
             f"{path} is no PyTorch file: the options vae, ema and size_table are for those"
         )
-    return _read_meta(open_checkpoint(path))
+    return _read_meta(open_checkpoint(path, verify=verify))
 
 
-def _open_published(key: str, options: Options) -> OpenModel:
+def _open_published(key: str, options: Options, *, verify: bool) -> OpenModel:
     """Open the converted form of a published file, or the file itself with other options."""
     if options != Options():
         return _report(convert_file(hub.fetch(key).path, _published_options(key, options)))
     folder = hub.converted(key, lambda file, to: _convert(key, file, to))
     try:
-        return _read_meta(open_checkpoint(folder))
+        return _read_meta(open_checkpoint(folder, verify=verify))
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}. It is the converted form of {key}: remove {folder}, and it is made again"
@@ -206,7 +212,7 @@ def _read_meta(checkpoint: Checkpoint[dict[str, Any]]) -> Checkpoint[ModelMeta]:
             raise CheckpointError(
                 f"{checkpoint.path}: its meta has a wrong entry 'diffusion': {error}"
             ) from error
-    return Checkpoint(checkpoint.path, meta, checkpoint.progress)
+    return Checkpoint(checkpoint.path, meta, checkpoint.progress, verify=checkpoint.verify)
 
 
 def vae_of(model: OpenModel, *, dtype: Any = jnp.float32) -> VAEParts:

@@ -1,8 +1,8 @@
 """Reading checkpoints: those of a run (`checkpoints/step_<n>`, `last`, `best`) and single folders.
 
 The items of a checkpoint are the stage's trees (`params`, `ema`, ...), `train` (optimiser, step,
-key), `meta` (JSON: a description of the model) and `progress` (JSON: `Progress`).
-`checkpoint_writer` writes them.
+key), `meta` (JSON: a description of the model), `progress` (JSON: `Progress`) and `checksums`
+(JSON: item -> array -> checksum, and the meta's own). `checkpoint_writer` writes them.
 """
 
 import logging
@@ -10,17 +10,20 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.common.json_text import parse_json
 from chemeleon2_jax.common.paths import expand_path
+from chemeleon2_jax.training.checksums import checksum_json, first_difference
 from chemeleon2_jax.training.plain_trees import from_plain
 from chemeleon2_jax.training.progress import Progress, best_of
 
@@ -29,6 +32,7 @@ Meta = TypeVar("Meta")
 
 DIRECTORY = "checkpoints"
 LAST, BEST = "last", "best"
+META, PROGRESS, CHECKSUMS = "meta", "progress", "checksums"
 _STEP_NAME = re.compile(r"step_(\d+)")
 _JSON_FILE = "metadata"  # Orbax's name of the file of a JSON item
 
@@ -56,11 +60,13 @@ class Checkpoint(Generic[Meta]):
         path: its folder.
         meta: description of the model: the JSON item, or what a caller has read from it.
         progress: of the run that wrote it; that of step 0 for a checkpoint outside of a run.
+        verify: compare the arrays that are read with the checkpoint's checksums.
     """
 
     path: Path
     meta: Meta
     progress: Progress
+    verify: bool = True
 
     @property
     def step(self) -> int:
@@ -81,7 +87,8 @@ class Checkpoint(Generic[Meta]):
                 nested dicts as they are on disk, with list indices as strings.
 
         Raises:
-            CheckpointError: the item is missing or broken, or does not fit the target.
+            CheckpointError: the item is missing or broken, has an array whose checksum is another,
+                or does not fit the target.
         """
         if name not in self.items:
             raise CheckpointError(
@@ -95,6 +102,8 @@ class Checkpoint(Generic[Meta]):
                 f"item {name!r} of the checkpoint {self.path} cannot be read: the files are "
                 f"incomplete or damaged; use another checkpoint ({short_reason(error)})"
             ) from error
+        if self.verify:
+            self._verify(name, plain)
         if target is None:
             return plain
         try:
@@ -103,6 +112,38 @@ class Checkpoint(Generic[Meta]):
             raise CheckpointError(
                 f"item {name!r} of the checkpoint {self.path} does not fit the model: {error}"
             ) from error
+
+    def _verify(self, name: str, plain: dict[str, Any]) -> None:
+        if not (self.path / CHECKSUMS).is_dir():
+            _note_unchecked(self.path)
+            return
+        difference = first_difference(plain, _read_checksums(self.path).get(name, {}))
+        if difference:
+            raise CheckpointError(
+                f"{self.path / name} is damaged: {difference}; its bytes have changed since it was "
+                "written. Use another checkpoint or copy this one again"
+            )
+
+
+@cache
+def _note_unchecked(path: Path) -> None:
+    """Say it once for each checkpoint."""
+    absl_logging.info(
+        "%s has no checksums (an older version wrote it): its arrays are not checked", path
+    )
+
+
+def _read_checksums(path: Path) -> dict[str, Any]:
+    """Return item -> array -> checksum; the entry of the meta is a text."""
+    content = _read_json(path / CHECKSUMS)
+    for name, values in content.items():
+        texts = values.values() if isinstance(values, dict) else [values]
+        if (name == META) == isinstance(values, dict) or not all(type(t) is str for t in texts):
+            raise CheckpointError(
+                f"{path / CHECKSUMS / _JSON_FILE} holds no checksums: the checkpoint is damaged; "
+                "use another one"
+            )
+    return content
 
 
 def _read_arrays(directory: Path) -> dict[str, Any]:
@@ -161,17 +202,21 @@ def open_folder(path: Path) -> Checkpoint[dict[str, Any]]:
     Raises:
         CheckpointError: its JSON items are missing or broken.
     """
-    progress = _read_progress(path) if (path / "progress").is_dir() else Progress()
-    return Checkpoint(path=path, meta=_read_json(path / "meta"), progress=progress)
+    progress = _read_progress(path) if (path / PROGRESS).is_dir() else Progress()
+    meta = _read_json(path / META)
+    if (path / CHECKSUMS).is_dir() and _read_checksums(path).get(META) != checksum_json(meta):
+        # No error: it is JSON, which a user may have changed on purpose.
+        absl_logging.warning("%s has changed since it was written", path / META / _JSON_FILE)
+    return Checkpoint(path=path, meta=meta, progress=progress)
 
 
 def _read_progress(path: Path) -> Progress:
-    saved = _read_json(path / "progress")
+    saved = _read_json(path / PROGRESS)
     try:
         return Progress.from_json(saved)
     except ValueError as error:
         raise CheckpointError(
-            f"{path / 'progress'} holds no progress of a run ({error}): use another checkpoint"
+            f"{path / PROGRESS} holds no progress of a run ({error}): use another checkpoint"
         ) from error
 
 
@@ -192,20 +237,24 @@ def best_progress(directory: Path) -> Progress | None:
     return best_of(*map(_read_progress, complete_steps(directory).values()))
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint[dict[str, Any]]:
+def open_checkpoint(path: str | Path, *, verify: bool = True) -> Checkpoint[dict[str, Any]]:
     """Open a run folder (its best checkpoint, else its last) or a checkpoint folder.
+
+    Args:
+        path: of the folder.
+        verify: see `Checkpoint`.
 
     Raises:
         CheckpointError: the path is neither, or the checkpoint is broken.
     """
     try:
-        return _find(expand_path(path, error=CheckpointError))
+        return replace(_find(expand_path(path, error=CheckpointError)), verify=verify)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {short_reason(error)}") from error
 
 
 def _find(path: Path) -> Checkpoint[dict[str, Any]]:
-    if path.name in (LAST, BEST) and not (path / "meta").is_dir():
+    if path.name in (LAST, BEST) and not (path / META).is_dir():
         # A stale link of a process that was killed; its target is still among the checkpoints.
         steps = complete_steps(path.parent)
         if steps:
@@ -214,7 +263,7 @@ def _find(path: Path) -> Checkpoint[dict[str, Any]]:
         raise CheckpointError(f"there is no {path}: give a run folder or a checkpoint folder")
     if not path.is_dir():
         raise CheckpointError(f"{path} is a file, not a run folder or a checkpoint folder")
-    if (path / "meta").is_dir():
+    if (path / META).is_dir():
         return open_folder(path.resolve())
     steps = complete_steps(path / DIRECTORY if (path / DIRECTORY).is_dir() else path)
     if not steps:

@@ -4,6 +4,7 @@ A new checkpoint appears by one rename, and an old one disappears by one rename 
 deleted: a folder `step_<n>` is complete at any moment at which the process may be killed.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,11 @@ from orbax.checkpoint import checkpoint_managers
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.training.checkpoint_reader import (
     BEST,
+    CHECKSUMS,
     DIRECTORY,
     LAST,
+    META,
+    PROGRESS,
     Checkpoint,
     best_progress,
     complete_steps,
@@ -27,6 +31,7 @@ from chemeleon2_jax.training.checkpoint_reader import (
     quiet_orbax,
     short_reason,
 )
+from chemeleon2_jax.training.checksums import checksum_json, tree_checksums
 from chemeleon2_jax.training.parallel import wait_for_all
 from chemeleon2_jax.training.plain_trees import to_plain
 from chemeleon2_jax.training.progress import Progress
@@ -114,10 +119,11 @@ class CheckpointWriter:
         """
         step = progress.step
         trees = {name: to_plain(tree) for name, tree in items.items() if jax.tree.leaves(tree)}
-        args = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
-        args["meta"] = ocp.args.JsonSave(dict(meta))
-        args["progress"] = ocp.args.JsonSave(progress.to_json())
         with self._failing_as(f"saved at step {step}"), quiet_orbax():
+            args = {
+                **_save_args(trees, meta),
+                PROGRESS: ocp.args.JsonSave(progress.to_json()),
+            }
             self._move_aside(step)
             self._manager.save(
                 step,
@@ -190,19 +196,30 @@ def write_checkpoint(folder: Path, *, items: Mapping[str, PyTree], meta: Mapping
         CheckpointError: the folder cannot be written, or is not empty.
     """
     folder = Path(folder).absolute()
-    args = {name: ocp.args.PyTreeSave(to_plain(tree)) for name, tree in items.items()}
-    args["meta"] = ocp.args.JsonSave(dict(meta))
+    trees = {name: to_plain(tree) for name, tree in items.items()}
     handler = ocp.CompositeCheckpointHandler(handler_registry=_handlers())
     try:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         with quiet_orbax(), ocp.Checkpointer(handler) as writer:
-            writer.save(folder, args=ocp.args.Composite(**args))
+            writer.save(folder, args=ocp.args.Composite(**_save_args(trees, meta)))
     # A full disk raises OSError, ValueError or a runtime error of TensorStore.
     except Exception as error:
         raise CheckpointError(
             f"the checkpoint could not be written to {folder}: {short_reason(error)}"
         ) from error
+
+
+def _save_args(trees: Mapping[str, dict[str, Any]], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return Orbax's arguments for nested dicts of arrays, a meta, and the checksums of both."""
+    # A meta as it will be read: JSON has neither tuples nor keys of other types.
+    read_meta = json.loads(json.dumps(dict(meta)))
+    checksums = {name: tree_checksums(tree) for name, tree in trees.items()}
+    return {
+        **{name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()},
+        META: ocp.args.JsonSave(dict(meta)),
+        CHECKSUMS: ocp.args.JsonSave({META: checksum_json(read_meta), **checksums}),
+    }
 
 
 def _manager_options(monitor: str, *, mode: str, keep_best: int) -> ocp.CheckpointManagerOptions:
