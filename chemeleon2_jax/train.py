@@ -13,7 +13,7 @@ config is a flag.
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from absl import flags, logging
@@ -27,26 +27,25 @@ from chemeleon2_jax.runs.config import (
     expand_value,
     fit_config,
     load_config,
+    start_folder,
     to_json,
     unwrap_hub_keys,
 )
 from chemeleon2_jax.runs.config_checks import check_config, check_overrides
-from chemeleon2_jax.runs.run_folder import make_run_dir, remove_unused, resumed_config, save_config
+from chemeleon2_jax.runs.next_step import next_step
+from chemeleon2_jax.runs.run_folder import (
+    make_run_dir,
+    newest_run,
+    remove_unused,
+    resumed_config,
+    save_config,
+)
 
 config_flags.DEFINE_config_file("config", None, "configs/train_<stage>.py[:experiment]")
 flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and exit.")
 
 _LOG_FILE = "train.log"
-
-_NEXT = {
-    "train_vae": "Next, diffusion on its latents: train with --config=configs/train_ldm.py "
-    "--config.ldm_module.vae_ckpt_path=%s",
-    "train_ldm": "Next, sampling: python -m chemeleon2_jax.sample --model=%s "
-    "--num_samples=100 --output_dir=outputs/first",
-    "train_rl": "Next, sampling: python -m chemeleon2_jax.sample --model=%s "
-    "--num_samples=100 --output_dir=outputs/rl",
-    "train_predictor": "Next, prediction: chemeleon2_jax.load_model('%s').predict(structures)",
-}
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,15 @@ class Plan:
         config: resolved and checked.
         resume_dir: folder of the run to resume; None starts a new run.
         changes: a line for each value that differs from the resumed run's.
+        notes: lines about the data of the model that a new run starts from.
+        config_file: Python file of the config.
     """
 
     config: ConfigDict
     resume_dir: Path | None = None
     changes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    config_file: Path = Path("configs/train.py")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -115,14 +118,37 @@ def make_plan(config: ConfigDict | None, overrides: dict[str, object]) -> Plan:
         raise ConfigError("give a config: --config=configs/train_vae.py:tiny/vae_dng, for example")
     expand_paths(config)
     overrides = {key: expand_value(key, value) for key, value in overrides.items()}
-    plan = Plan(config)
-    if config.resume_from:
-        run_dir = Path(config.resume_from)
+    run_dir = _run_to_resume(config)
+    if run_dir is None:
+        config.resume_from = ""
+        unwrap_hub_keys(config)
+        plan = Plan(config, notes=_follow_start(config, overrides))
+    else:
         resumed, changes = resumed_config(config, overrides, run_dir)
+        unwrap_hub_keys(resumed)
         plan = Plan(resumed, run_dir, tuple(changes))
-    unwrap_hub_keys(plan.config)
     check_config(plan.config)
     return plan
+
+
+def _run_to_resume(config: ConfigDict) -> Path | None:
+    """Return the folder of the run to resume; None for a new run."""
+    if config.resume_from != AUTO:
+        return Path(config.resume_from) if config.resume_from else None
+    if not config.run_name:
+        raise ConfigError(
+            "resume_from = auto resumes the newest run of a name: give --config.run_name=<name> too"
+        )
+    return newest_run(config.paths.log_dir, config.task_name, config.run_name)
+
+
+def _follow_start(config: ConfigDict, overrides: dict[str, object]) -> tuple[str, ...]:
+    """Give a new run the data of its start, in place; return lines about it."""
+    if not start_folder(config):
+        return ()
+    from chemeleon2_jax.stages.start_data import follow_start  # loads JAX
+
+    return tuple(follow_start(config, overrides))
 
 
 def train(plan: Plan) -> int:
@@ -132,7 +158,9 @@ def train(plan: Plan) -> int:
         UserError: of any kind; the text says what to do.
     """
     config = plan.config
-    run_dir = plan.resume_dir or make_run_dir(config.paths.log_dir, config.task_name)
+    run_dir = plan.resume_dir or make_run_dir(
+        config.paths.log_dir, config.task_name, name=config.run_name
+    )
     started = False
 
     def start() -> None:
@@ -159,8 +187,11 @@ def _train_in(run_dir: Path, plan: Plan, *, on_start: Callable[[], None]) -> int
         logging.info("Run folder: %s", run_dir)
         for change in plan.changes:
             logging.info("Changed for this part of the run: %s", change)
+        for note in plan.notes:
+            logging.info("%s", note)
         # After the log file is open: importing JAX and pymatgen takes seconds.
         from chemeleon2_jax import stages
+        from chemeleon2_jax.stages.start_data import check_can_sample
         from chemeleon2_jax.training.compilation import enable_compilation_cache
         from chemeleon2_jax.training.loop import fit
         from chemeleon2_jax.training.parallel import make_mesh
@@ -171,6 +202,7 @@ def _train_in(run_dir: Path, plan: Plan, *, on_start: Callable[[], None]) -> int
         except ValueError as error:
             raise ConfigError(f"trainer.num_devices: {error}") from error
         stage = stages.build(config, resume_dir=plan.resume_dir)
+        check_can_sample(stage.meta, resumed=plan.resume_dir is not None)
         try:
             result = fit(
                 stage,
@@ -188,18 +220,22 @@ def _train_in(run_dir: Path, plan: Plan, *, on_start: Callable[[], None]) -> int
         if result.status != "interrupted":
             best = "" if result.best_step is None else f"; the best is of step {result.best_step}"
             logging.info("Done at step %d%s", result.step, best)
-            logging.info(_NEXT[config.task_name], run_dir)
+            line = next_step(config, run_dir, config_file=plan.config_file, examples=stage.examples)
+            logging.info("%s", line)
     return result.exit_code
 
 
 def main() -> int:
     """Train as the flags say; return the exit code."""
     flag_values = flags.FLAGS
-    overrides = {}
+    overrides, config_file = {}, ""
     if flag_values.config is not None:
         overrides = config_flags.get_override_values(flag_values["config"])
-    plan = make_plan(flag_values.config, overrides)
+        config_file = config_flags.get_config_filename(flag_values["config"]).partition(":")[0]
+    plan = replace(make_plan(flag_values.config, overrides), config_file=Path(config_file))
     if flag_values.print_config:
+        for note in plan.notes:
+            logging.info("%s", note)
         print(to_json(plan.config))
         return 0
     return train(plan)

@@ -21,7 +21,8 @@ def base(task_name: str) -> ConfigDict:
     config.task_name = task_name
     config.experiment = ""  # set by with_experiment
     config.seed = 0
-    config.resume_from = ""  # run folder to resume in place
+    config.run_name = ""  # start of the run folder's name; for resume_from = "auto"
+    config.resume_from = ""  # run folder to resume in place; "auto": the newest one of run_name
     config.paths = ConfigDict({"log_dir": "logs"})
     return config
 
@@ -37,6 +38,10 @@ def data(name: str, *, batch_size: int = 256) -> ConfigDict:
             "rename": "",  # "column of the file:name in the config", comma-separated
             "max_atoms": 0,  # largest number of atoms in a crystal; 0 for no limit
             "keep_inconsistent": False,  # keep crystals that disagree with the formula of their CIF
+            # Take all above but batch_size and target_condition from the run of the VAE or diffusion model
+            # that this run starts from, unless the command line names data.
+            "inherit": True,
+            "allow_changed": False,  # resume also where the files have other contents than before
             "num_workers": 0,  # processes that parse and match; 0 for one per CPU core, up to 16
         }
     )

@@ -129,6 +129,28 @@ def test_run_folder_and_its_resume(monkeypatch, caplog, tiny):
     assert (saved["trainer"]["max_steps"], saved["resume_from"]) == (5, "")
 
 
+def test_named_run_is_started_and_resumed_by_the_same_command(monkeypatch, caplog, tiny):
+    caplog.set_level("INFO")
+    build_toys(monkeypatch)
+    overrides = {"resume_from": "auto", "run_name": "first"}
+    tiny.update_from_flattened_dict(overrides)
+    assert train.train(train.make_plan(tiny.copy_and_resolve_references(), overrides)) == 0
+    run_dir = only_folder(tiny)
+    assert run_dir.name.startswith("first_2")
+    assert json.loads((run_dir / "config.json").read_text())["resume_from"] == ""
+    overrides |= {"trainer.max_steps": 3}
+    tiny.update_from_flattened_dict(overrides)
+    assert train.train(train.make_plan(tiny.copy_and_resolve_references(), overrides)) == 0
+    assert only_folder(tiny) == run_dir
+    assert open_checkpoint(run_dir / "checkpoints" / "last").step == 3
+
+
+def test_resuming_the_newest_run_needs_a_name(tiny):
+    tiny.resume_from = "auto"
+    with pytest.raises(ConfigError, match="give --config.run_name"):
+        train.make_plan(tiny, {"resume_from": "auto"})
+
+
 @dataclass(frozen=True)
 class FailingBatches(ToyBatches):
     error: Exception = field(default_factory=Exception)

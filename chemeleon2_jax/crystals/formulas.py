@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from pymatgen.core import Composition, DummySpecies, Element
 
 from chemeleon2_jax.crystals.arrays import MAX_ATOMIC_NUMBER
@@ -51,3 +52,15 @@ def read_chemical_system(value: Any) -> list[int]:
             raise ValueError(f"{symbol} is beyond Z = {MAX_ATOMIC_NUMBER}")
         numbers.append(number)
     return numbers
+
+
+def write_formula(atom_types: np.ndarray) -> str:
+    """Return the formula of atoms, atomic numbers (n,), as in "Ba1Cr1F6"."""
+    numbers, counts = np.unique(atom_types, return_counts=True)
+    symbols = [Element.from_Z(int(number)).symbol for number in numbers]
+    return "".join(f"{symbol}{count}" for symbol, count in zip(symbols, counts, strict=True))
+
+
+def write_chemical_system(atom_types: np.ndarray) -> str:
+    """Return the elements of atoms, atomic numbers (n,), as in "Ba-Cr-F"."""
+    return "-".join(sorted(Element.from_Z(int(number)).symbol for number in np.unique(atom_types)))

@@ -2,8 +2,9 @@
 
 A new kind is a class here, listed in KINDS. It states `kind`, `source` and `width`, has its options
 as fields with defaults, reads a value from text (`parse`) and encodes it (`encode_value`); with the
-source "crystal" it encodes crystals too (`encode_crystals`). Configs are built and checked with the
-kinds: this module is free of JAX, and loads pymatgen with the first formula.
+source "crystal" it encodes crystals too (`encode_crystals`) and writes their values (`describe`).
+Configs are built and checked with the kinds: this module is free of JAX, and loads pymatgen with
+the first formula.
 
 The options `mean` and `std` are those of `condition_module.stats`, or of the training set; other
 options are keys of `condition_module`. A checkpoint holds the options of all kinds for each
@@ -75,6 +76,10 @@ class Condition:
             ValueError: as `encode`.
         """
         return self.encode(crystals.targets[self.name].tolist())
+
+    def describe(self, crystals: Crystals, index: int) -> str:
+        """Return the value of a training crystal as a text that `read` understands."""
+        return f"{crystals.targets[self.name][index]:.6g}"
 
     def read(self, text: str) -> Any:
         """Return the value that a text stands for; "none" is None.
@@ -165,6 +170,12 @@ class CompositionCondition(Condition):
         # Fractions of the whole formula are those of the reduced one.
         return _count_elements(crystals) / crystals.num_atoms[:, None].astype(np.float32)
 
+    def describe(self, crystals: Crystals, index: int) -> str:
+        """Return the formula of a crystal's cell."""
+        from chemeleon2_jax.crystals.formulas import write_formula
+
+        return write_formula(crystals.crystal(index)[0])
+
 
 @dataclass(frozen=True)
 class ChemicalSystemCondition(Condition):
@@ -184,6 +195,12 @@ class ChemicalSystemCondition(Condition):
     def encode_crystals(self, crystals: Crystals) -> np.ndarray:
         """Return 1 at the Z of each element of crystals."""
         return (_count_elements(crystals) > 0).astype(np.float32)
+
+    def describe(self, crystals: Crystals, index: int) -> str:
+        """Return the elements of a crystal."""
+        from chemeleon2_jax.crystals.formulas import write_chemical_system
+
+        return write_chemical_system(crystals.crystal(index)[0])
 
 
 @dataclass(frozen=True)
@@ -239,6 +256,10 @@ class TextCondition(Condition):
         if not isinstance(value, str):
             raise ValueError("not a text")
         return np.zeros(self.width)
+
+    def describe(self, crystals: Crystals, index: int) -> str:
+        """Return the null condition: crystals have no text."""
+        return "none"
 
 
 KINDS: dict[str, type[Condition]] = {

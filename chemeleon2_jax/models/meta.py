@@ -15,9 +15,9 @@ from chemeleon2_jax.common.version import __version__
 from chemeleon2_jax.models.latents import ChannelMoments
 from chemeleon2_jax.models.sizes import DiffusionConfig, DiTSizes, PredictorSizes, VAESizes
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """0 is that of package 0.1.0, whose checkpoints do not state one; 2 adds `latent_channels`, 3
-`vae.encoder.periodic_coords`.
+`vae.encoder.periodic_coords`, 4 `data`.
 """
 
 SAMPLE_WEIGHTS = ("ema", "raw")
@@ -86,6 +86,7 @@ class ModelMeta:
         ldm: of a latent diffusion model; None for other models.
         predictor: sizes of a predictor; None for other models.
         source: PyTorch file it was converted from, if any.
+        data: digests of its training and validation crystals, of `data.digest`; {} where unknown.
         validation_floors: reward floors of an RL run of format version 0; later runs keep them in
             the checkpoint's progress.
         format_version, package_version: that wrote the file it was read from.
@@ -99,6 +100,7 @@ class ModelMeta:
     ldm: LDMMeta | None = None
     predictor: PredictorSizes | None = None
     source: TorchSource | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
     validation_floors: Mapping[str, float] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     package_version: str = __version__
@@ -138,6 +140,8 @@ class ModelMeta:
             entries["predictor"] = self.predictor.to_dict()
         if self.source is not None:
             entries["source"] = {**asdict(self.source), "notes": list(self.source.notes)}
+        if self.data:
+            entries["data"] = dict(self.data)
         if self.validation_floors:
             entries["validation_floors"] = dict(self.validation_floors)
         return entries
@@ -262,6 +266,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "sample_weights": _sample_weights,
     "predictor": PredictorSizes.from_dict,
     "source": _source,
+    "data": _of_type(dict),
     "validation_floors": _of_type(dict),
 }
 _REQUIRED = ("stage", "vae", "size_table", "config")

@@ -129,6 +129,10 @@ class ConditionSizes:
         """
         return {c.name: c.encode_crystals(crystals) for c in self.conditions}
 
+    def describe(self, crystals: Crystals, index: int) -> dict[str, str]:
+        """Return name -> value of a training crystal, as a text that `Condition.read` takes."""
+        return {c.name: c.describe(crystals, index) for c in self.conditions}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, for JSON."""
         return {**asdict(self), "conditions": [c.to_dict() for c in self.conditions]}

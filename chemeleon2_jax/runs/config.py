@@ -84,6 +84,16 @@ def module_of(config: ConfigDict) -> ConfigDict:
     return config[f"{config.task_name.removeprefix('train_')}_module"]
 
 
+def start_folder(config: ConfigDict) -> str:
+    """Return the folder of the model that a run starts from; '' for none, and for a published key
+    or a file.
+    """
+    module = module_of(config)
+    name = next((module[k] for k in ("ldm_ckpt_path", "vae_ckpt_path") if module.get(k)), "")
+    path = Path(name).expanduser() if name else Path()
+    return name if name and (path.is_dir() or path.is_symlink()) else ""
+
+
 def fit_config(config: ConfigDict) -> FitConfig:
     """Return the settings of the training core.
 
@@ -115,6 +125,11 @@ def dataset_label(config: ConfigDict) -> str:
     """Return a short name of the data set: its folder's, or `data.name` without a folder."""
     folder = str(config.data.data_dir)
     return Path(folder).resolve().name if folder else str(config.data.name)
+
+
+def describe_data(block: Mapping[str, Any]) -> str:
+    """Return the data set of a block `data` as one reads it: its folder, or its name."""
+    return str(block.get("data_dir") or block.get("name") or "no data")
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Run folders: making one, its `config.json`, and the config of a resumed run."""
 
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -46,14 +47,24 @@ _IDENTITY = (
 _SWITCHES = ("ldm_module.ema.decay", "rl_module.ema.decay", "vae_module.loss_weights.fa")
 
 
-def make_run_dir(log_dir: str, task_name: str, *, now: datetime | None = None) -> Path:
+def make_run_dir(
+    log_dir: str, task_name: str, *, name: str = "", now: datetime | None = None
+) -> Path:
     """Make `<log_dir>/<task_name>/runs/<date and time>`, with `_1`, `_2`, ... if it exists.
 
+    Args:
+        log_dir: folder of all runs.
+        task_name: of the stage.
+        name: of the run, before date and time.
+        now: date and time.
+
     Raises:
-        ConfigError: the folder cannot be made.
+        ConfigError: the folder cannot be made, or the name is no file name.
     """
+    _check_run_name(name)
     runs = Path(log_dir) / task_name / "runs"
     stamp = (now or datetime.now()).strftime("%Y-%m-%d_%H-%M-%S")
+    stamp = f"{name}_{stamp}" if name else stamp
     try:
         runs.mkdir(parents=True, exist_ok=True)
         run_dir, number = runs / stamp, 0
@@ -63,6 +74,34 @@ def make_run_dir(log_dir: str, task_name: str, *, now: datetime | None = None) -
     except OSError as error:
         raise ConfigError(f"paths.log_dir: cannot make a folder in {runs}: {error}") from error
     return run_dir
+
+
+def newest_run(log_dir: str, task_name: str, name: str) -> Path | None:
+    """Return the newest run folder of a name; None if there is none.
+
+    Raises:
+        ConfigError: the name is no file name, or the folder of the runs cannot be read.
+    """
+    _check_run_name(name)
+    pattern = re.compile(rf"{re.escape(name)}_(\d{{4}}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:_(\d+))?")
+    runs = Path(log_dir) / task_name / "runs"
+    try:
+        folders = [path for path in runs.iterdir() if (path / CONFIG_FILE).is_file()]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"paths.log_dir: {runs} cannot be read: {error}") from error
+    matches = [(match, path) for path in folders if (match := pattern.fullmatch(path.name))]
+    ordered = sorted(matches, key=lambda pair: (pair[0][1], int(pair[0][2] or 0)))
+    return ordered[-1][1] if ordered else None
+
+
+def _check_run_name(name: str) -> None:
+    if name and not re.fullmatch(r"[A-Za-z0-9][\w.+=-]*", name, re.ASCII):
+        raise ConfigError(
+            f"run_name is {name!r}; it starts with a letter or digit, and has letters, digits and "
+            ". _ + = - only"
+        )
 
 
 def _make_new(path: Path) -> bool:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.common.suggest import suggest
+from chemeleon2_jax.stages.start_data import check_resumed_data
 from chemeleon2_jax.training.stage import Stage
 
 # Task name -> its builder, (config, *, resume_dir) -> Stage, imported when it is asked for.
@@ -33,7 +34,7 @@ def build(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
 
     Raises:
         ConfigError: an unknown task, or a value that the stage cannot use.
-        DatasetError: no usable data.
+        DatasetError: no usable data, or other data than those of the run to resume.
         CheckpointError: a model that the stage starts from cannot be opened.
         RewardError: a reward that cannot be used.
     """
@@ -42,4 +43,6 @@ def build(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         raise ConfigError(f"task_name is {task!r}: {suggest(task, _BUILDERS)}")
     module, _, builder = _BUILDERS[task].partition(":")
     build_stage = getattr(importlib.import_module(f"{__name__}.{module}"), builder)
-    return cast(Stage, build_stage(config, resume_dir=resume_dir))
+    stage = cast(Stage, build_stage(config, resume_dir=resume_dir))
+    check_resumed_data(stage.meta, resume_dir, allow_changed=config.data.allow_changed)
+    return stage

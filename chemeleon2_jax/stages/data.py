@@ -15,6 +15,7 @@ from chemeleon2_jax.common.console import ON_CONSOLE
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.datasets import NUM_LISTED, Split, load_split, size_table
+from chemeleon2_jax.data.digest import digest_crystals
 from chemeleon2_jax.data.loader import ConditionFn, Loader, in_order
 from chemeleon2_jax.rows.layout import Layout
 from chemeleon2_jax.rows.packing import Assignment
@@ -81,6 +82,11 @@ class StageData:
         """(N + 1,) training crystals by number of atoms."""
         return tuple(int(n) for n in size_table(self.train))
 
+    @property
+    def digest(self) -> dict[str, Any]:
+        """Digests of the crystals, for the meta of a checkpoint."""
+        return digest_splits(self.train, self.val)
+
 
 def load_data(
     config: ConfigDict, *, edges: bool, interleaved: bool = False, targets: Iterable[str] = ()
@@ -125,6 +131,11 @@ def load_data(
     )
     val_layout = _layout_in_order(val, batch_size=batch_size, like=layout, mesh=mesh)
     return StageData(train, val, layout, val_layout, batch_size, mesh)
+
+
+def digest_splits(train: Crystals, val: Crystals) -> dict[str, Any]:
+    """Return the digests of a training and a validation set, for the meta of a checkpoint."""
+    return {"train": digest_crystals(train), "val": digest_crystals(val)}
 
 
 def load_splits(config: ConfigDict, targets: Iterable[str] = ()) -> tuple[Crystals, Crystals]:

@@ -86,6 +86,7 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         size_table=data.size_table,
         config=config.to_dict(),
         vae_config=start.vae_config,
+        data=data.digest,
     )
     num_samples = module.sampling.num_samples
     return make_stage(
@@ -109,6 +110,7 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
             "val/valid_share": "valid",
             "val/covalent_share": "covalent",
         },
+        examples=sizes.conditions.describe(data.train, 0) if sizes.conditions else {},
     )
 
 

@@ -103,6 +103,7 @@ def build_predictor(config: ConfigDict, *, resume_dir: Path | None = None) -> St
         size_table=data.size_table,
         config=config.to_dict(),
         vae_config=model.meta.config_of_vae,
+        data=data.digest,
     )
     batches = PooledBatches(
         data.loader(config.seed),

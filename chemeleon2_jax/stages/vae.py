@@ -105,7 +105,11 @@ def build_vae(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
 
     training_loss, batches = with_steps(loss_fn, data.loader(config.seed), objective)
     meta = ModelMeta(
-        stage="train_vae", vae=sizes, size_table=data.size_table, config=config.to_dict()
+        stage="train_vae",
+        vae=sizes,
+        size_table=data.size_table,
+        config=config.to_dict(),
+        data=data.digest,
     )
     return make_stage(
         config,

@@ -24,7 +24,8 @@ def checksum(array: np.ndarray) -> str:
     """Return the checksum of an array's dtype, shape and bytes: 8 hexadecimal digits."""
     start = zlib.crc32(f"{array.dtype.name}{list(array.shape)}".encode())
     # As bytes: the types of ml_dtypes have no buffer protocol.
-    return f"{zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), start):08x}"
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return f"{zlib.crc32(content, start):08x}"
 
 
 def checksum_json(content: Mapping[str, Any]) -> str:

@@ -69,6 +69,8 @@ class Stage:
         validate_first: validate before the first step, too.
         shown: name -> label of one or two values of a step, and of a validation ('val/...'), which
             the console shows beside the loss and the monitored value.
+        examples: name -> value of a training crystal, as text, for each condition of a diffusion
+            model: what the result can be asked for.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Stage:
     updates_per_step: int = 1
     validate_first: bool = False
     shown: Mapping[str, str] = field(default_factory=dict)
+    examples: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Validate `mode`; require exactly one of `loss_fn` and `make_step`."""

@@ -12,6 +12,7 @@ from chemeleon2_jax.runs.config import load_config, to_json
 from chemeleon2_jax.runs.run_folder import (
     CONFIG_FILE,
     make_run_dir,
+    newest_run,
     remove_unused,
     resumed_config,
     save_config,
@@ -26,6 +27,26 @@ def test_taken_folders_get_a_number(tmp_path):
     made = [make_run_dir(str(tmp_path), "train_vae", now=now) for _ in range(3)]
     names = ["2026-01-02_03-04-05", "2026-01-02_03-04-05_1", "2026-01-02_03-04-05_2"]
     assert made == [tmp_path / "train_vae" / "runs" / name for name in names]
+
+
+def test_newest_run_of_a_name(tmp_path):
+    assert newest_run(str(tmp_path), "train_vae", "a") is None
+    made = {}
+    for name, day in [("a", 1), ("a", 3), ("a", 2), ("a", 3), ("a_b", 4), ("", 5), ("a", 6)]:
+        path = make_run_dir(str(tmp_path), "train_vae", name=name, now=datetime(2026, 1, day))
+        made[path.name] = path
+        if day < 6:  # the last was killed before its config was written
+            (path / CONFIG_FILE).write_text("{}")
+    assert newest_run(str(tmp_path), "train_vae", "a") == made["a_2026-01-03_00-00-00_1"]
+    assert newest_run(str(tmp_path), "train_vae", "a_b") == made["a_b_2026-01-04_00-00-00"]
+    assert newest_run(str(tmp_path), "train_ldm", "a") is None
+
+
+@pytest.mark.parametrize("name", ["../a", "a/b", ".a", "a b", "a\n", "é"])
+def test_names_of_runs_are_file_names(tmp_path, name):
+    with pytest.raises(ConfigError, match="run_name is"):
+        make_run_dir(str(tmp_path), "train_vae", name=name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_runs_that_start_together_get_folders_of_their_own(tmp_path):

@@ -265,6 +265,19 @@ def _read_conditions(text: str, ldm: LDMParts) -> dict[str, Any]:
     return conditions
 
 
+def example_conditions(
+    config: ConfigDict, ldm: LDMParts, crystals: Crystals | None
+) -> dict[str, str]:
+    """Return name -> value, as text, that the fine-tuned model can be asked for: of the config,
+    else of a training crystal.
+    """
+    given = (part.partition("=") for part in split_names(config.rl_module.conditions))
+    named = {name.strip(): value.strip() for name, _, value in given}
+    if named or ldm.sizes.conditions is None or crystals is None:
+        return named
+    return ldm.sizes.conditions.describe(crystals, 0)
+
+
 def plan_batches(
     config: ConfigDict,
     source: FromCrystals | FromModel,

@@ -34,9 +34,11 @@ from chemeleon2_jax.stages.common import (
     open_start,
     resumed_from,
 )
+from chemeleon2_jax.stages.data import digest_splits
 from chemeleon2_jax.stages.rl.programs import Settings, make_programs
 from chemeleon2_jax.stages.rl.requests import (
     PromptBatches,
+    example_conditions,
     load_crystals,
     plan_batches,
     read_prompts,
@@ -96,6 +98,7 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         stage="train_rl",
         ldm=ldm_meta(ldm, module.ema),
         config=config.to_dict(),
+        data={} if crystals is None else digest_splits(*crystals),
         validation_floors={},
     )
     reference = {"reference": start.reference} if start.reference else {}
@@ -119,6 +122,7 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
             "val/valid_share": "valid",
             "val/unique_share": "unique",
         },
+        examples=example_conditions(config, start.ldm, known),
     )
 
 

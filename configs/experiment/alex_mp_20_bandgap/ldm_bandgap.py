@@ -14,6 +14,7 @@ TASK = "train_ldm"
 def update(config: ConfigDict) -> None:
     """Change the base config."""
     config.data.name = "alex_mp_20_bandgap"
+    config.data.inherit = False  # others lack the band gap
     config.data.batch_size = 128
     config.trainer.max_epochs = 1000
     config.ldm_module.ldm_ckpt_path = "alex_mp_20_ldm_rl"

@@ -12,6 +12,7 @@ TASK = "train_predictor"
 def update(config: ConfigDict) -> None:
     """Change the base config."""
     config.data.name = "alex_mp_20_bandgap"
+    config.data.inherit = False  # others lack the band gap
     config.data.target_condition = "dft_band_gap"
     config.predictor_module.vae_ckpt_path = "alex_mp_20_vae"
     config.predictor_module.target_conditions = "dft_band_gap:0.797:1.408"

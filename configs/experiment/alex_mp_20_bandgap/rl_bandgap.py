@@ -17,6 +17,7 @@ def update(config: ConfigDict) -> None:
     """Change the base config."""
     rl_bandgap.update(config)
     config.data.name = "alex_mp_20_bandgap"
+    config.data.inherit = False  # others lack the band gap
     config.data.target_condition = "dft_band_gap"
     config.rl_module.ldm_ckpt_path = "alex_mp_20_ldm_rl"
     config.rl_module.rl_configs.clip_ratio = 1e-4
