@@ -38,10 +38,10 @@ def data(name: str, *, batch_size: int = 256) -> ConfigDict:
             "rename": "",  # "column of the file:name in the config", comma-separated
             "max_atoms": 0,  # largest number of atoms in a crystal; 0 for no limit
             "keep_inconsistent": False,  # keep crystals that disagree with the formula of their CIF
-            # Take all above but batch_size and target_condition from the run of the VAE or diffusion model
-            # that this run starts from, unless the command line names data.
+            # Take the values above, but batch_size and target_condition, from the run of the VAE or
+            # diffusion model that this run starts from, unless the command line names data.
             "inherit": True,
-            "allow_changed": False,  # resume also where the files have other contents than before
+            "same_contents": True,  # resume only with the crystals that the run had before
             "num_workers": 0,  # processes that parse and match; 0 for one per CPU core, up to 16
         }
     )

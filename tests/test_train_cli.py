@@ -147,7 +147,7 @@ def test_named_run_is_started_and_resumed_by_the_same_command(monkeypatch, caplo
 
 def test_resuming_the_newest_run_needs_a_name(tiny):
     tiny.resume_from = "auto"
-    with pytest.raises(ConfigError, match="give --config.run_name"):
+    with pytest.raises(ConfigError, match=r"give --config\.run_name"):
         train.make_plan(tiny, {"resume_from": "auto"})
 
 

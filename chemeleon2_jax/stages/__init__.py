@@ -44,5 +44,5 @@ def build(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     module, _, builder = _BUILDERS[task].partition(":")
     build_stage = getattr(importlib.import_module(f"{__name__}.{module}"), builder)
     stage = cast(Stage, build_stage(config, resume_dir=resume_dir))
-    check_resumed_data(stage.meta, resume_dir, allow_changed=config.data.allow_changed)
+    check_resumed_data(stage.meta, resume_dir, same_contents=config.data.same_contents)
     return stage

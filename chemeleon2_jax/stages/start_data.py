@@ -19,7 +19,7 @@ from chemeleon2_jax.training.checkpoint_reader import DIRECTORY, complete_steps,
 
 _SOURCE = ("name", "data_dir")
 # What a run decides on its own, whatever its data.
-_OWN = ("batch_size", "target_condition", "num_workers", "inherit", "allow_changed")
+_OWN = ("batch_size", "target_condition", "num_workers", "inherit", "same_contents")
 
 
 def follow_start(config: ConfigDict, overrides: Container[str]) -> list[str]:
@@ -93,14 +93,14 @@ def _merge_renames(theirs: str, ours: str) -> str:
 
 
 def check_resumed_data(
-    meta: Mapping[str, Any], resume_dir: Path | None, *, allow_changed: bool
+    meta: Mapping[str, Any], resume_dir: Path | None, *, same_contents: bool
 ) -> None:
     """Compare the crystals of a resumed run with those of its last checkpoint.
 
     Args:
         meta: of the stage, with the digests of the present crystals.
         resume_dir: run folder; None for a new run.
-        allow_changed: whether other contents are said only.
+        same_contents: whether other contents are an error, not a warning.
 
     Raises:
         DatasetError: other contents, not allowed.
@@ -123,12 +123,12 @@ def check_resumed_data(
     differing = "; ".join(f"{split}: {clause}" for split, clause in clauses.items() if clause)
     if not differing:
         return
-    if allow_changed:
+    if not same_contents:
         logging.warning("the data have changed since %s: %s", path, differing)
         return
     raise DatasetError(
         f"the data have changed since {path}: {differing}. Restore them, start a new run, or go on "
-        "with these by --config.data.allow_changed=true"
+        "with these by --config.data.same_contents=false"
     )
 
 

@@ -127,8 +127,8 @@ def test_other_contents_are_refused_or_said(changing, caplog):
         build(config, resume_dir=run)
     text = str(caught.value)
     assert "step_1: val: 11 crystals, not 12" in text
-    assert "--config.data.allow_changed=true" in text
-    config.data.allow_changed = True
+    assert "--config.data.same_contents=false" in text
+    config.data.same_contents = False
     with caplog.at_level(logging.WARNING):
         build(config, resume_dir=run)
     assert "val: 11 crystals, not 12" in caplog.text
@@ -141,7 +141,7 @@ def test_a_run_without_digest_gets_a_note(changing, caplog):
     digests = meta.pop("data")
     path.write_text(json.dumps(meta))
     with caplog.at_level(logging.INFO):
-        check_resumed_data({"data": digests}, run, allow_changed=False)
+        check_resumed_data({"data": digests}, run, same_contents=True)
     assert "no digest of its data" in caplog.text
 
 
