@@ -90,8 +90,7 @@ def start_folder(config: ConfigDict) -> str:
     """
     module = module_of(config)
     name = next((module[k] for k in ("ldm_ckpt_path", "vae_ckpt_path") if module.get(k)), "")
-    path = Path(name).expanduser() if name else Path()
-    return name if name and (path.is_dir() or path.is_symlink()) else ""
+    return name if name and (Path(name).is_dir() or Path(name).is_symlink()) else ""
 
 
 def fit_config(config: ConfigDict) -> FitConfig:

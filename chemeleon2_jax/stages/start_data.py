@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from chemeleon2_jax.common.errors import CheckpointError, ConfigError, DatasetError
 from chemeleon2_jax.data.digest import describe_difference
 from chemeleon2_jax.pretrained.loading import open_model
-from chemeleon2_jax.runs.config import describe_data, rename_columns, start_folder
+from chemeleon2_jax.runs.config import describe_data, expand_value, rename_columns, start_folder
 from chemeleon2_jax.training.checkpoint_reader import DIRECTORY, complete_steps, open_folder
 
 _SOURCE = ("name", "data_dir")
@@ -56,7 +56,7 @@ def follow_start(config: ConfigDict, overrides: Container[str]) -> list[str]:
             data[key] = value
         elif key == "rename":
             data.rename = _merge_renames(value, data.rename)
-    if data.data_dir and not Path(data.data_dir).expanduser().is_dir():
+    if data.data_dir and not Path(data.data_dir).is_dir():
         raise ConfigError(
             f"{path} was trained on data.data_dir = {data.data_dir}, which is not here: give "
             "--config.data.data_dir=<folder> or --config.data.name=<data set>"
@@ -73,14 +73,14 @@ def _data_of(path: str) -> Mapping[str, Any]:
     for config in (meta.config, meta.config_of_vae):  # RL may have had no data of its own
         block = config.get("data", {})
         if any(block.get(key) for key in _SOURCE):
-            return dict(block)
+            return {key: expand_value(f"data.{key}", value) for key, value in block.items()}
     return {}
 
 
 def _same_source(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     folders = [str(block.get("data_dir", "")) for block in (one, other)]
     if any(folders):
-        return all(folders) and len({Path(f).expanduser().resolve() for f in folders}) == 1
+        return all(folders) and len({Path(f).resolve() for f in folders}) == 1
     names = {str(block.get("name", "")).lower().replace("_", "-") for block in (one, other)}
     return len(names) == 1
 
