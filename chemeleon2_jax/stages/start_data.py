@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from chemeleon2_jax.common.errors import CheckpointError, ConfigError, DatasetError
 from chemeleon2_jax.data.digest import describe_difference
+from chemeleon2_jax.models.condition_kinds import CompositionCondition
 from chemeleon2_jax.pretrained.loading import open_model
 from chemeleon2_jax.runs.config import describe_data, expand_value, rename_columns, start_folder
 from chemeleon2_jax.training.checkpoint_reader import DIRECTORY, complete_steps, open_folder
@@ -142,7 +143,7 @@ def check_can_sample(meta: Mapping[str, Any], *, resumed: bool) -> None:
     if not isinstance(dit, Mapping) or meta["vae"].get("atom_type_predict", True):
         return
     conditions = (dit.get("conditions") or {}).get("conditions", ())
-    if any(condition["kind"] == "composition" for condition in conditions):
+    if any(condition["kind"] == CompositionCondition.kind for condition in conditions):
         return
     text = (
         "the VAE is one for structure prediction (atom_type_predict = false, as in vae_csp): it is "
