@@ -33,8 +33,8 @@ SUMMARY_FILE = "summary.json"
 flags.DEFINE_string(
     "structures",
     "",
-    "A folder that sample wrote, a folder of CIFs, or a .json, .json.gz, .csv, .csv.gz or .cif "
-    "file.",
+    "A folder that sample wrote; a folder, with its subfolders, or .zip archive of CIFs, POSCARs "
+    "and JSON files; or a .json, .csv, .cif or .vasp file, gzipped or not.",
 )
 flags.DEFINE_string(
     "reference",
@@ -43,6 +43,11 @@ flags.DEFINE_string(
     "takes.",
 )
 flags.DEFINE_list("reference_splits", ["train"], "Splits of the data set that count.")
+flags.DEFINE_string(
+    "rename",
+    "",
+    "Columns of CSV files of structures and reference, as in structure:cif,id:material_id.",
+)
 flags.DEFINE_list(
     "metrics", [], "Metrics in the order of the table; default: all that can be computed."
 )
@@ -77,6 +82,7 @@ def main() -> int:
     from chemeleon2_jax.metrics.matching import Tolerances
     from chemeleon2_jax.metrics.registry import FEATURES, REFERENCE, choose_metrics
     from chemeleon2_jax.metrics.report import evaluate
+    from chemeleon2_jax.runs.config import rename_columns
 
     inputs = {REFERENCE: values.reference, FEATURES: values.feature_model}
     try:
@@ -88,6 +94,7 @@ def main() -> int:
         values.reference or None,
         values.metrics,
         reference_splits=values.reference_splits,
+        rename=rename_columns(values.rename, key="--rename"),
         tolerances=Tolerances(values.ltol, values.stol, values.angle_tol),
         timeout_s=values.timeout_s,
         num_workers=values.num_workers or None,
@@ -146,12 +153,14 @@ def _tabulate(summary: dict[str, Any]) -> Table:
 
     structures = summary["structures"]
     asked, built = structures["asked"], structures["built"]
-    missing = structures["without_crystal"]
+    missing, warnings = structures["without_crystal"], structures["warnings"]
     title = f"{printable(structures['source'])}: {asked} crystals"
     table = Table(title=Text(title), title_justify="left")
     for heading in ("metric", "", "failed, and why"):
         table.add_column(heading, overflow="fold")  # a name may be wider than its column
     table.add_row("built", f"{built / asked:.1%} ({built})", _list_kinds(missing))
+    if warnings:
+        table.add_row("read with a warning", str(sum(warnings.values())), _list_kinds(warnings))
     for name, result in summary["metrics"].items():
         kinds = {**result.get("failed", {}), **result["no_value"]}
         shown = {kind: count for kind, count in kinds.items() if kind not in missing}

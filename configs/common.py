@@ -33,6 +33,7 @@ def data(name: str, *, batch_size: int = 256) -> ConfigDict:
         {
             "name": name,  # a published set or "prototypes"; see the README
             "data_dir": "",  # folder with train/val/test.csv[.gz]; replaces `name`
+            "split": "",  # shares such as "0.8,0.1,0.1", if data_dir is one CSV file to split
             "batch_size": batch_size,  # crystals per step, over all devices
             "target_condition": "",  # property columns to read
             "rename": "",  # "column of the file:name in the config", comma-separated

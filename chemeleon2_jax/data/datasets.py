@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,12 +61,14 @@ class Split:
         skipped: the other rows, in the same order.
         source: the file, or the source of built crystals.
         remarks: good rows of which something was assumed, or is doubtful.
+        rows: (G,), of the crystals in their file (1 for the first); empty for built crystals.
     """
 
     crystals: Crystals
     skipped: tuple[SkippedRow, ...]
     source: str
     remarks: tuple[SkippedRow, ...] = ()
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32), repr=False)
 
     def report(self) -> str:
         """Return a few lines: number of crystals, and the reasons for the skipped rows."""
@@ -122,6 +124,7 @@ def load_split(
     rename: Mapping[str, str] | None = None,
     max_atoms: int = 0,
     keep_inconsistent: bool = False,
+    shares: Sequence[float] = (),
     num_workers: int | None = None,
 ) -> Split:
     """Return the crystals of one split with targets.
@@ -137,6 +140,8 @@ def load_split(
         max_atoms: largest number of atoms in the reduced cell; 0 for no limit.
         keep_inconsistent: whether to keep crystals whose CIF declares another formula, number of
             formula units or multiplicity than it holds.
+        shares: of train, val and test, when `data_dir` is one CSV file, or a folder with one, that
+            is split at random; () for a file for each split.
         num_workers: processes that parse CIFs; None for one per CPU, up to 16; 0 and 1 for none.
 
     Raises:
@@ -149,7 +154,7 @@ def load_split(
             canonical_name(name), split, targets=targets, rename=rename, max_atoms=max_atoms
         )
     else:
-        path = _split_file(name, split, data_dir)
+        path = _split_file(name, split, data_dir, is_shared=bool(shares))
         loaded = _load_csv(
             path,
             targets,
@@ -158,6 +163,8 @@ def load_split(
             keep_inconsistent=keep_inconsistent,
             num_workers=num_workers,
         )
+        if shares:
+            loaded = _take_share(loaded, split, shares)
     if not len(loaded.crystals):
         raise DatasetError(f"no good row. {loaded.report()}")
     log = logging.warning if loaded.skipped else logging.info
@@ -165,7 +172,12 @@ def load_split(
     return loaded
 
 
-def _split_file(name: str, split: str, data_dir: str | Path) -> Path:
+def _split_file(name: str, split: str, data_dir: str | Path, *, is_shared: bool) -> Path:
+    if is_shared:
+        csv_files.check_split(split)
+        if not data_dir:
+            raise DatasetError("data.split splits the CSV file of data.data_dir, which is empty")
+        return csv_files.find_only_file(expand_path(data_dir, error=DatasetError))
     if data_dir:
         return csv_files.find_split_file(expand_path(data_dir, error=DatasetError), split)
     return fetch_split(NAMED_SETS[canonical_name(name)], split)
@@ -181,6 +193,7 @@ def _load_csv(
     num_workers: int | None,
 ) -> Split:
     # The columns are checked first: a misspelt one shall not cost minutes of parsing.
+    csv_files.check_rename(path, rename)
     cif_column = csv_files.find_column(path, "cif", rename)
     columns = {target: csv_files.find_column(path, target, rename) for target in targets}
     has_ids = "material_id" in {rename.get(c, c) for c in csv_files.read_header(path)}
@@ -204,7 +217,24 @@ def _load_csv(
     values = {target: values[parsed.rows - 1] for target, (values, _) in properties.items()}
     crystals = replace(parsed.crystals, targets=values)
     split = _keep_good(crystals, parsed.rows, bad=bad, max_atoms=max_atoms, source=str(path))
-    return replace(split, remarks=tuple(row for row in remarks if row.row not in bad))
+    return replace(
+        split,
+        remarks=tuple(row for row in remarks if row.row not in bad),
+        rows=parsed.rows[~np.isin(parsed.rows, list(bad))],
+    )
+
+
+def _take_share(whole: Split, split: str, shares: Sequence[float]) -> Split:
+    """Return the part of a file that is one split."""
+    chosen = csv_files.choose_rows(len(whole.crystals) + len(whole.skipped), split, shares)
+    wanted = set(chosen.tolist())
+    return Split(
+        crystals=whole.crystals.take(np.flatnonzero(np.isin(whole.rows, chosen))),
+        skipped=tuple(row for row in whole.skipped if row.row in wanted),
+        source=f"{whole.source} ({split})",
+        remarks=tuple(row for row in whole.remarks if row.row in wanted),
+        rows=whole.rows[np.isin(whole.rows, chosen)],
+    )
 
 
 def _sort_remarks(

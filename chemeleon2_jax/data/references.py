@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.crystals.limits import check_cell, check_num_atoms
 from chemeleon2_jax.crystals.structures import arrays_from_structure
-from chemeleon2_jax.data.csv_files import SPLITS
+from chemeleon2_jax.data.csv_files import SPLITS, find_split_file, present_renames, read_header
 from chemeleon2_jax.data.datasets import canonical_name, load_split
 from chemeleon2_jax.data.embedded import EMBEDDED_SETS
 from chemeleon2_jax.data.sources import NAMED_SETS
@@ -65,7 +65,11 @@ class Reference:
 
 
 def load_reference(
-    source: Any, pool: WorkerPool, *, splits: Sequence[str] = ("train",)
+    source: Any,
+    pool: WorkerPool,
+    *,
+    splits: Sequence[str] = ("train",),
+    rename: Mapping[str, str] | None = None,
 ) -> Reference:
     """Load known crystals.
 
@@ -75,6 +79,8 @@ def load_reference(
             or (atom_types, frac_coords, lattice) triples.
         pool: processes that read.
         splits: of a data set.
+        rename: a CSV file's name of a column -> its name in this package; columns that it lacks do
+            not matter.
 
     Raises:
         DatasetError: the source is none of these, or holds no crystal.
@@ -91,11 +97,39 @@ def load_reference(
     if not folder.exists():
         known = [*EMBEDDED_SETS, *NAMED_SETS]
         raise DatasetError(f"no data set, file or folder {name!r}: {suggest(name, known)}")
-    if folder.is_dir() and any(
-        (folder / f"{s}.csv{z}").is_file() for s in SPLITS for z in ("", ".gz")
-    ):
-        return _from_splits(name, splits, data_dir=name, pool=pool)
-    return _from_files(name, pool)
+    if folder.is_dir() and _csv_files_of(folder):
+        return _from_splits(name, splits, data_dir=name, pool=pool, rename=rename)
+    return _from_files(name, pool, rename)
+
+
+def check_renames(rename: Mapping[str, str], sources: Sequence[Any]) -> None:
+    """Check that each renamed column is in a CSV file of one of the sources.
+
+    Args:
+        rename: name of a column -> its name in this package.
+        sources: as for `load_reference`.
+
+    Raises:
+        DatasetError: a column is in none.
+    """
+    header: list[str] = []
+    for source in sources if rename else ():
+        if isinstance(source, str | Path):
+            for path in _csv_files_of(expand_path(source, error=DatasetError)):
+                header += read_header(path)
+    for column, name in rename.items():
+        if column not in header:
+            raise DatasetError(
+                f"no CSV file has the column {column!r}, which is renamed to {name!r}; "
+                f"{suggest(column, dict.fromkeys(filter(None, header)))}"
+            )
+
+
+def _csv_files_of(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path] if path.name.lower().removesuffix(".gz").endswith(".csv") else []
+    candidates = [path / f"{split}.csv{z}" for split in SPLITS for z in ("", ".gz")]
+    return [candidate for candidate in candidates if candidate.is_file()]
 
 
 def _is_named(name: str) -> bool:
@@ -122,11 +156,27 @@ def _from_list(structures: Any) -> Reference:
     return Reference(f"a list of {len(arrays)}", Crystals.from_list(arrays))
 
 
-def _from_splits(name: str, splits: Sequence[str], *, data_dir: str, pool: WorkerPool) -> Reference:
+def _from_splits(
+    name: str,
+    splits: Sequence[str],
+    *,
+    data_dir: str,
+    pool: WorkerPool,
+    rename: Mapping[str, str] | None = None,
+) -> Reference:
+    rename = dict(rename or {}) if data_dir else {}
     if not splits:
         raise DatasetError(f"no split of {name}; give one or more of {', '.join(SPLITS)}")
+    if rename:
+        rename = present_renames(find_split_file(expand_path(data_dir, error=DatasetError), splits[0]), rename)
     loaded = [
-        load_split("" if data_dir else name, split, data_dir=data_dir, num_workers=pool.num_workers)
+        load_split(
+            "" if data_dir else name,
+            split,
+            data_dir=data_dir,
+            rename=rename,
+            num_workers=pool.num_workers,
+        )
         for split in dict.fromkeys(splits)
     ]
     return Reference(
@@ -137,8 +187,8 @@ def _from_splits(name: str, splits: Sequence[str], *, data_dir: str, pool: Worke
     )
 
 
-def _from_files(path: str, pool: WorkerPool) -> Reference:
-    entries = read_entries(path, pool)
+def _from_files(path: str, pool: WorkerPool, rename: Mapping[str, str] | None) -> Reference:
+    entries = read_entries(path, pool, rename=rename)
     bad = [entry for entry in entries if entry.arrays is None]
     good = [(entry.name, entry.arrays) for entry in entries if entry.arrays is not None]
     if bad:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pymatgen.core import Structure
 
 from chemeleon2_jax.crystals.geometry import as_arrays, measure
 from chemeleon2_jax.crystals.limits import check_cell, check_num_atoms
-from chemeleon2_jax.data.references import load_reference
+from chemeleon2_jax.data.references import check_renames, load_reference
 from chemeleon2_jax.data.structure_files import FAILED, NOT_BUILT, Entry, read_entries
 from chemeleon2_jax.metrics.matching import TIMEOUT_S, Tolerances
 from chemeleon2_jax.metrics.metric import Column, CrystalMetric, FeatureModel, Subject
@@ -38,7 +38,8 @@ class Report:
     Attributes:
         table: a row for each crystal that was asked for: name, formula, num_atoms, status ("ok",
             "not built", or "failed": it cannot be read, or a metric has no value), a column for
-            each metric of a crystal, and the reasons of what did not pass or has no value.
+            each metric of a crystal, the reasons of what did not pass or has no value, and
+            warnings: what a file declares that disagrees with its crystal, and what was assumed.
         summary: "metrics" of the crystals, and those of the whole "set". Shares are of all crystals
             asked for: what could not be built has failed.
     """
@@ -57,6 +58,7 @@ def evaluate(
     timeout_s: float = TIMEOUT_S,
     num_workers: int | None = None,
     feature_model: FeatureModel | None = None,
+    rename: Mapping[str, str] | None = None,
 ) -> Report:
     """Evaluate generated crystals.
 
@@ -72,6 +74,7 @@ def evaluate(
         tolerances: of StructureMatcher; None are its defaults.
         timeout_s: limit for one comparison, in seconds.
         num_workers: processes; None is one a CPU, up to 16; 0 is this one.
+        rename: column of a CSV file, of the structures or the reference -> its name here.
         feature_model: a VAE (`load_model("mp_20_vae")`), for metrics that compare its features.
 
     Raises:
@@ -81,15 +84,16 @@ def evaluate(
     inputs = {REFERENCE: reference, FEATURES: feature_model}
     given = {need for need, value in inputs.items() if value is not None}
     names = choose_metrics(metrics, given=given)
+    check_renames(rename or {}, (structures, reference))
     seconds = _Stopwatch()
     with WorkerPool(num_workers) as pool:
-        source, entries = _read(structures, pool)
+        source, entries = _read(structures, pool, rename or {})
         seconds.stop("structures")
         if not metrics:
             _log_left_out(given)
         known = None
         if any(REFERENCE in METRICS[name].needs for name in names):
-            known = load_reference(reference, pool, splits=reference_splits)
+            known = load_reference(reference, pool, splits=reference_splits, rename=rename)
             seconds.stop("reference")
         elif reference is not None:
             logging.info("None of the metrics needs the reference; it is not loaded.")
@@ -154,10 +158,11 @@ class _Stopwatch:
         self._start = now
 
 
-def _read(structures: Any, pool: WorkerPool) -> tuple[str, list[Entry]]:
+def _read(structures: Any, pool: WorkerPool, rename: Mapping[str, str]) -> tuple[str, list[Entry]]:
     """Return where the crystals are from, and an entry for each that was asked for."""
     if isinstance(structures, str | Path):
-        return str(structures), [_check(entry) for entry in read_entries(structures, pool)]
+        entries = read_entries(structures, pool, rename=rename)
+        return str(structures), [_check(entry) for entry in entries]
     if isinstance(structures, Structure):  # a sequence of its sites
         raise ValueError("structures is one structure; give a list of structures")
     entries = []
@@ -187,4 +192,4 @@ def _check(entry: Entry) -> Entry:
             check_cell(entry.arrays[2])
     except ValueError as problem:
         error = str(problem)
-    return entry if error is None else Entry(entry.name, None, FAILED, error)
+    return entry if error is None else replace(entry, arrays=None, status=FAILED, reason=error)

@@ -36,6 +36,7 @@ def count_entries(source: str, entries: Sequence[Entry], statuses: Sequence[str]
         "built": len(entries) - len(missing),
         "status": {status: counts[status] for status in (OK, NOT_BUILT, FAILED)},
         "without_crystal": _count_kinds(missing),
+        "warnings": _count_kinds([entry.warning for entry in entries if entry.warning]),
     }
 
 

@@ -20,7 +20,7 @@ _DTYPES = {"check": "boolean", "label": "string"}
 def tabulate(
     entries: Sequence[Entry], metrics: Mapping[str, tuple[CrystalMetric, Column]]
 ) -> pd.DataFrame:
-    """Return a row for each entry: name, formula, num_atoms, status, the metrics, reason.
+    """Return a row for each entry: name, formula, num_atoms, status, the metrics, reason, warning.
 
     Args:
         entries: the crystals that were asked for.
@@ -49,6 +49,7 @@ def tabulate(
         else:
             content[name] = pd.array(list(column.values), dtype=_DTYPES[metric.kind])
     content["reason"] = reasons
+    content["warning"] = [entry.warning for entry in entries]
     return pd.DataFrame(content).rename_axis("index")
 
 

@@ -6,6 +6,7 @@ one comma-separated string. JAX is not imported, so that `--print_config` and er
 
 import importlib.util
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -136,8 +137,12 @@ def split_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def rename_columns(text: str) -> dict[str, str]:
+def rename_columns(text: str, *, key: str = "data.rename") -> dict[str, str]:
     """Read `data.rename`: comma-separated 'column in the file:name here'.
+
+    Args:
+        text: the value.
+        key: of the value, for messages.
 
     Raises:
         ConfigError: a part has another form.
@@ -147,7 +152,7 @@ def rename_columns(text: str) -> dict[str, str]:
         column, colon, name = (piece.strip() for piece in part.partition(":"))
         if not (column and colon and name):
             raise ConfigError(
-                f"data.rename has the part {part!r}; it is 'column in the file:name here', "
+                f"{key} has the part {part!r}; it is 'column in the file:name here', "
                 "comma-separated, as in band_gap:dft_band_gap"
             )
         columns[column] = name
@@ -187,6 +192,25 @@ def expand_paths(config: ConfigDict) -> None:
         expanded = expand_value(key, value)
         if expanded != value:
             config.update_from_flattened_dict({key: expanded})
+
+
+def split_shares(text: str) -> tuple[float, ...]:
+    """Read `data.split`: the shares of training, validation and test crystals; () for ''.
+
+    Raises:
+        ConfigError: not three shares with the sum 1, of which the first two are positive.
+    """
+    try:
+        shares = tuple(float(part) for part in split_names(text))
+    except ValueError:
+        shares = (math.nan,)
+    valid = len(shares) == 3 and min(shares[:2]) > 0 and shares[2] >= 0
+    if shares and not (valid and abs(sum(shares) - 1.0) < 1e-6):
+        raise ConfigError(
+            f"data.split is {text!r}; it is the shares of training, validation and test crystals "
+            "of one CSV file, with the sum 1, as in 0.8,0.1,0.1"
+        )
+    return shares
 
 
 def unwrap_hub_keys(config: ConfigDict) -> None:

@@ -16,7 +16,7 @@ from chemeleon2_jax.diffusion.times import TIMES
 from chemeleon2_jax.models.encoders.registry import ENCODERS, default_options
 from chemeleon2_jax.models.latents import STANDARDISATIONS
 from chemeleon2_jax.models.sizes import COORDS_UNITS, NAMED_SIZES, REDUCTIONS, VARIANCE_LAYOUTS
-from chemeleon2_jax.runs.config import fit_config, flatten, module_of, rename_columns
+from chemeleon2_jax.runs.config import fit_config, flatten, module_of, rename_columns, split_shares
 from chemeleon2_jax.training.config import MODES, PRECISIONS
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
@@ -145,6 +145,7 @@ def check_config(config: ConfigDict) -> None:
     _check_heads(config)
     fit_config(config)
     rename_columns(config.data.rename)
+    split_shares(config.data.split)
     if config.logger.wandb.project and importlib.util.find_spec("wandb") is None:
         raise ConfigError(
             "logger.wandb.project is set, but wandb is not installed: pip install wandb"

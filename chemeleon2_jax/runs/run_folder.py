@@ -25,6 +25,7 @@ _IDENTITY = (
     "data.keep_inconsistent",
     "data.max_atoms",
     "data.rename",
+    "data.split",
     "data.target_condition",
     "ldm_module.denoiser",
     "ldm_module.diffusion",

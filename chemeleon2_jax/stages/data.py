@@ -20,7 +20,7 @@ from chemeleon2_jax.data.loader import ConditionFn, Loader, in_order
 from chemeleon2_jax.rows.layout import Layout
 from chemeleon2_jax.rows.packing import Assignment
 from chemeleon2_jax.rows.rows import Rows
-from chemeleon2_jax.runs.config import rename_columns, split_names
+from chemeleon2_jax.runs.config import rename_columns, split_names, split_shares
 from chemeleon2_jax.training.parallel import make_mesh, shard_batch
 
 _LAYOUTS = ("packed", "padded")
@@ -155,6 +155,7 @@ def load_splits(config: ConfigDict, targets: Iterable[str] = ()) -> tuple[Crysta
         "rename": rename_columns(data.rename),
         "max_atoms": data.max_atoms,
         "keep_inconsistent": data.keep_inconsistent,
+        "shares": split_shares(data.split),
         "num_workers": data.num_workers or None,
     }
     train, val = (load_split(data.name, split, **options) for split in ("train", "val"))

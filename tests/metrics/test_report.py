@@ -45,7 +45,15 @@ def column(report, name):
 
 def test_rows(report):
     table = report.table
-    assert list(table.columns) == ["name", "formula", "num_atoms", "status", *OF_CRYSTALS, "reason"]
+    assert list(table.columns) == [
+        "name",
+        "formula",
+        "num_atoms",
+        "status",
+        *OF_CRYSTALS,
+        "reason",
+        "warning",
+    ]
     assert table.index.tolist() == list(range(8))
     assert table.index.name == "index"
     expected = ["ok", "not built", "ok", "ok", "failed", "failed", "ok", "ok"]
@@ -95,6 +103,7 @@ def test_shares_are_of_all_that_were_asked_for(report):
         "built": 5,
         "status": {"ok": 5, "not built": 1, "failed": 2},
         "without_crystal": {"not built": 1, "not a crystal": 1, "cell has no volume": 1},
+        "warnings": {},
     }
     assert metrics["unique"] == {
         "share": 4 / 8,
@@ -165,7 +174,7 @@ def test_triples_are_structures(report):
 
 def test_metrics_are_chosen_in_order():
     judged = evaluate([SALT, CRUSHED], metrics=["valid", "density", "valid"], num_workers=0)
-    assert list(judged.table.columns[4:]) == ["valid", "density", "reason"]
+    assert list(judged.table.columns[4:]) == ["valid", "density", "reason", "warning"]
     assert list(judged.summary["metrics"]) == ["valid", "density"]
     # Metrics that were not chosen give no reasons.
     assert [r != r or r is None for r in judged.table["reason"]] == [True, False]
