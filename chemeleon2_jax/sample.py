@@ -63,8 +63,9 @@ flags.DEFINE_integer(
 flags.DEFINE_multi_string(
     "condition",
     [],
-    "A condition of the model, as name=value, or comma-separated values, one a crystal; 'none' is "
-    "the null condition. May be repeated, once for each condition.",
+    "A condition of the model, as name=value, or comma-separated values, one a crystal (Na-Cl is "
+    "one chemical system, Na,Cl are two); 'none' is the null condition. May be repeated, once for "
+    "each condition.",
 )
 flags.DEFINE_float(
     "cfg_scale", 2.0, "Strength of the guidance towards the conditions; 1 is no guidance."
@@ -178,6 +179,8 @@ def _read_conditions(texts: list[str]) -> dict[str, list[str]]:
 
 
 def _convert_conditions(model: LDMModel, condition_texts: dict[str, list[str]]) -> dict[str, Any]:
+    from pymatgen.core import Element  # loaded with the model
+
     known = {c.name: c for c in model.conditions} if condition_texts else {}
     converted: dict[str, Any] = {}
     for name, texts in condition_texts.items():
@@ -186,6 +189,12 @@ def _convert_conditions(model: LDMModel, condition_texts: dict[str, list[str]]) 
             values = [known[name].read(t) if name in known else t for t in texts]
         except ValueError as error:
             raise ConfigError(f"--condition: {error}") from error
+        if len(texts) > 1 and all(Element.is_valid_symbol(text.strip()) for text in texts):
+            logging.warning(
+                "--condition=%s=%s: %d values, one a crystal; crystals of all these elements are "
+                "asked for by %s",
+                *(name, ",".join(texts), len(texts), "-".join(texts)),
+            )
         converted[name] = values[0] if len(values) == 1 else values
     return converted
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import os
 import zipfile
 import zlib
@@ -17,6 +16,7 @@ from typing import Any
 from pymatgen.core import Structure
 
 from chemeleon2_jax.common.errors import DatasetError
+from chemeleon2_jax.common.json_text import parse_json
 from chemeleon2_jax.crystals.arrays import CrystalArrays
 from chemeleon2_jax.crystals.cif.reader import ReadCrystal, read_cif
 from chemeleon2_jax.crystals.cif.syntax import MAX_BYTES, decode
@@ -154,8 +154,8 @@ def _read_limited(stream: Any, name: str) -> bytes:
 
 def _read_json(content: bytes) -> list[ReadCrystal | None]:
     try:
-        loaded = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        loaded = parse_json(content)
+    except ValueError as error:
         raise ValueError(f"unparsable JSON: {error}") from error
     elements = loaded if isinstance(loaded, list) else [loaded]
     if not any(is_structure(element) for element in elements):

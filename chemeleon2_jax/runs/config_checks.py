@@ -3,7 +3,7 @@
 import importlib.util
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from ml_collections import ConfigDict
 
@@ -90,6 +90,7 @@ def check_overrides(config: ConfigDict, argv: Iterable[str]) -> None:
     for argument in argv:
         match = _OVERRIDE.fullmatch(argument)
         if not match:
+            _check_prefix(argument, flat)
             continue
         key, text = match[1], match[2]
         if key == "experiment":
@@ -104,6 +105,17 @@ def check_overrides(config: ConfigDict, argv: Iterable[str]) -> None:
             names = ", ".join(known.removeprefix(f"{key}.") for known in inside)
             raise ConfigError(f"--config.{key} is a block; set one of its values: {names}")
         raise ConfigError(f"unknown config key {key!r}.{_nearest_key(key, list(flat))}")
+
+
+def _check_prefix(argument: str, known: Collection[str]) -> None:
+    """Raise for `trainer.max_epochs=5`, with or without dashes."""
+    key, equals, value = argument.lstrip("-").partition("=")
+    if "." in key and (key in known or (equals and nearest(key, known, cutoff=0.8))):
+        key = nearest(key, known, cutoff=0.8) or key
+        raise ConfigError(
+            f"{argument!r} is no flag: values of the config start with --config., as in "
+            f"--config.{key}={value}"
+        )
 
 
 def _check_type(key: str, text: str | None, default: object) -> None:

@@ -9,8 +9,8 @@ from pymatgen.core import Element
 
 from chemeleon2_jax.crystals.arrays import MAX_ATOMIC_NUMBER
 
-ATOMIC_NUMBERS = {element.symbol: element.Z for element in Element}
-ISOTOPES = {"D": "deuterium", "T": "tritium"}
+ATOMIC_NUMBERS = {element.symbol: element.Z for element in Element} | {"D": 1}
+ISOTOPES = {"D": "deuterium"}
 
 _LETTERS = re.compile(r"[A-Za-z]+")
 _TYPE = re.compile(r"([A-Za-z]{1,3})(?:[\d+\-_.(].*)?$")
@@ -54,6 +54,13 @@ def read_elements(
         f"{ISOTOPES[symbol]} read as hydrogen, with the mass of hydrogen ({count} sites)"
         for symbol, count in counts.items()
     ]
+    capitals = [
+        f"{label} read as {symbol}"
+        for kind, symbol, label in zip(types, symbols, labels, strict=True)
+        if not kind and symbol not in declared and _is_ambiguous(label)
+    ]
+    if capitals:
+        notes.append(f"labels in capitals: {', '.join(capitals[:4])}")
     return ["H" if symbol in ISOTOPES else symbol for symbol in symbols], notes
 
 
@@ -75,6 +82,9 @@ def _from_label(label: str, declared: frozenset[str], *, upper: bool) -> str:
         label: of the site.
         declared: symbols of the declared formula.
         upper: whether all labels of the file are in upper case, so that `NA` is sodium.
+
+    Raises:
+        ValueError: no element, or one of two.
     """
     match = _LETTERS.match(label)
     letters = match[0] if match else ""
@@ -83,16 +93,24 @@ def _from_label(label: str, declared: frozenset[str], *, upper: bool) -> str:
     if not letters or letters.lower() in _NOT_ELEMENTS or _GROUP.match(label):
         raise _not_an_element(label, "label of a site", letters)
     one, two = letters[:1].upper(), letters[:2].capitalize()
-    second = letters[1:2]
-    if second.islower():  # the small letters after the first are of the element: not Cal, not Oa
+    if letters[1:2].islower():  # the small letters after the first are of the element: not Cal
         choices = [two] if not letters[2:3].islower() else []
     else:
-        choices = [two, one] if upper else [one, two]
-    choices = [symbol for symbol in choices if symbol in ATOMIC_NUMBERS]
+        choices = [two, one]
+    choices = [symbol for symbol in dict.fromkeys(choices) if symbol in ATOMIC_NUMBERS]
     choices = [symbol for symbol in choices if symbol in declared] or choices
+    if len(choices) > 1 and not upper:
+        raise ValueError(
+            f"not an element: {label[:30]!r}, label of a site, can be {' or '.join(choices)}; give "
+            "elements in _atom_site_type_symbol"
+        )
     if not choices:
         raise _not_an_element(label, "label of a site", letters)
     return choices[0]
+
+
+def _is_ambiguous(label: str) -> bool:
+    return label[:2].isupper() and {label[:1], label[:2].capitalize()} <= set(ATOMIC_NUMBERS)
 
 
 def _not_an_element(text: str, what: str, letters: str) -> ValueError:

@@ -27,4 +27,5 @@ def read_number(text: str, *, label: str) -> tuple[float, int]:
     fraction = _FRACTION.match(text)
     if fraction is not None and int(fraction[2]):
         return int(fraction[1]) / int(fraction[2]), EXACT
-    raise ValueError(f"unparsable CIF: {label} is {text[:30]!r}, no number")
+    problem = f"is {text[:30]!r}, no number" if text else "is not given"
+    raise ValueError(f"unparsable CIF: {label} {problem}")

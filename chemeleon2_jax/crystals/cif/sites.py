@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from chemeleon2_jax.crystals.cif.elements import read_elements
-from chemeleon2_jax.crystals.cif.numbers import read_number
+from chemeleon2_jax.crystals.cif.numbers import EXACT, read_number
 from chemeleon2_jax.crystals.cif.syntax import Block
 
 FULL_OCCUPANCY = 1e-3
@@ -28,7 +28,7 @@ class Sites:
         labels: of the sites.
         symbols: of their elements.
         coordinates: (M, 3), fractional.
-        digits: (M,), decimals of the coordinates.
+        digits: (M,), decimals of the coordinates, of the least precise of each site.
         occupancies: (M,), 0 < occupancy.
         multiplicities: as declared; None where not.
     """
@@ -82,7 +82,7 @@ def read_sites(block: Block, declared: frozenset[str]) -> tuple[Sites, list[str]
         labels=labels,
         symbols=symbols,
         coordinates=np.array([[_snap(value) for value, _ in row] for row in numbers]),
-        digits=np.array([max(digits for _, digits in row) for row in numbers]),
+        digits=np.array([_digits(row) for row in numbers]),
         occupancies=np.array(
             [
                 _occupancy(optional["occupancy"][r], label)
@@ -123,6 +123,12 @@ def _rows_to_read(block: Block, num_sites: int) -> tuple[list[int], list[str]]:
 def _snap(value: float) -> float:
     """Return 1/3 and 2/3 for 0.3333 and 0.6667."""
     return next((third for third in _THIRDS if abs(value / third - 1.0) <= SAME_SITE), value)
+
+
+def _digits(coordinates: list[tuple[float, int]]) -> int:
+    """Return the decimals of the least precise coordinate; 0.5 and 0.125 are exact."""
+    rounded = [digits for value, digits in coordinates if digits > 3 or (value * 8) % 1]
+    return min(rounded, default=EXACT)
 
 
 def _occupancy(text: str, label: str) -> float:

@@ -286,7 +286,7 @@ _COLON = re.compile(r"^(.*\S)\s*:\s*([12hr])$", re.I)
 _QUALIFIER = re.compile(r"^(.*\S)\s*:\s*-?[abc][-abc123]*$")
 _LETTER = re.compile(r"^(.+?)\s*([hrsz])$", re.I)  # of older databases: S and Z are :1 and :2
 _WORDS = re.compile(
-    r"^(.*\S)[\s(:,]*(?:(hex|rhomb)[a-z.]*|origin\s*(?:choice)?\s*([12]))[\s)]*$", re.I
+    r"^(.*[^\s(:,])[\s(:,]+(?:(hex|rhomb)[a-z.]*|origin\s*(?:choice)?\s*([12]))[\s)]*$", re.I
 )
 _NUMBER = re.compile(r"\s*\((?:no\.?|#)?\s*\d{1,3}\)$", re.I)
 _SETTINGS = {"s": "1", "z": "2", "hex": "H", "rhomb": "R"}
@@ -313,13 +313,19 @@ def _find_groups(name: str) -> tuple[gemmi.SpaceGroup, ...]:
     first = re.match(r"^.*?\d+/", name)
     short = first[0] + re.sub(r"\d+/", "", name[first.end() :]) if first else name
     for form in dict.fromkeys((name, name.replace("_", " "), name.replace("_", ""), short, later)):
-        groups = [
-            gemmi.find_spacegroup_by_name(form, alpha, gamma)
-            for alpha, gamma in ((90.0, 90.0), (90.0, 100.0), (100.0, 90.0))
-        ]
-        if groups[0] is not None and not form.strip().isdecimal():
-            return tuple({g.xhm(): g for g in groups if g is not None}.values())
+        group = gemmi.find_spacegroup_by_name(form)
+        if group is not None and not form.strip().isdecimal():
+            core = form.replace(" ", "").replace("_", "").lower()
+            axes = [g for g in _all_groups() if _core(g) == core]
+            return (group, *(g for g in axes if g.xhm() != group.xhm()))
     return ()
+
+
+def _core(group: gemmi.SpaceGroup) -> str:
+    """Return the name of a monoclinic group without its axes, `p21/c`; "" for others."""
+    if not 3 <= group.number <= 15:
+        return ""
+    return "".join(word for word in group.hm.lower().split() if word != "1")
 
 
 def _from_group(group: gemmi.SpaceGroup) -> Operations:
