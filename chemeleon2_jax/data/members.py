@@ -17,6 +17,7 @@ from pymatgen.core import Structure
 
 from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.common.json_text import parse_json
+from chemeleon2_jax.common.paths import printable
 from chemeleon2_jax.crystals.arrays import CrystalArrays
 from chemeleon2_jax.crystals.cif.reader import ReadCrystal, read_cif
 from chemeleon2_jax.crystals.cif.syntax import MAX_BYTES, decode
@@ -107,7 +108,9 @@ def _list_archive(path: Path) -> list[Member]:
     except _UNREADABLE as error:
         raise DatasetError(f"{path} is no zip archive, or a broken one: {error}") from error
     return [
-        Member(printable(info.filename), path, index) for index, info in enumerate(infos) if not info.is_dir()
+        Member(printable(info.filename), path, index)
+        for index, info in enumerate(infos)
+        if not info.is_dir()
     ]
 
 

@@ -168,7 +168,9 @@ def _from_splits(
     if not splits:
         raise DatasetError(f"no split of {name}; give one or more of {', '.join(SPLITS)}")
     if rename:
-        rename = present_renames(find_split_file(expand_path(data_dir, error=DatasetError), splits[0]), rename)
+        rename = present_renames(
+            find_split_file(expand_path(data_dir, error=DatasetError), splits[0]), rename
+        )
     loaded = [
         load_split(
             "" if data_dir else name,
