@@ -70,6 +70,9 @@ def _ldm_module() -> ConfigDict:
             "ema": {"decay": 0.9999},  # 0 for off
             # Off: Chemeleon2 learns latents of cells in standard orientation.
             "augmentation": {"rotate": False, "translate": False, "per_crystal": True},
+            # Where nothing is augmented, the VAE encodes the data once, not at every step. It takes
+            # 8 bytes an atom and latent channel in the memory of every host.
+            "cache_posteriors": True,
             "sampling": {
                 "sampler": "ddim",  # chemeleon2_jax.sample --help lists them
                 "steps": 50,

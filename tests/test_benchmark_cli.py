@@ -8,7 +8,7 @@ from tests.tiny import ROOT, run_script
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--parts=vea", "flag --parts=['vea']: give one or more of vae,ldm,sample"),
+        ("--parts=vea", "flag --parts=['vea']: give one or more of vae,ldm,ldm_cached,sample"),
         ("--layouts=", "flag --layouts=[]: give one or more of packed,padded"),
         ("--data_name=mp_200", "no data set 'mp_200': did you mean 'mp-20'"),
     ],

@@ -78,6 +78,11 @@ class Layout:
         rows_needed, edges = (num_devices * -(-count // num_devices) for count in needed)
         return Layout((RowShape(rows_needed, tokens, slots, edges),), padded=like.padded)
 
+    def without_edges(self) -> Layout:
+        """Return the layout for a model that needs no pairs of atoms."""
+        shapes = dict.fromkeys(shape._replace(edges=0) for shape in self.shapes)
+        return Layout(tuple(shapes), padded=self.padded)
+
     def assign(self, sizes: np.ndarray) -> Assignment:
         """Place crystals of `sizes` (B,)."""
         if not self.padded:

@@ -47,6 +47,10 @@ _IDENTITY = (
 # Values that stay zero or stay nonzero: they decide on items or weights of a checkpoint.
 _SWITCHES = ("ldm_module.ema.decay", "rl_module.ema.decay", "vae_module.loss_weights.fa")
 
+# Keys that runs of earlier versions lack, with the values that continue them bit for bit where the
+# defaults of today do not.
+_EARLIER = {"ldm_module.cache_posteriors": False}
+
 
 def make_run_dir(
     log_dir: str, task_name: str, *, name: str = "", now: datetime | None = None
@@ -187,8 +191,9 @@ def resumed_config(
             )
         changes.append(f"{key} = {value!r} (was {saved[key]!r})")
     config = current.copy_and_resolve_references()
+    known = flatten(current)
     try:
-        config.update_from_flattened_dict(saved)
+        config.update_from_flattened_dict({k: v for k, v in _EARLIER.items() if k in known} | saved)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{run_dir / CONFIG_FILE} holds a wrong value: {error}") from error
     config.update_from_flattened_dict(dict(overrides))

@@ -70,11 +70,12 @@ class StageData:
             yield shard_batch(rows, self.mesh), assignment, indices
 
     def train_batches(self) -> Iterator[tuple[Rows, Assignment, np.ndarray]]:
-        """Yield likewise over the training set, in order, without features and conditions."""
+        """Yield likewise over the training set, in order, without conditions."""
         layout = _layout_in_order(
             self.train, batch_size=self.batch_size, like=self.layout, mesh=self.mesh
         )
-        for rows, assignment, indices in in_order(self.train, layout, self.batch_size):
+        batches = in_order(self.train, layout, self.batch_size, atom_features=self.train_features)
+        for rows, assignment, indices in batches:
             yield shard_batch(rows, self.mesh), assignment, indices
 
     @property

@@ -52,6 +52,7 @@ from chemeleon2_jax.stages.ldm_start import (
     open_ldm_start,
     start_weights,
 )
+from chemeleon2_jax.stages.posteriors import cache_posteriors, posterior_of
 from chemeleon2_jax.training.parallel import replicate
 from chemeleon2_jax.training.stage import LossFn, Stage, ValidateFn, Validation
 
@@ -67,6 +68,8 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         path = module.ldm_ckpt_path
         params = start_weights(params, sizes, start.weights, diffusion=diffusion, path=path)
     vae = replace(start.vae, params=replicate(start.vae.params, data.mesh))
+    if module.cache_posteriors and not _augments(module):
+        data = cache_posteriors(data, vae)
     moments = latent_moments(start, data, vae, options=module.diffusion, seed=config.seed)
     _log_moments(moments)
     ldm = LDMParts(
@@ -112,6 +115,10 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         },
         examples=sizes.conditions.describe(data.train, 0) if sizes.conditions else {},
     )
+
+
+def _augments(module: ConfigDict) -> bool:
+    return bool(module.augmentation.rotate or module.augmentation.translate)
 
 
 def _log_moments(moments: LatentMoments) -> None:
@@ -240,7 +247,7 @@ def ldm_terms(
     """
     sample_key, time_key, noise_key = jax.random.split(key, 3)
     width, schedule = ldm.sizes.latent_dim, Schedule.of(ldm.diffusion)
-    posterior = ldm.vae.module(vae_params).encode(rows)
+    posterior = posterior_of(ldm.vae, vae_params, rows)
     drawn = atom_normal(sample_key, rows, width)
     z = ldm.standardise(sample_posterior(posterior, drawn, scale=posterior_scale))
     z = jnp.where(rows.is_atom[..., None], z, 0.0)

@@ -24,6 +24,7 @@ from chemeleon2_jax.pretrained.loading import LDMParts, VAEParts, ldm_of, open_m
 from chemeleon2_jax.rows.rows import Rows, atom_normal
 from chemeleon2_jax.stages.common import evaluator, open_start, resumed_from, sum_terms
 from chemeleon2_jax.stages.data import StageData
+from chemeleon2_jax.stages.posteriors import posterior_of
 from chemeleon2_jax.training.plain_trees import from_plain, to_plain
 
 _LEAST_STD = 1e-3
@@ -187,7 +188,7 @@ def measure_moments(
     key = named_key(seed, "latent_std")
 
     def moments(params: Any, rows: Rows) -> Terms:
-        posterior = vae.module(params).encode(rows)
+        posterior = posterior_of(vae, params, rows)
         drawn = atom_normal(key, rows, posterior.mean.shape[-1])
         z = sample_posterior(posterior, drawn, scale=posterior_scale)
         weights = rows.is_atom.astype(jnp.float32)

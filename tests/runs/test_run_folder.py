@@ -123,6 +123,19 @@ def test_another_model_data_set_or_seed_is_an_error(run_dir, key, value):
         resumed_config(current, {key: value}, run_dir)
 
 
+def test_a_run_of_an_earlier_version_continues_as_it_began(tmp_path):
+    """Its config lacks keys whose defaults of today would change its numbers."""
+    config = load_config(LDM)
+    save_config(config, tmp_path)
+    saved = json.loads((tmp_path / CONFIG_FILE).read_text())
+    assert resumed_config(load_config(LDM), {}, tmp_path)[0].ldm_module.cache_posteriors
+    del saved["ldm_module"]["cache_posteriors"]
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(saved))
+    assert not resumed_config(load_config(LDM), {}, tmp_path)[0].ldm_module.cache_posteriors
+    on = {"ldm_module.cache_posteriors": True}
+    assert resumed_config(load_config(LDM), on, tmp_path)[0].ldm_module.cache_posteriors
+
+
 @pytest.mark.parametrize(("saved", "changed"), [(0.9, 0.0), (0.0, 0.9)])
 def test_ema_is_not_switched_in_a_run(tmp_path, saved, changed):
     config, key = load_config(LDM), "ldm_module.ema.decay"

@@ -92,6 +92,7 @@ def main(output: Path, data: Path, vae: Path, ldm: Path) -> None:
     assert jax.device_count() == 4
     # With a small epsilon Adam divides float error by itself where a gradient is zero.
     smooth, cspnet = {"optimizer.eps": 1e-3}, {"encoder.name": "cspnet"}
+    encoded = {"cache_posteriors": False}  # at every step
     composition = {"condition_module.condition_type": "composition:composition"}
     batch = {"batch_size": 40}  # 170 atoms
     work = {
@@ -99,7 +100,7 @@ def main(output: Path, data: Path, vae: Path, ldm: Path) -> None:
         "cspnet": lambda n: train(vae_config(data, data=batch, vae_module=smooth | cspnet), n),
         "ldm": lambda n: train(ldm_config(data, vae, data=batch, ldm_module=smooth), n),
         "conditional": lambda n: train(
-            ldm_config(data, vae, data=batch, ldm_module=smooth | composition), n
+            ldm_config(data, vae, data=batch, ldm_module=smooth | composition | encoded), n
         ),
         "rl": lambda n: train(rl_config(data, ldm), n),
         "generate": lambda n: generate(ldm, n),

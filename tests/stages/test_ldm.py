@@ -29,6 +29,7 @@ from chemeleon2_jax.stages import build
 from chemeleon2_jax.stages import ldm as ldm_stage
 from chemeleon2_jax.stages.data import load_data
 from chemeleon2_jax.stages.ldm_start import measure_moments
+from chemeleon2_jax.stages.posteriors import cache_posteriors, posterior_of
 from chemeleon2_jax.torch_format.files import write_torch
 from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
 from chemeleon2_jax.training.loop import fit
@@ -45,6 +46,9 @@ from tests.tiny import (
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+UNCACHED = {"cache_posteriors": False}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +90,9 @@ def test_padded_rows_change_nothing(tiny_data, tiny_vae, base):
 
 
 def test_bfloat16_computes_about_the_same_in_float32_parameters(tiny_data, tiny_vae, base):
-    other, (loss, _, gradients) = build_with(tiny_data, tiny_vae, trainer={"precision": "bf16"})
+    other, (loss, _, gradients) = build_with(
+        tiny_data, tiny_vae, trainer={"precision": "bf16"}, ldm_module=UNCACHED
+    )
     rows = other.batches.batch(0).arrays
     program = jax.make_jaxpr(other.loss_fn)(
         other.init_params, other.frozen, jax.random.key(0), rows
@@ -320,12 +326,16 @@ def test_vae_of_another_ldm(tiny_data, tiny_ldm, stage):
 
 
 def test_vae_with_cspnet_and_without_atom_types(tiny_data, csp_run):
-    stage = build(ldm_config(tiny_data, csp_run))
-    assert stage.batches.batch(0).arrays.edges
-    loss, _, gradients = first_step(stage, noisy(stage.init_params))
-    assert np.isfinite(loss)
-    assert np.isfinite(numbers(gradients)).all()
-    assert not meta_of(stage).vae.atom_type_predict
+    steps = []
+    for options in (UNCACHED, {}):
+        stage = build(ldm_config(tiny_data, csp_run, ldm_module=options))
+        # Pairs of atoms are for the encoder alone.
+        assert bool(stage.batches.batch(0).arrays.edges) == (options == UNCACHED)
+        steps.append(first_step(stage, noisy(stage.init_params)))
+        assert np.isfinite(steps[-1][0])
+        assert np.isfinite(numbers(steps[-1][2])).all()
+        assert not meta_of(stage).vae.atom_type_predict
+    assert steps[1][0] == pytest.approx(steps[0][0], rel=1e-4)
 
 
 def damaged(run, folder):
@@ -447,6 +457,52 @@ def test_four_devices_are_one(four_devices, name):
     assert np.abs(one["params"] - one["start"]).max() > 0.005
     for name in ("metrics", "params", "validation"):
         np.testing.assert_allclose(four[name], one[name], rtol=1e-4, atol=1e-5)
+
+
+# --- cached posteriors ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "blocks", [{}, {"packing": {"layout": "padded"}}, {"data": {"batch_size": 9}}]
+)
+def test_cached_posteriors_change_no_loss(tiny_data, tiny_vae, blocks):
+    """Of steps and of the validation, on other batches of which the last is partial."""
+    steps, validations, stds = [], [], []
+    for options in ({}, UNCACHED):
+        stage, step = build_with(tiny_data, tiny_vae, ldm_module=options, **blocks)
+        rows = stage.batches.batch(1).arrays
+        assert bool(rows.features) == (options == {})
+        steps.append(step)
+        validations.append(stage.validate(noisy(stage.init_params), {}).values)
+        stds.append(meta_of(stage).ldm.latent_std)
+    (loss, terms, gradients), (expected_loss, expected_terms, expected) = steps
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert terms == pytest.approx(expected_terms, rel=1e-5)
+    np.testing.assert_allclose(numbers(gradients), numbers(expected), rtol=1e-3, atol=1e-5)
+    assert validations[0] == pytest.approx(validations[1], rel=1e-5)
+    assert stds[0] == pytest.approx(stds[1], rel=1e-6)
+
+
+def test_cached_posteriors_are_those_of_each_crystal(tiny_data, tiny_vae):
+    config = ldm_config(tiny_data, tiny_vae.path)
+    vae = vae_of(open_model(tiny_vae.path))
+    data = load_data(config, edges=False)
+    cached = cache_posteriors(data, vae)
+    rows, where, _ = next(iter(cached.val_batches()))
+    posterior = posterior_of(vae, None, rows)
+    encoded = jax.jit(lambda params: vae.module(params).encode(rows))(vae.params)
+    for name in ("mean", "logvar"):
+        got, wanted = (where.split_atoms(getattr(p, name)) for p in (posterior, encoded))
+        np.testing.assert_allclose(np.concatenate(got), np.concatenate(wanted), atol=1e-5)
+    assert np.std(np.concatenate(got)) > 0
+
+
+def test_augmented_crystals_are_encoded_at_every_step(tiny_data, tiny_vae):
+    for name in ("rotate", "translate"):
+        stage = build(
+            ldm_config(tiny_data, tiny_vae.path, ldm_module={f"augmentation.{name}": True})
+        )
+        assert not stage.batches.batch(0).arrays.features
 
 
 # --- flow matching --------------------------------------------------------------------------------
