@@ -113,7 +113,7 @@ def optimizer(lr: float = 1e-4) -> ConfigDict:
     """Return the optimiser's block."""
     return ConfigDict(
         {
-            "name": "adamw",  # or "adam"
+            "name": "adamw",  # or "adam", "nadamw", "lamb", "lion", "adan", "muon"
             "lr": lr,
             "weight_decay": 0.0,
             "beta1": 0.9,

@@ -44,6 +44,8 @@ def _ldm_module() -> ConfigDict:
                 "schedule": "linear",
                 "target": "eps",  # "eps", "x_0", "v", or "flow", the velocity of a straight line
                 "times": "uniform",  # or "logit_normal", which draws more from the middle
+                # Weights of the loss by noise level: "uniform", or "min_snr" (Hang et al. 2023).
+                "weighting": "uniform",
                 # Share of the posterior's standard deviation in the latents to learn: 1 samples
                 # it, 0 takes its mean.
                 "posterior_scale": 1.0,

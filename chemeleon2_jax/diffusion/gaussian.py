@@ -16,6 +16,7 @@ import numpy as np
 
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.diffusion.targets import TARGETS
+from chemeleon2_jax.diffusion.weights import WEIGHTINGS
 from chemeleon2_jax.rows.rows import Rows, mean_over_crystal, slot_matrix
 
 # (x, t) -> (prediction, variance values or None), all (R, T, L); t (R, S) in original times
@@ -110,9 +111,10 @@ def training_loss(
     schedule: Schedule,
     rows: Rows,
     target: str = "eps",
+    weighting: str = "uniform",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Loss of each crystal: MSE of the prediction, plus the variational bound where the variance is
-    learned.
+    """Loss of each crystal: weighted MSE of the prediction, plus the variational bound where the
+    variance is learned.
 
     The bound is in bits, sees the mean through a stop-gradient and is scaled by K / 1000. Means are
     over a crystal's atoms and L.
@@ -125,9 +127,11 @@ def training_loss(
         schedule: of training.
         rows: the crystals.
         target: name of the model's target.
+        weighting: weights of the MSE by noise level, a name in `weights.WEIGHTINGS`.
 
     Returns:
-        (R, S) loss, and its terms `mse` and `vb`, (R, S) each. Slots without a crystal hold 0.
+        (R, S) loss, and its terms `mse`, not weighted, and `vb`, (R, S) each. Slots without a
+        crystal hold 0.
     """
     x_t = add_noise(x_start, noise, t, schedule=schedule, rows=rows)
     prediction, variance_values = denoise(x_t, t)
@@ -138,8 +142,11 @@ def training_loss(
         return mean_over_crystal(rows, membership, values.mean(-1, keepdims=True))[..., 0]
 
     goal = TARGETS[target].of(x_start, noise, level.signal, level.spread)
-    terms = {"mse": per_crystal((goal - prediction) ** 2)}
+    squares = (goal - prediction) ** 2
+    terms = {"mse": per_crystal(squares)}
     loss = terms["mse"]
+    if weighting != "uniform":  # a product with 1 would cost a pass over the tokens
+        loss = per_crystal(WEIGHTINGS[weighting](target, level.signal, level.spread) * squares)
     if variance_values is not None:
         fixed = jax.lax.stop_gradient(prediction)
         start, _ = TARGETS[target].read(fixed, x_t, level.signal, level.spread)

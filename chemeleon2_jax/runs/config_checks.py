@@ -13,6 +13,7 @@ from chemeleon2_jax.diffusion.samplers import SAMPLERS
 from chemeleon2_jax.diffusion.schedule import SCHEDULES
 from chemeleon2_jax.diffusion.targets import TARGETS
 from chemeleon2_jax.diffusion.times import TIMES
+from chemeleon2_jax.diffusion.weights import WEIGHTINGS
 from chemeleon2_jax.models.encoders.registry import ENCODERS, default_options
 from chemeleon2_jax.models.latents import STANDARDISATIONS
 from chemeleon2_jax.models.sizes import COORDS_UNITS, NAMED_SIZES, REDUCTIONS, VARIANCE_LAYOUTS
@@ -30,6 +31,7 @@ _CHOICES = {
     "ldm_module.diffusion.target": tuple(TARGETS),
     "ldm_module.diffusion.times": tuple(TIMES),
     "ldm_module.diffusion.variance_layout": VARIANCE_LAYOUTS,
+    "ldm_module.diffusion.weighting": tuple(WEIGHTINGS),
     "ldm_module.sampling.sampler": SAMPLERS,
     "packing.layout": ("packed", "padded"),
     "predictor_module.reduce": REDUCTIONS,

@@ -217,6 +217,7 @@ def _make_loss(ldm: LDMParts, module: ConfigDict) -> LossFn:
             key=loss_key,
             times=options.times,
             posterior_scale=options.posterior_scale,
+            weighting=options.weighting,
         )
         means = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in terms.items()}
         return means.pop("total_loss"), means
@@ -233,6 +234,7 @@ def ldm_terms(
     key: jax.Array,
     times: str = "uniform",
     posterior_scale: float = 1.0,
+    weighting: str = "uniform",
 ) -> Terms:
     """Return sums over crystals of the loss and its terms, with the number of crystals.
 
@@ -244,6 +246,7 @@ def ldm_terms(
         key: of latents, times and noise.
         times: distribution of the diffusion times, a name in `diffusion.times.TIMES`.
         posterior_scale: share of the posterior's standard deviation in the latents.
+        weighting: of the loss by noise level, a name in `diffusion.weights.WEIGHTINGS`.
     """
     sample_key, time_key, noise_key = jax.random.split(key, 3)
     width, schedule = ldm.sizes.latent_dim, Schedule.of(ldm.diffusion)
@@ -262,6 +265,7 @@ def ldm_terms(
         schedule=schedule,
         rows=rows,
         target=ldm.diffusion.target,
+        weighting=weighting,
     )
     weights = rows.is_crystal.astype(jnp.float32)
     count = jnp.sum(weights)
@@ -287,7 +291,7 @@ def _make_validate(
     num_samples: int,
     posterior_scale: float = 1.0,
 ) -> ValidateFn:
-    """Loss over the validation set, always with the same uniform times and noises; with
+    """Loss over the validation set, always with the same uniform times, weights and noises; with
     `num_samples` also the validity of generated crystals.
     """
     key = named_key(VALIDATION_SEED, "validation")

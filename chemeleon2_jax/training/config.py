@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-OPTIMIZERS = ("adamw", "adam")
+OPTIMIZERS = ("adamw", "adam", "nadamw", "lamb", "lion", "adan", "muon")
 SCHEDULERS = ("constant", "warmup_linear", "cosine", "plateau")
 MODES = ("min", "max")
 PRECISIONS = {"f32": "float32", "bf16": "bfloat16"}
@@ -11,7 +11,17 @@ PRECISIONS = {"f32": "float32", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimiser; `weight_decay` is decoupled in adamw and an L2 term in adam."""
+    """The optimiser, by its name in optax.
+
+    Attributes:
+        name: one of `OPTIMIZERS`. `muon` orthogonalises the updates of matrices (Jordan et al.
+            2024), scaled to the size of AdamW's so that it takes its learning rates (Liu et al.
+            2025); other parameters have NAdamW.
+        lr: learning rate.
+        weight_decay: decoupled, but an L2 term in adam.
+        beta1, beta2, eps: decays of the moments, and the term that keeps a division finite. Muon
+            takes them for NAdamW's part; adan and lion ignore eps, and adan has decays of its own.
+    """
 
     name: str = "adamw"
     lr: float = 1e-4

@@ -14,9 +14,36 @@ PyTree = Any
 Schedule = Callable[[jax.Array], jax.Array]
 
 
+_RMS = 0.2
+"""Root mean square of Muon's updates, about that of AdamW's (Liu et al. 2025, eq. 4)."""
+
+
+def _muon(c: OptimizerConfig) -> optax.GradientTransformation:
+    return optax.contrib.muon(
+        1.0,
+        weight_decay=c.weight_decay,
+        adam_b1=c.beta1,
+        adam_b2=c.beta2,
+        adam_weight_decay=c.weight_decay,
+        eps=c.eps,
+        consistent_rms=_RMS,
+    )
+
+
+_BY_NAME: dict[str, Callable[[OptimizerConfig], optax.GradientTransformation]] = {
+    "nadamw": lambda c: optax.nadamw(1.0, c.beta1, c.beta2, c.eps, weight_decay=c.weight_decay),
+    "lamb": lambda c: optax.lamb(1.0, c.beta1, c.beta2, c.eps, weight_decay=c.weight_decay),
+    "lion": lambda c: optax.lion(1.0, c.beta1, c.beta2, weight_decay=c.weight_decay),
+    "adan": lambda c: optax.adan(1.0, weight_decay=c.weight_decay),
+    "muon": _muon,
+}
+
+
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Return the optimiser without a learning rate: the step multiplies updates by -lr."""
-
+    if config.name not in ("adam", "adamw"):
+        # optax returns what is to be added; the step subtracts.
+        return optax.chain(_BY_NAME[config.name](config), optax.scale(-1.0))
     adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps)
     if not config.weight_decay:
         return optax.chain(adam)

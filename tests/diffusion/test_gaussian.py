@@ -30,8 +30,10 @@ def values_of(crystals, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-@partial(jax.jit, static_argnames=("target", "learned", "steps"))
-def loss_in_rows(start, noise, prediction, variance, t, rows, *, target, learned, steps=1000):
+@partial(jax.jit, static_argnames=("target", "learned", "steps", "weighting"))
+def loss_in_rows(
+    start, noise, prediction, variance, t, rows, *, target, learned, steps=1000, weighting="uniform"
+):
     def denoise(x, t):
         return prediction, variance if learned else None
 
@@ -43,6 +45,7 @@ def loss_in_rows(start, noise, prediction, variance, t, rows, *, target, learned
         schedule=Schedule.make("linear", steps),
         rows=rows,
         target=target,
+        weighting=weighting,
     )
 
 
@@ -103,6 +106,27 @@ def test_without_learned_variance_there_is_no_bound(target):
     loss, terms = loss_in_rows(*tokens, batch.to_slots(TIMES), batch.rows, **options)
     assert set(terms) == {"mse"}
     np.testing.assert_array_equal(loss, terms["mse"])
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_min_snr_weights_the_loss_of_each_crystal(target):
+    crystals = random_crystals()
+    batch = packed(crystals)
+    tokens = [batch.to_tokens(v) for v in values_of(crystals)]
+    options = {"target": target, "learned": True, "weighting": "min_snr"}
+    loss, terms = loss_in_rows(*tokens, batch.to_slots(TIMES), batch.rows, **options)
+    bar = SCHEDULE.alphas_cumprod[TIMES]
+    snr = bar / (1 - bar)
+    assert snr.min() < 5 < snr.max()
+    clipped = np.minimum(snr, 5.0)  # the weights that the paper states for each target
+    expected = {
+        "eps": clipped / snr,
+        "x_0": clipped,
+        "v": clipped / (snr + 1),
+        "flow": clipped / (1 + np.sqrt(snr)) ** 2,
+    }[target]
+    loss, mse, vb = (batch.where.take_slots(v) for v in (loss, terms["mse"], terms["vb"]))
+    np.testing.assert_allclose(loss - vb, expected * mse, rtol=1e-4, atol=1e-6)
 
 
 def test_the_bound_teaches_the_variance_alone():

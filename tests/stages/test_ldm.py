@@ -459,6 +459,28 @@ def test_four_devices_are_one(four_devices, name):
         np.testing.assert_allclose(four[name], one[name], rtol=1e-4, atol=1e-5)
 
 
+def test_a_run_with_muon_resumes_exactly(tiny_data, tiny_vae, tmp_path):
+    """Of its optimiser's state, which differs from matrix to bias, everything is restored."""
+    options = {"optimizer.name": "muon", "scheduler.decay_steps": 4}
+    config = ldm_config(tiny_data, tiny_vae.path, ldm_module=options)
+
+    def train(folder, steps, *, resume=False):
+        config.trainer.max_steps = steps
+        stage = build(config, resume_dir=folder if resume else None)
+        return fit(stage, fit_config(config), run_dir=folder, resume=resume).state
+
+    config.trainer.check_val_every_n_epoch = 0
+    whole = train(tmp_path / "whole", 4)
+    train(tmp_path / "halves", 2)
+    halves = train(tmp_path / "halves", 4, resume=True)
+    for one, other in zip(
+        jax.tree.leaves((whole.params, whole.opt_state, whole.ema_params)),
+        jax.tree.leaves((halves.params, halves.opt_state, halves.ema_params)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
 # --- cached posteriors ----------------------------------------------------------------------------
 
 
@@ -532,6 +554,15 @@ def test_options_of_times_and_latents_change_the_step(tiny_data, tiny_vae, base)
     for option in ({"diffusion.times": "logit_normal"}, {"diffusion.posterior_scale": 0.0}):
         _, (loss, _, _) = build_with(tiny_data, tiny_vae, ldm_module=option)
         assert loss != base[0]
+
+
+def test_weights_of_the_loss_are_those_of_training_alone(tiny_data, tiny_vae, stage, base):
+    weighted = {"diffusion.weighting": "min_snr"}
+    other, (loss, terms, _) = build_with(tiny_data, tiny_vae, ldm_module=weighted)
+    assert terms == pytest.approx(base[1], rel=1e-6)
+    assert loss < base[0]
+    params = noisy(stage.init_params)
+    assert other.validate(params, {}).values == pytest.approx(stage.validate(params, {}).values)
 
 
 def test_a_scaled_posterior_has_a_smaller_latent_std(tiny_data, tiny_vae):

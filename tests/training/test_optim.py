@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +88,10 @@ def test_early_stopping_of_a_maximum() -> None:
                 optax.add_decayed_weights(0.1), optax.adam(0.01, b1=0.8, b2=0.9, eps=1e-6)
             ),
         ),
+        ("nadamw", lambda: optax.nadamw(0.01, b1=0.8, b2=0.9, eps=1e-6, weight_decay=0.1)),
+        ("lamb", lambda: optax.lamb(0.01, b1=0.8, b2=0.9, eps=1e-6, weight_decay=0.1)),
+        ("lion", lambda: optax.lion(0.01, b1=0.8, b2=0.9, weight_decay=0.1)),
+        ("adan", lambda: optax.adan(0.01, weight_decay=0.1)),
     ],
 )
 def test_optimizer_by_name_equals_optax(name: str, expected_fn) -> None:
@@ -97,6 +103,31 @@ def test_optimizer_by_name_equals_optax(name: str, expected_fn) -> None:
     expected, _ = reference.update(gradients, reference.init(params), params)
     for update, want in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(-0.01 * update, want, rtol=1e-6)
+
+
+def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_nadamw() -> None:
+    config = OptimizerConfig(name="muon", beta1=0.8, beta2=0.9, eps=1e-6)
+    rng = np.random.default_rng(0)
+    params = {"bias": jnp.zeros(3), "kernel": jnp.zeros((48, 16))}
+    gradients = {
+        "bias": jnp.array([0.5, -0.1, 2.0]),
+        "kernel": jnp.asarray(rng.normal(size=(48, 16)) * np.geomspace(1, 1e-2, 16), jnp.float32),
+    }
+    optimizer = make_optimizer(config)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    nadamw = make_optimizer(replace(config, name="nadamw"))
+    expected, _ = nadamw.update(gradients, nadamw.init(params), params)
+    np.testing.assert_allclose(updates["bias"], expected["bias"], rtol=1e-5)
+    before, after = (
+        np.linalg.svd(np.asarray(matrix), compute_uv=False)
+        for matrix in (gradients["kernel"], updates["kernel"])
+    )
+    assert before[0] / before[-1] > 50
+    # All directions move alike, and in the root mean square as far as with AdamW.
+    assert after[0] / after[-1] < 2.5
+    rms = float(jnp.sqrt(jnp.mean(updates["kernel"] ** 2)))
+    assert rms == pytest.approx(0.2, rel=0.3)
+    assert float(jnp.sum(updates["kernel"] * gradients["kernel"])) > 0  # the step subtracts
 
 
 @pytest.mark.parametrize(("max_norm", "clipped_norm"), [(1.0, 1.0), (5.0, 5.0), (0.0, 5.0)])
