@@ -48,6 +48,7 @@ def _vae_module() -> ConfigDict:
                 "unit": "fraction",
                 "periodic_from": 0,  # first step that compares modulo the cell; 0 for never
                 "periodic_over": 0,  # steps of the transition
+                "shift_weight": 1.0,  # of a crystal's displacement as a whole; 0: it is free
             },
             "latent_noise": 0.0,  # on the decoder's input, over the spread of each channel
             "foundation_features": "",  # .npz: material id -> (atoms, 256)

@@ -12,7 +12,13 @@ import optax
 
 from chemeleon2_jax.crystals.arrays import lattice_parameters, scale_lengths
 from chemeleon2_jax.models.vae import Decoded, Posterior
-from chemeleon2_jax.rows.rows import Rows, gather_slots, slot_matrix, weighted_mean
+from chemeleon2_jax.rows.rows import (
+    Rows,
+    gather_slots,
+    mean_over_crystal,
+    slot_matrix,
+    weighted_mean,
+)
 
 # Margins of the foundation alignment: the distance-matrix and point-wise losses of VA-VAE (Yao et
 # al. 2025).
@@ -29,10 +35,13 @@ class CoordsLoss:
             that of displacements over the crystal's (volume / number of atoms) ** (1/3), the unit
             of StructureMatcher: an angstrom is worth the same in large cells as in small ones.
         periodic: share of a comparison modulo the cell in the loss, 0 to 1; the rest is without.
+        shift_weight: weight of the square of each crystal's mean displacement, beside that of the
+            displacements from it. A crystal that is shifted as a whole is the same crystal.
     """
 
     unit: str = "fraction"
     periodic: float | jax.Array = 0.0
+    shift_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,12 @@ def _coords_error(frac_coords: jax.Array, target: Rows, options: CoordsLoss) -> 
     def squared(difference: jax.Array) -> jax.Array:
         if options.unit == "spacing":
             difference = _over_spacing(difference, target)
-        return jnp.mean(difference**2, -1)
+        if options.shift_weight == 1.0:
+            return jnp.mean(difference**2, -1)
+        membership = slot_matrix(target)
+        shift = gather_slots(membership, mean_over_crystal(target, membership, difference))
+        squares = (difference - shift) ** 2 + options.shift_weight * shift**2
+        return jnp.mean(squares, -1)
 
     if isinstance(options.periodic, float) and options.periodic == 0.0:
         return squared(difference)

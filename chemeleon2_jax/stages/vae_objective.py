@@ -42,7 +42,9 @@ class VAEObjective:
         coords = module.coords_loss
         return VAEObjective(
             weights=LossWeights(**module.loss_weights.to_dict()),
-            coords=CoordsLoss(coords.unit, 1.0 if coords.periodic_from else 0.0),
+            coords=CoordsLoss(
+                coords.unit, 1.0 if coords.periodic_from else 0.0, coords.shift_weight
+            ),
             kl_warmup_steps=module.kl_warmup_steps,
             periodic_from=coords.periodic_from,
             periodic_over=coords.periodic_over,

@@ -106,23 +106,28 @@ def test_accuracy_counts_hits(example):
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize("unit", ["fraction", "spacing"])
 @pytest.mark.parametrize("periodic", [0.0, 0.25, 1.0])
-def test_coordinates_against_loops(example, layout, unit, periodic):
+@pytest.mark.parametrize("shift_weight", [1.0, 0.1])
+def test_coordinates_against_loops(example, layout, unit, periodic, shift_weight):
     crystals, values = example
     decoded, posterior, batch = to_rows(crystals, values, layout)
-    options = CoordsLoss(unit, periodic)
+    options = CoordsLoss(unit, periodic, shift_weight)
     total, count = vae_terms(decoded, posterior, batch.rows, coords=options)["loss_frac_coords"]
     expected = []
     for index, size in enumerate(SIZES):
         lattice = crystals.lattices[index].astype(float)
         spacing = (abs(np.linalg.det(lattice)) / size) ** (1 / 3)
         start = crystals.offsets[index]
-        for atom in range(start, start + size):
-            difference = values["frac"][atom].astype(float) - crystals.frac_coords[atom]
-            both = (difference, difference - np.round(difference))
-            if unit == "spacing":
-                both = tuple(d @ lattice / spacing for d in both)
-            plain, wrapped = (np.mean(d**2) for d in both)
-            expected.append((1 - periodic) * plain + periodic * wrapped)
+        atoms = slice(start, start + size)
+        difference = values["frac"][atoms].astype(float) - crystals.frac_coords[atoms]
+        both = (difference, difference - np.round(difference))
+        if unit == "spacing":
+            both = tuple(d @ lattice / spacing for d in both)
+        shifts = [d.mean(0) for d in both]
+        plain, wrapped = (
+            np.mean((d - shift) ** 2 + shift_weight * shift**2, 1)
+            for d, shift in zip(both, shifts, strict=True)
+        )
+        expected += ((1 - periodic) * plain + periodic * wrapped).tolist()
     assert float(total / count) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
