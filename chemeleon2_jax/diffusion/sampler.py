@@ -83,12 +83,18 @@ class Sampler(ABC):
         spacing = (num_steps - 1) / (self.steps - 1) if self.steps > 1 else 1.0
         return np.array([round(i * spacing) for i in range(self.steps)])
 
+    def kept_steps(self, schedule: Schedule) -> np.ndarray:
+        """Return the steps (K,) int64, ascending, of a training schedule that the chain goes
+        through: here `timesteps`, which know its length alone.
+        """
+        return self.timesteps(schedule.num_steps)
+
     @abstractmethod
     def constants(self, kept: Schedule) -> Any:
         """Return the constants of all steps: a NamedTuple of arrays (K,), ascending in time.
 
         Args:
-            kept: the training schedule, respaced to `timesteps`.
+            kept: the training schedule, respaced to `kept_steps`.
         """
 
     @abstractmethod
@@ -106,13 +112,21 @@ class Sampler(ABC):
         """
 
 
-def spaced_to_last(steps: int, num_steps: int) -> np.ndarray:
-    """Return `steps` times (K,), evenly spaced, that end at the last of `num_steps`.
+def spaced_in_noise(steps: int, schedule: Schedule) -> np.ndarray:
+    """Return `steps` steps (K,) of a schedule, evenly spaced in spread / (signal + spread), that
+    end at its last.
 
     The chain starts from pure noise where training had it, and its last step, to clean latents, is
-    as long as the others ("trailing", Lin et al. 2024).
+    as long as the others ("trailing", Lin et al. 2024). On a straight line the spacing is even in
+    time. Another schedule hurries through the small noise levels: the last of four steps of the
+    linear one, even in time, would start at a spread of 0.69, and starts here at 0.31.
     """
-    return np.arange(1, steps + 1) * num_steps // steps - 1
+    signal, spread = np.sqrt(schedule.alphas_cumprod), np.sqrt(1.0 - schedule.alphas_cumprod)
+    share = spread / (signal + spread)
+    order = np.arange(steps)
+    nearest = np.abs(share[:, None] - share[-1] * (order + 1) / steps).argmin(0)
+    distinct = np.maximum.accumulate(nearest - order) + order
+    return np.minimum(distinct, schedule.num_steps - steps + order)
 
 
 def step_constants(schedule: Schedule, sampler: Sampler) -> Any:
@@ -124,7 +138,7 @@ def step_constants(schedule: Schedule, sampler: Sampler) -> Any:
     """
     if sampler.steps > schedule.num_steps:
         raise ValueError(f"a sampler takes 1 to {schedule.num_steps} steps, not {sampler.steps}")
-    kept = schedule.respace(sampler.timesteps(schedule.num_steps))
+    kept = schedule.respace(sampler.kept_steps(schedule))
 
     def in_order(values: np.ndarray) -> np.ndarray:
         is_time = np.issubdtype(values.dtype, np.integer)

@@ -20,6 +20,7 @@ _CLASSES = {
     "dpmpp_2m": "DpmPlusPlus2M",
     "euler": "Euler",
     "heun": "Heun",
+    "unipc": "UniPC",
 }
 SAMPLERS = tuple(_CLASSES)
 

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from chemeleon2_jax.diffusion.gaussian import Level, PredictFn
-from chemeleon2_jax.diffusion.sampler import Memory, Sampler, Transition, spaced_to_last
+from chemeleon2_jax.diffusion.sampler import Memory, Sampler, Transition, spaced_in_noise
 from chemeleon2_jax.diffusion.schedule import Schedule
 
 
@@ -50,11 +50,12 @@ class DpmPlusPlus2M(Sampler):
         """All steps but the last; none with eta 0."""
         return self.steps - 1 if self.eta > 0 else 0
 
-    def timesteps(self, num_steps: int) -> np.ndarray:
-        """Return even spacing up to the last time: a last level close to 0 would be one long step
-        in lambda away, and the line through the predictions before it would lead far off.
+    def kept_steps(self, schedule: Schedule) -> np.ndarray:
+        """Return even spacing in the share of noise, up to the last step: a last level close to 0
+        would be one long step in lambda away, and the line through the predictions before it would
+        lead far off.
         """
-        return spaced_to_last(self.steps, num_steps)
+        return spaced_in_noise(self.steps, schedule)
 
     def constants(self, kept: Schedule) -> _Step:
         """Return the factors of each step, in float64 before they are cast: h cancels."""

@@ -5,10 +5,10 @@ With t the share of noise, spread / (signal + spread), and y = x_t / (signal + s
     y = (1 - t) x_0 + t eps,    dy/dt = eps - x_0
 
 A step to t' is y' = y + (t' - t) (eps - x_0), which is (1 - t') x_0 + t' eps: DDIM's step between
-the same levels, for every schedule and target. What differs is where the chain starts: at the last
-time of training, where DDIM's strides end below it, which a few steps of a straight line would not
-forgive. eta > 0 adds DDIM's noise: a stochastic chain with the same marginals, whose steps have a
-log-probability.
+the same levels, for every schedule and target. What differs are the levels: evenly spaced in t and
+from the last one of training on, where DDIM's strides end below it, which a few steps of a straight
+line would not forgive. eta > 0 adds DDIM's noise: a stochastic chain with the same marginals, whose
+steps have a log-probability.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chemeleon2_jax.diffusion.sampler import spaced_to_last
+from chemeleon2_jax.diffusion.sampler import spaced_in_noise
 from chemeleon2_jax.diffusion.samplers.ddim import Ddim
+from chemeleon2_jax.diffusion.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,6 @@ class Euler(Ddim):
 
     eta: float = 0.0
 
-    def timesteps(self, num_steps: int) -> np.ndarray:
-        """Return even spacing up to the last time."""
-        return spaced_to_last(self.steps, num_steps)
+    def kept_steps(self, schedule: Schedule) -> np.ndarray:
+        """Return even spacing along the line, up to the last step."""
+        return spaced_in_noise(self.steps, schedule)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chemeleon2_jax.diffusion.gaussian import Level, PredictFn
-from chemeleon2_jax.diffusion.sampler import Memory, Sampler, Transition, spaced_to_last
+from chemeleon2_jax.diffusion.sampler import Memory, Sampler, Transition, spaced_in_noise
 from chemeleon2_jax.diffusion.schedule import Schedule
 
 
@@ -43,9 +43,9 @@ class Heun(Sampler):
 
     eta: float = 0.0
 
-    def timesteps(self, num_steps: int) -> np.ndarray:
-        """Return even spacing up to the last time."""
-        return spaced_to_last(self.steps, num_steps)
+    def kept_steps(self, schedule: Schedule) -> np.ndarray:
+        """Return even spacing along the line, up to the last step."""
+        return spaced_in_noise(self.steps, schedule)
 
     def constants(self, kept: Schedule) -> _Step:
         """Return the levels at both ends of each step; the last step's own level repeats."""
