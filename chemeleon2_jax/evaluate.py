@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from chemeleon2_jax.common.atomic_files import SUMMARY_FILE, TABLE_FILE
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.common.paths import expand_path, printable
 from chemeleon2_jax.runs import command_line as cli
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from chemeleon2_jax.metrics.report import Report
-
-TABLE_FILE = "metrics.csv"
-SUMMARY_FILE = "summary.json"
-
 
 flags.DEFINE_string(
     "structures",

@@ -16,6 +16,9 @@ STRUCTURES_FILE = "generated_structures.json.gz"
 REPORT_FILE = "run.json"
 """Options and result of `sample`, written after all its other files."""
 
+SUMMARY_FILE, TABLE_FILE = "summary.json", "metrics.csv"
+"""The numbers that `evaluate` writes: of all crystals, and a row for each."""
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
