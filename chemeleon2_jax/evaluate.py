@@ -21,6 +21,7 @@ from chemeleon2_jax.common.atomic_files import SUMMARY_FILE, TABLE_FILE
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.common.paths import expand_path, printable
 from chemeleon2_jax.runs import command_line as cli
+from chemeleon2_jax.runs.original_names import EVALUATE_FLAGS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -184,4 +185,4 @@ def _list_kinds(kinds: dict[str, int]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, aliases=EVALUATE_FLAGS)

@@ -20,6 +20,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from chemeleon2_jax.common.version import __version__
 from chemeleon2_jax.crystals.limits import check_num_atoms, check_num_samples
 from chemeleon2_jax.diffusion.samplers import SAMPLERS
 from chemeleon2_jax.runs import command_line as cli
+from chemeleon2_jax.runs.original_names import SAMPLE_FLAGS
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -67,6 +69,9 @@ flags.DEFINE_multi_string(
     "one chemical system, Na,Cl are two); 'none' is the null condition. May be repeated, once for "
     "each condition.",
 )
+flags.DEFINE_list(
+    "compositions", [], "Formulas; --num_samples crystals of each, for a model with a composition."
+)
 flags.DEFINE_float(
     "cfg_scale", 2.0, "Strength of the guidance towards the conditions; 1 is no guidance."
 )
@@ -95,7 +100,7 @@ def main() -> int:
             raise ConfigError(f"give --{name}; see python -m chemeleon2_jax.sample --help")
     num_atoms = _read_sizes(values.num_atoms)
     condition_texts = _read_conditions(values.condition)
-    if not values.num_samples and not num_atoms and not condition_texts:
+    if not values.num_samples and not num_atoms and not condition_texts and not values.compositions:
         raise ConfigError("give --num_samples, --num_atoms or both")
     output_dir = expand_path(values.output_dir)
     cli.check_output_dir(output_dir)
@@ -121,9 +126,13 @@ def main() -> int:
             "run folder (logs/train_ldm/runs/...)"
         )
     conditions = _convert_conditions(model, condition_texts)
+    num_samples = values.num_samples
+    if values.compositions:
+        conditions |= _repeat_compositions(model, conditions)
+        num_samples = len(values.compositions) * (values.num_samples or 1)
     cli.make_output_dir(output_dir)
     start = time.perf_counter()
-    structures = _sample(model, num_atoms, conditions)
+    structures = _sample(model, num_samples, num_atoms=num_atoms, conditions=conditions)
     _write(output_dir, model, structures, time.perf_counter() - start)
     if not structures:
         raise ConfigError(
@@ -196,18 +205,35 @@ def _convert_conditions(model: LDMModel, condition_texts: dict[str, list[str]]) 
                 *(name, ",".join(texts), len(texts), "-".join(texts)),
             )
         converted[name] = values[0] if len(values) == 1 else values
+        if len(values) > 1:
+            logging.info("--condition=%s: %d values, one a crystal", name, len(values))
     return converted
 
 
-def _sample(model: LDMModel, num_atoms: list[int], conditions: dict[str, Any]) -> list[Structure]:
+def _repeat_compositions(model: LDMModel, conditions: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return the model's composition condition with the values of --compositions, each repeated."""
+    name, times = model.composition, flags.FLAGS.num_samples or 1
+    if name is None:
+        raise ConfigError(
+            "--compositions: the model takes no composition; give one that was trained with it "
+            "(mp_20/ldm_composition), or leave the flag away"
+        )
+    if name in conditions:
+        raise ConfigError(f"give --compositions or --condition={name}=..., not both")
+    return {name: [formula for formula in flags.FLAGS.compositions for _ in range(times)]}
+
+
+def _sample(
+    model: LDMModel, num_samples: int, *, num_atoms: list[int], conditions: dict[str, Any]
+) -> list[Structure]:
     values = flags.FLAGS
-    total = values.num_samples or len(num_atoms) or None
+    total = num_samples or len(num_atoms) or None
     with tqdm(
         desc="sampling", total=total, unit="crystal", disable=None, dynamic_ncols=True
     ) as bar:
         try:
             return model.sample(
-                values.num_samples or None,
+                num_samples or None,
                 seed=values.seed,
                 num_atoms=num_atoms or None,
                 conditions=conditions,
@@ -237,11 +263,25 @@ def _write(output_dir: Path, model: LDMModel, structures: list[Structure], secon
         "%d of %d crystals in %.1f s -> %s",
         *(len(structures), len(report.num_atoms), seconds, output_dir / STRUCTURES_FILE),
     )
+    _log_hits(model, report)
     for failure in report.failures[:5]:
         logging.warning("crystal %d could not be built: %s", failure.index, failure.reason)
     if len(report.failures) > 5:
         logging.warning(
             "and %d more; all are in %s", len(report.failures) - 5, output_dir / REPORT_FILE
+        )
+
+
+def _log_hits(model: LDMModel, report: SampleReport) -> None:
+    """Say how many crystals have what they were asked for."""
+    for name, hits in report.hits.items():
+        logging.info("%d of %d crystals have the %s asked for", hits.hits, hits.asked, name)
+    missed = any(hits.hits < hits.asked for hits in report.hits.values())
+    if missed and model.parts.vae.sizes.atom_type_predict:
+        logging.info(
+            "This model predicts the atom types, which a condition only guides. A composition is "
+            "kept by models on a VAE with atom types as input (configs/train_vae.py:mp_20/vae_csp, "
+            "then configs/train_ldm.py:mp_20/ldm_composition)"
         )
 
 
@@ -264,6 +304,7 @@ def _summary(report: SampleReport, num_built: int, seconds: float) -> dict[str, 
         },
         "conditions": report.conditions,
         "cfg_scale": report.cfg_scale,
+        **({"hits": {n: asdict(h) for n, h in report.hits.items()}} if report.hits else {}),
         "seconds": round(seconds, 3),
         "versions": {
             "chemeleon2_jax": __version__,
@@ -304,4 +345,4 @@ def _write_cifs(folder: Path, indices: Sequence[int], structures: Sequence[Struc
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, aliases=SAMPLE_FLAGS)

@@ -33,6 +33,7 @@ from chemeleon2_jax.runs.config import (
 )
 from chemeleon2_jax.runs.config_checks import check_config, check_overrides
 from chemeleon2_jax.runs.next_step import next_step
+from chemeleon2_jax.runs.original_names import explain_argument, take_values
 from chemeleon2_jax.runs.run_folder import (
     make_run_dir,
     newest_run,
@@ -76,6 +77,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     """
     specs, others = _split_config_flag(argv[1:])
     specs = [_expand_file(spec) for spec in specs]
+    _check_arguments(others, spec=specs[0] if len(specs) == 1 else "")
     if len(specs) > 1:
         raise ConfigError(f"--config is given {len(specs)} times: {', '.join(specs)}")
     ordered = [argv[0], *(f"--config={spec}" for spec in specs), *others]
@@ -90,6 +92,20 @@ def _expand_file(spec: str) -> str:
     """Expand the path of <path>:<experiment>."""
     path, colon, experiment = spec.partition(":")
     return f"{expand_path(path)}{colon}{experiment}" if path and "://" not in spec else spec
+
+
+def _check_arguments(arguments: list[str], *, spec: str) -> None:
+    """Refuse what is no flag, with what to type instead."""
+    follows_flag = False  # and may be its value
+    for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        is_flag = argument.startswith("-")
+        name = argument.lstrip("-").partition("=")[0]
+        known = name.partition(".")[0] in ("config", "noconfig") or name in flags.FLAGS
+        if not (is_flag and known) and not follows_flag:
+            advice = explain_argument(argument, "" if "=" in argument else value, spec=spec)
+            if advice:
+                raise ConfigError(f"{argument} is no flag here: {advice}")
+        follows_flag = is_flag and "=" not in argument
 
 
 def _split_config_flag(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -122,7 +138,8 @@ def make_plan(config: ConfigDict | None, overrides: dict[str, object]) -> Plan:
     if run_dir is None:
         config.resume_from = ""
         unwrap_hub_keys(config)
-        plan = Plan(config, notes=_follow_start(config, overrides))
+        renamed = take_values(config)
+        plan = Plan(config, notes=(*renamed, *_follow_start(config, overrides)))
     else:
         resumed, changes = resumed_config(config, overrides, run_dir)
         unwrap_hub_keys(resumed)

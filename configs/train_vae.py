@@ -29,6 +29,7 @@ def _vae_module() -> ConfigDict:
     transformer = {"d_model": 512, "nhead": 8, "dim_feedforward": 2048, "num_layers": 8}
     return ConfigDict(
         {
+            "vae_ckpt_path": "",  # initial weights: a run, a checkpoint folder, a .ckpt, a key
             "latent_dim": 8,
             # Or "cspnet", which reads num_freqs and layer_norm, but no heads and feedforward.
             "encoder": {**TransformerSizes().to_block(), **transformer},

@@ -25,6 +25,7 @@ from chemeleon2_jax.models.condition_kinds import CompositionCondition, FloatCon
 from tests.tiny import SAMPLE_FLAGS, conditional, make_once, run_module, run_script
 
 FILES = {"vae": "", "ema": False, "size_table": ""}  # options of PyTorch files
+FILES |= {"verify": True, "compositions": []}
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STRUCTURES, REPORT = "generated_structures.json.gz", "run.json"
@@ -110,7 +111,7 @@ from absl import flags
 from chemeleon2_jax import sample
 from chemeleon2_jax.common.errors import UserError
 names = ("num_atoms", "num_samples", "seed", "sampler", "steps", "eta", "chunk_size", "cif")
-names += ("condition", "cfg_scale")
+names += ("condition", "compositions", "cfg_scale")
 results = {}
 for name, arguments in json.loads(sys.argv[1]).items():
     for flag in names:
@@ -382,3 +383,41 @@ def test_wrong_flag_is_one_line_and_exit_code_1(tmp_path, arguments, message):
     assert done.output.startswith(f"error: {message}"), done.output
     assert done.output.count("\n") == 1
     assert names_of(tmp_path) == ["file"]
+
+
+def test_compositions_are_repeated_and_hits_are_counted(tmp_path, monkeypatch, tiny_ldm, caplog):
+    caplog.set_level("INFO")
+    model = c2.load_model(tiny_ldm.path)
+    model = api.LDMModel(conditional(model.parts, CompositionCondition("formula")), model.meta)
+    monkeypatch.setattr(api, "load_model", lambda _, **options: model)
+    flags = {"model": "m", "output_dir": str(tmp_path), "num_samples": 2, "num_atoms": []}
+    files = FILES | {"compositions": ["NaCl", "SrTiO3"], "condition": [], "cfg_scale": 2.0}
+    rest = {"cif": False, "seed": 2, "sampler": "ddim", "steps": 2, "eta": 1.0, "chunk_size": 0}
+    monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(**files, **flags, **rest))
+    with contextlib.suppress(ConfigError):  # where none can be built
+        sample.main()
+    assert model.last_report.conditions == {"formula": ["NaCl", "NaCl", "SrTiO3", "SrTiO3"]}
+    assert model.last_report.num_atoms == (2, 2, 5, 5)
+    hits = json.loads((tmp_path / REPORT).read_text())["hits"]["formula"]
+    assert hits["asked"] == 4
+    assert f"{hits['hits']} of 4 crystals have the formula asked for" in caplog.text
+    assert ("predicts the atom types" in caplog.text) == (hits["hits"] < 4)
+    both = SimpleNamespace(**(files | {"condition": ["formula=NaCl"]}), **flags, **rest)
+    monkeypatch.setattr(sample.flags, "FLAGS", both)
+    with pytest.raises(ConfigError, match="not both"):
+        sample.main()
+
+
+def test_names_of_the_original_are_said(tmp_path, tiny_ldm):
+    done = run_module(
+        "sample",
+        f"--ldm_ckpt_path={tiny_ldm.path}",
+        *("--batch_size", "2", "--sampling_steps=2", "--compositions=NaCl"),
+        f"--output_dir={tmp_path / 'output'}",
+    )
+    assert done.output.startswith(
+        f"--ldm_ckpt_path is --model={tiny_ldm.path} here\n--batch_size is --chunk_size=2 here\n"
+        "--sampling_steps is --steps=2 here\n"
+    )
+    assert done.output.endswith("trained with it (mp_20/ldm_composition), or leave the flag away\n")
+    assert done.code == 1

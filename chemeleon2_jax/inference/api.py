@@ -27,7 +27,13 @@ from chemeleon2_jax.diffusion.samplers import default_sampler, make_sampler
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.inference.denoiser import denoiser
 from chemeleon2_jax.inference.generator import CFG_SCALE, LARGEST_LATENT, Generator
-from chemeleon2_jax.inference.requests import encode_conditions, make_prompts
+from chemeleon2_jax.inference.requests import (
+    Hits,
+    composition_name,
+    count_hits,
+    encode_conditions,
+    make_prompts,
+)
 from chemeleon2_jax.inference.vae import PredictorModel, VAEModel, batches, check_latents
 from chemeleon2_jax.models.condition_kinds import Condition
 from chemeleon2_jax.models.meta import ModelMeta
@@ -59,6 +65,8 @@ class SampleReport:
         sampler: with its name, steps and eta.
         conditions: as the caller gave them.
         cfg_scale: strength of the guidance.
+        hits: name of a condition that the atoms tell of (composition, chemical system) -> crystals
+            that were asked for it, and those that have it.
     """
 
     seed: int
@@ -68,6 +76,7 @@ class SampleReport:
     sampler: Sampler
     conditions: dict[str, Any] = field(default_factory=dict)
     cfg_scale: float = CFG_SCALE
+    hits: dict[str, Hits] = field(default_factory=dict)
 
 
 @dataclass
@@ -94,6 +103,11 @@ class LDMModel:
     def conditions(self) -> tuple[Condition, ...]:
         """The conditions that it takes."""
         return self.parts.sizes.conditions.conditions if self.parts.sizes.conditions else ()
+
+    @property
+    def composition(self) -> str | None:
+        """Name of the condition that is a composition; None without one."""
+        return composition_name(self.parts)
 
     def sample(
         self,
@@ -162,6 +176,7 @@ class LDMModel:
                 indices.append(index)
             except ValueError as error:
                 failures.append(Failure(index, str(error)))
+        built = set(indices)
         self.last_report = SampleReport(
             seed,
             tuple(prompts.num_atoms.tolist()),
@@ -170,6 +185,14 @@ class LDMModel:
             chosen,
             conditions=dict(conditions or {}),
             cfg_scale=cfg_scale,
+            hits=count_hits(
+                conditions or {},
+                self.parts.sizes.conditions,
+                [
+                    crystal[0] if i in built else None
+                    for i, crystal in enumerate(generated.crystals)
+                ],
+            ),
         )
         return structures
 

@@ -63,7 +63,7 @@ def make_prompts(
         ValueError: a condition that the model does not take, or values that contradict each other.
     """
     values = _check_names(conditions, ldm.sizes.conditions)
-    composition = _composition_name(ldm)
+    composition = composition_name(ldm)
     _check_composition(ldm, composition, values)
     sizes = _read_sizes(num_atoms)
     if num_samples is not None:
@@ -106,6 +106,41 @@ def encode_conditions(
     """
     values = _check_names(conditions, sizes)
     return _encode({name: _repeat(name, v, count) for name, v in values.items()}, sizes)
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Crystals that have what a condition asked for.
+
+    Attributes:
+        asked: crystals with a value of the condition.
+        hits: those that were built and have it.
+    """
+
+    asked: int
+    hits: int
+
+
+def count_hits(
+    conditions: Mapping[str, Any],
+    sizes: ConditionSizes | None,
+    atoms: Sequence[np.ndarray | None],
+) -> dict[str, Hits]:
+    """Count, for each condition that a crystal's atoms tell of, the crystals that have its value.
+
+    Args:
+        conditions: as in `make_prompts`.
+        sizes: of the model's conditions.
+        atoms: atomic numbers (n,) of each crystal; None where it could not be built.
+    """
+    hits = {}
+    for condition in sizes.conditions if sizes else ():
+        values = _repeat(condition.name, conditions.get(condition.name), len(atoms))
+        asked = [(v, types) for v, types in zip(values, atoms, strict=True) if v is not None]
+        if asked and condition.source == "crystal":
+            agreeing = (condition.agrees(v, types) for v, types in asked if types is not None)
+            hits[condition.name] = Hits(len(asked), sum(map(bool, agreeing)))
+    return hits
 
 
 def _encode(listed: Mapping[str, list[Any]], sizes: ConditionSizes | None) -> dict[str, np.ndarray]:
@@ -184,8 +219,8 @@ def _read_sizes(num_atoms: Sequence[int] | None) -> np.ndarray | None:
 # --- compositions ---------------------------------------------------------------------------------
 
 
-def _composition_name(ldm: LDMParts) -> str | None:
-    """Name of the model's composition condition."""
+def composition_name(ldm: LDMParts) -> str | None:
+    """Return the name of a model's composition condition; None without one."""
     conditions = ldm.sizes.conditions.conditions if ldm.sizes.conditions else ()
     return next((c.name for c in conditions if isinstance(c, CompositionCondition)), None)
 

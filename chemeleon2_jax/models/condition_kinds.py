@@ -81,6 +81,14 @@ class Condition:
         """Return the value of a training crystal as a text that `read` understands."""
         return f"{crystals.targets[self.name][index]:.6g}"
 
+    def agrees(self, value: Any, atom_types: np.ndarray) -> bool | None:
+        """Return whether atoms (n,) are what a value asks for; None where they do not tell.
+
+        Raises:
+            ValueError: a value that this condition cannot have.
+        """
+        return None
+
     def read(self, text: str) -> Any:
         """Return the value that a text stands for; "none" is None.
 
@@ -170,6 +178,11 @@ class CompositionCondition(Condition):
         # Fractions of the whole formula are those of the reduced one.
         return _count_elements(crystals) / crystals.num_atoms[:, None].astype(np.float32)
 
+    def agrees(self, value: Any, atom_types: np.ndarray) -> bool:
+        """Return whether atoms (n,) have the fractions of a formula."""
+        counts = np.bincount(atom_types, minlength=self.width)
+        return bool(np.allclose(counts / len(atom_types), self.encode_value(value), atol=1e-6))
+
     def describe(self, crystals: Crystals, index: int) -> str:
         """Return the formula of a crystal's cell."""
         from chemeleon2_jax.crystals.formulas import write_formula
@@ -195,6 +208,11 @@ class ChemicalSystemCondition(Condition):
     def encode_crystals(self, crystals: Crystals) -> np.ndarray:
         """Return 1 at the Z of each element of crystals."""
         return (_count_elements(crystals) > 0).astype(np.float32)
+
+    def agrees(self, value: Any, atom_types: np.ndarray) -> bool:
+        """Return whether atoms (n,) are of exactly these elements."""
+        counts = np.bincount(atom_types, minlength=self.width)
+        return bool(np.array_equal(counts > 0, self.encode_value(value) > 0))
 
     def describe(self, crystals: Crystals, index: int) -> str:
         """Return the elements of a crystal."""

@@ -3,10 +3,12 @@
 import io
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,14 +19,34 @@ from tqdm import tqdm
 from chemeleon2_jax.common.atomic_files import replacing
 from chemeleon2_jax.common.console import ON_CONSOLE
 from chemeleon2_jax.common.errors import ConfigError, UserError
+from chemeleon2_jax.common.suggest import did_you_mean
 
 PACKAGE = "chemeleon2_jax"
 _SOURCES = str(Path(__file__).parents[1])
+_FLAG = re.compile(r"--?(\w+)(?:=(.*))?", re.DOTALL)
 INTERRUPTED = 130  # 128 + SIGINT
 
 
+@dataclass(frozen=True)
+class Alias:
+    """A flag that Chemeleon2 has: the flag here, or advice where there is none.
+
+    Attributes:
+        flag: name here; '' for none.
+        convert: its value there -> its value here.
+        advice: what to do instead.
+    """
+
+    flag: str = ""
+    convert: Callable[[str], str] = str
+    advice: str = ""
+
+
 def run(
-    main: Callable[[], int], *, parse_flags: Callable[[list[str]], list[str]] | None = None
+    main: Callable[[], int],
+    *,
+    parse_flags: Callable[[list[str]], list[str]] | None = None,
+    aliases: Mapping[str, Alias] | None = None,
 ) -> NoReturn:
     """Run a command line and end the process with its exit code.
 
@@ -33,13 +55,16 @@ def run(
     Args:
         main: returns the exit code.
         parse_flags: parser of the arguments; absl's by default.
+        aliases: other names of flags.
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
-            rest = (parse_flags or flags.FLAGS)(list(argv))
+            rest = (parse_flags or flags.FLAGS)(take_aliases(list(argv), aliases or {}))
             if rest[1:]:
                 raise ConfigError(f"unexpected argument {rest[1]!r}; flags are --name=value")
+        except flags.UnrecognizedFlagError as error:
+            _fail(ConfigError(describe_unknown(error.flagname, others=aliases or ())))
         except (ConfigError, flags.Error) as error:
             _fail(error)
         return rest
@@ -60,6 +85,37 @@ def run(
             _fail(error)
 
     app.run(guarded, flags_parser=parse)
+
+
+def take_aliases(argv: list[str], aliases: Mapping[str, Alias]) -> list[str]:
+    """Return the arguments with the flags' names here; say each on stderr.
+
+    Raises:
+        ConfigError: a flag that has no counterpart; with its advice.
+    """
+    taken, remaining = [], iter(argv)
+    for argument in remaining:
+        match = _FLAG.fullmatch(argument)
+        alias = aliases.get(match[1]) if match else None
+        if match is None or alias is None or match[1] in flags.FLAGS:
+            taken.append(argument)
+            continue
+        if not alias.flag:
+            raise ConfigError(f"--{match[1]}: {alias.advice}")
+        value = alias.convert(match[2] if match[2] is not None else next(remaining, ""))
+        print(f"--{match[1]} is --{alias.flag}={value} here", file=sys.stderr)
+        taken.append(f"--{alias.flag}={value}")
+    return taken
+
+
+def describe_unknown(name: str, *, others: Iterable[str] = ()) -> str:
+    """Return a line about an unknown flag, with the nearest of the command's own flags and of other
+    names.
+    """
+    by_module = flags.FLAGS.flags_by_module_dict()
+    own = [f.name for module, known in by_module.items() for f in known if "absl" not in module]
+    hint = did_you_mean(name, [*own, *others]) or " --help lists the flags."
+    return f"Unknown command line flag {name!r}.{hint}"
 
 
 def _fail(error: Exception) -> NoReturn:

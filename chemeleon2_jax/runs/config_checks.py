@@ -18,6 +18,7 @@ from chemeleon2_jax.models.encoders.registry import ENCODERS, default_options
 from chemeleon2_jax.models.latents import STANDARDISATIONS
 from chemeleon2_jax.models.sizes import COORDS_UNITS, NAMED_SIZES, REDUCTIONS, VARIANCE_LAYOUTS
 from chemeleon2_jax.runs.config import fit_config, flatten, module_of, rename_columns, split_shares
+from chemeleon2_jax.runs.original_names import advise_key
 from chemeleon2_jax.training.config import MODES, PRECISIONS
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
@@ -106,6 +107,9 @@ def check_overrides(config: ConfigDict, argv: Iterable[str]) -> None:
         if inside:
             names = ", ".join(known.removeprefix(f"{key}.") for known in inside)
             raise ConfigError(f"--config.{key} is a block; set one of its values: {names}")
+        advice = advise_key(key)
+        if advice:
+            raise ConfigError(f"unknown config key {key!r}; here: {advice}")
         raise ConfigError(f"unknown config key {key!r}.{_nearest_key(key, list(flat))}")
 
 

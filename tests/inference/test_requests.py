@@ -9,9 +9,10 @@ import pytest
 from pymatgen.core import Composition
 
 from chemeleon2_jax.inference.generator import draw_num_atoms
-from chemeleon2_jax.inference.requests import encode_conditions, make_prompts
+from chemeleon2_jax.inference.requests import Hits, count_hits, encode_conditions, make_prompts
 from chemeleon2_jax.models.condition_kinds import (
     CategoricalCondition,
+    ChemicalSystemCondition,
     CompositionCondition,
     FloatCondition,
 )
@@ -188,3 +189,19 @@ SALT = {"composition": "NaCl"}
 def test_what_cannot_be_asked_for(parts, options, message):
     with pytest.raises(ValueError, match=message):
         make_prompts(parts, **options)
+
+
+# --- what the crystals have -----------------------------------------------------------------------
+
+
+def test_crystals_with_what_they_were_asked_for_are_counted():
+    system = ChemicalSystemCondition("system")
+    sizes = ConditionSizes((FORMULA, system, GAP), 8)
+    salt, oxide = np.array([11, 17, 17, 11]), np.array([22, 8, 8])
+    atoms = [salt, oxide, None, oxide]
+    conditions = {"composition": ["NaCl", "TiO2", "NaCl", None], "system": "O-Ti", "gap": 1.0}
+    assert count_hits(conditions, sizes, atoms) == {"composition": Hits(3, 2), "system": Hits(4, 2)}
+    assert count_hits({"composition": "TiO"}, sizes, atoms) == {"composition": Hits(4, 0)}
+    assert count_hits({"composition": "Na2Cl2"}, sizes, [None]) == {"composition": Hits(1, 0)}
+    assert count_hits({"gap": 1.0, "composition": None}, sizes, atoms) == {}
+    assert count_hits({}, None, atoms) == {}
