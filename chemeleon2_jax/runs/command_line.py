@@ -19,7 +19,7 @@ from tqdm import tqdm
 from chemeleon2_jax.common.atomic_files import replacing
 from chemeleon2_jax.common.console import ON_CONSOLE
 from chemeleon2_jax.common.errors import ConfigError, UserError
-from chemeleon2_jax.common.suggest import did_you_mean
+from chemeleon2_jax.common.suggest import nearest
 
 PACKAGE = "chemeleon2_jax"
 _SOURCES = str(Path(__file__).parents[1])
@@ -114,8 +114,9 @@ def describe_unknown(name: str, *, others: Iterable[str] = ()) -> str:
     """
     by_module = flags.FLAGS.flags_by_module_dict()
     own = [f.name for module, known in by_module.items() for f in known if "absl" not in module]
-    hint = did_you_mean(name, [*own, *others]) or " --help lists the flags."
-    return f"Unknown command line flag {name!r}.{hint}"
+    near = nearest(name, [*own, *others])
+    hint = "--help lists the flags." if near is None else f"Did you mean: {near}?"
+    return f"Unknown command line flag {name!r}. {hint}"
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -43,6 +43,7 @@ _IDENTITY = (
     "vae_module.encoder",
     "vae_module.foundation_features",
     "vae_module.latent_dim",
+    "vae_module.vae_ckpt_path",
 )
 # Values that stay zero or stay nonzero: they decide on items or weights of a checkpoint.
 _SWITCHES = ("ldm_module.ema.decay", "rl_module.ema.decay", "vae_module.loss_weights.fa")

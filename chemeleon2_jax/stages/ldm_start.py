@@ -25,7 +25,7 @@ from chemeleon2_jax.rows.rows import Rows, atom_normal
 from chemeleon2_jax.stages.common import evaluator, open_start, resumed_from, sum_terms
 from chemeleon2_jax.stages.data import StageData
 from chemeleon2_jax.stages.posteriors import posterior_of
-from chemeleon2_jax.training.plain_trees import from_plain, to_plain
+from chemeleon2_jax.training.plain_trees import from_plain, overlay, to_plain
 
 _LEAST_STD = 1e-3
 """Least standard deviation of a channel, as a share of that of all numbers."""
@@ -110,7 +110,7 @@ def start_weights(
     tree = to_plain(start.params)
     if start.sizes.lora is not None and start.sizes.lora != sizes.lora:
         tree = merge(tree, start.sizes.lora)
-    return from_plain(_overlay(to_plain(params), tree), params)
+    return from_plain(overlay(to_plain(params), tree), params)
 
 
 def _network(sizes: DiTSizes) -> dict[str, Any]:
@@ -121,16 +121,6 @@ def _network(sizes: DiTSizes) -> dict[str, Any]:
 def _inputs(conditions: ConditionSizes | None) -> dict[str, str]:
     """Name -> kind and width."""
     return {c.name: f"{c.kind} ({c.width})" for c in conditions.conditions} if conditions else {}
-
-
-def _overlay(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a nested dict with the leaves of another, where it has them."""
-    return {
-        name: _overlay(value, other.get(name, {}))
-        if isinstance(value, Mapping)
-        else other.get(name, value)
-        for name, value in tree.items()
-    }
 
 
 class LatentMoments(NamedTuple):

@@ -48,10 +48,12 @@ from chemeleon2_jax.stages.common import (
     make_pool,
     make_stage,
     new_module,
+    resumed_from,
     sum_terms,
 )
 from chemeleon2_jax.stages.data import StageData, load_data
 from chemeleon2_jax.stages.vae_objective import VAEObjective, with_steps
+from chemeleon2_jax.stages.vae_start import start_weights
 from chemeleon2_jax.stages.vae_tolerance import TOLERANCE_VALUES, make_tolerance
 from chemeleon2_jax.training.stage import Stage, ValidateFn, Validation
 
@@ -78,13 +80,14 @@ def vae_sizes(module: ConfigDict) -> VAESizes:
 
 
 def build_vae(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
-    """Build the stage; see `stages.build`. It starts from no model, also when resumed."""
-    del resume_dir
+    """Build the stage; see `stages.build`. It needs no model, also when resumed."""
     module, sizes = config.vae_module, vae_sizes(config.vae_module)
     data = load_data(config, edges=sizes.encoder.needs_edges)
     if sizes.foundation_alignment:
         data = _with_foundation_features(data, module.foundation_features)
     graphdef, params = new_module(VAE, sizes, config)
+    if module.vae_ckpt_path and resumed_from(resume_dir) is None:
+        params = start_weights(params, sizes, module.vae_ckpt_path)
     objective = VAEObjective.from_config(module)
     noise = Noise(module.noise.ratio, module.noise.corruption_scale)
     options = augmentation(module.augmentation)

@@ -4,6 +4,7 @@ Optimiser states and nnx states are library types, which change between versions
 readable without the library.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -49,6 +50,16 @@ def flat_names(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
+
+
+def overlay(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a nested dict with the leaves of another, where it has them."""
+    return {
+        name: overlay(value, other.get(name, {}))
+        if isinstance(value, Mapping)
+        else other.get(name, value)
+        for name, value in tree.items()
+    }
 
 
 def from_plain(plain: dict[str, Any], target: PyTree) -> PyTree:
