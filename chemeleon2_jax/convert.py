@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from chemeleon2_jax.common.errors import ConfigError
-from chemeleon2_jax.common.paths import expand_path
+from chemeleon2_jax.common.paths import expand_path, printable
 from chemeleon2_jax.runs import command_line as cli
 
 flags.DEFINE_string("input", "", "Model to convert.")
@@ -60,7 +60,7 @@ def main() -> int:
     write = write_torch if values.format == "torch" else write_orbax
     report = write(model, output, merge_lora=values.merge_lora)
     print(report.describe())
-    print(f"wrote {output}")
+    print(f"wrote {printable(output)}")
     return 0
 
 

@@ -339,7 +339,8 @@ def _write_cifs(folder: Path, indices: Sequence[int], structures: Sequence[Struc
         folder.mkdir(exist_ok=True)
         for index, structure in zip(indices, structures, strict=True):
             formula = structure.composition.reduced_formula
-            structure.to(filename=str(folder / f"{index:06d}_{formula}.cif"))
+            text = structure.to(fmt="cif").encode()
+            cli.write_file(folder / f"{index:06d}_{formula}.cif", text)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error}") from error
 

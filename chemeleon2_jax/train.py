@@ -11,6 +11,7 @@ The part after the colon is an experiment; without one the base config runs. Eve
 config is a flag.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -175,6 +176,11 @@ def train(plan: Plan) -> int:
         UserError: of any kind; the text says what to do.
     """
     config = plan.config
+    if plan.resume_dir is not None and not os.access(plan.resume_dir, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"resume_from: {plan.resume_dir} cannot be written to, and a run is resumed in its "
+            "folder: make it writable, or resume a copy"
+        )
     run_dir = plan.resume_dir or make_run_dir(
         config.paths.log_dir, config.task_name, name=config.run_name
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +40,16 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_tree(folder: Path, *, patience_s: float = 2.0) -> None:
+    """Remove a folder, also while threads of a failed write still put files into it; what cannot be
+    removed stays.
+    """
+    deadline = time.monotonic() + patience_s
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager

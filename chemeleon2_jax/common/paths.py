@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from chemeleon2_jax.common.errors import ConfigError, UserError
@@ -52,8 +55,47 @@ def _value(match: re.Match[str]) -> str:
     return os.environ[name]
 
 
+def check_utf8(path: Path, *, error: type[UserError]) -> None:
+    """Check that the name of a folder to write checkpoints to is UTF-8.
+
+    Raises:
+        UserError: of the given kind: it is not.
+    """
+    if not _is_utf8(path):
+        raise error(
+            f"checkpoints cannot be written to {printable(path)}: the name is not UTF-8; rename "
+            "the folder or choose another"
+        )
+
+
+@contextlib.contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """Yield the path, or a temporary link to it if its name is not UTF-8: TensorStore reads from
+    no such name.
+    """
+    if _is_utf8(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "link"
+        link.symlink_to(path.absolute())
+        yield link
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def printable(path: str | Path) -> str:
     r"""Return a path as text that can be printed and written anywhere: `\xff` for a byte that is
     not UTF-8.
     """
-    return os.fsencode(os.fspath(path)).decode("utf-8", "backslashreplace")
+    text = os.fspath(path)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a character, as JSON can hold
+        return text.encode("utf-8", "backslashreplace").decode()

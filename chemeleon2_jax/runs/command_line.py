@@ -19,6 +19,7 @@ from tqdm import tqdm
 from chemeleon2_jax.common.atomic_files import replacing
 from chemeleon2_jax.common.console import ON_CONSOLE
 from chemeleon2_jax.common.errors import ConfigError, UserError
+from chemeleon2_jax.common.paths import printable
 from chemeleon2_jax.common.suggest import nearest
 
 PACKAGE = "chemeleon2_jax"
@@ -120,7 +121,7 @@ def describe_unknown(name: str, *, others: Iterable[str] = ()) -> str:
 
 
 def _fail(error: Exception) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {printable(str(error))}", file=sys.stderr)
     sys.exit(1)
 
 
@@ -139,7 +140,7 @@ class _ConsoleHandler(logging.Handler):
             text = self.format(record)
         if text:
             prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-            tqdm.write(prefix + text, file=sys.stderr)
+            tqdm.write(printable(prefix + text), file=sys.stderr)
 
 
 def log_to_console() -> None:
@@ -155,6 +156,12 @@ class _LogFile(logging.FileHandler):
     """A log file; the run goes on when its disk is full, with one line that says so."""
 
     _failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # it is opened here, which `logging` does not expect to fail
+            self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         del record

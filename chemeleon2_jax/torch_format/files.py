@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from dataclasses import replace
 from pathlib import Path
 
+from chemeleon2_jax.common.atomic_files import remove_tree
 from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.common.paths import check_utf8
 from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.lora import merge
 from chemeleon2_jax.torch_format.model import Converted, OpenModel, Report
@@ -33,18 +34,20 @@ def write_orbax(model: OpenModel, folder: Path, *, merge_lora: bool = False) -> 
         raise CheckpointError(f"{folder} is no checkpoint folder: it is not replaced")
     trees = {name: source.restore(name) for name in source.items if name in _KEPT}
     folder = folder.absolute()
+    check_utf8(folder, error=CheckpointError)
     # Holds the new checkpoint until it is whole, then the old one.
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
-        write_checkpoint(temporary / "new", items=trees, meta=source.meta.to_json())
+        new = temporary / "new"
+        write_checkpoint(new, items=trees, meta=source.meta.to_json(), target=folder)
         if folder.is_dir():
             folder.rename(temporary / "old")
-        (temporary / "new").rename(folder)
+        new.rename(folder)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_tree(temporary)
     if isinstance(model, Converted):
         return model.report
     report = Report(model.meta.stage)

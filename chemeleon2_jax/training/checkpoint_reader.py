@@ -22,7 +22,7 @@ from absl import logging as absl_logging
 
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.common.json_text import parse_json
-from chemeleon2_jax.common.paths import expand_path
+from chemeleon2_jax.common.paths import expand_path, utf8_path
 from chemeleon2_jax.training.checksums import checksum_json, first_difference
 from chemeleon2_jax.training.plain_trees import from_plain
 from chemeleon2_jax.training.progress import Progress, best_of
@@ -34,6 +34,12 @@ DIRECTORY = "checkpoints"
 LAST, BEST = "last", "best"
 META, PROGRESS, CHECKSUMS = "meta", "progress", "checksums"
 _STEP_NAME = re.compile(r"step_(\d+)")
+# Orbax logs what its threads raise, and raises it to the caller too.
+_LATE_ERRORS = (
+    "exception was never retrieved",
+    "Task was destroyed",
+    "_SignalingThread.run() raised",
+)
 _JSON_FILE = "metadata"  # Orbax's name of the file of a JSON item
 
 
@@ -147,7 +153,12 @@ def _read_checksums(path: Path) -> dict[str, Any]:
 
 
 def _read_arrays(directory: Path) -> dict[str, Any]:
-    with quiet_orbax(), _quiet_late_reads(), ocp.PyTreeCheckpointer() as reader:
+    with (
+        utf8_path(directory) as directory,
+        quiet_orbax(),
+        quiet_late_errors(),
+        ocp.PyTreeCheckpointer() as reader,
+    ):
         tree = reader.metadata(directory).item_metadata.tree
         # As numpy arrays, whatever the number of devices that saved them.
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -155,26 +166,36 @@ def _read_arrays(directory: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet_late_reads() -> Iterator[None]:
-    """Print no errors of the reads that end after another read of the item has failed.
+def quiet_late_errors() -> Iterator[None]:
+    """Print no errors of reads or writes that end after another one of the item has failed.
 
-    When an array cannot be read, Orbax does not wait for the others, which may end long after the
-    error was raised and their event loop closed. Hence the filters stay in place on an error.
+    When an array cannot be read or written, Orbax does not wait for the others, which may end long
+    after the error was raised and their event loop closed. Hence the filters stay in place on an
+    error.
     """
-    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
+    hook = sys.unraisablehook
+    loggers = logging.getLogger("asyncio"), logging.getLogger("absl")
 
     def print_unrelated(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             hook(unraisable)
 
     def is_unrelated(record: logging.LogRecord) -> bool:
-        return "exception was never retrieved" not in record.getMessage()
+        # Orbax logs what its threads raise, and raises it here too.
+        late = (
+            "exception was never retrieved",
+            "Task was destroyed",
+            "_SignalingThread.run() raised",
+        )
+        return not any(text in record.getMessage() for text in late)
 
     sys.unraisablehook = print_unrelated
-    logger.addFilter(is_unrelated)
+    for logger in loggers:
+        logger.addFilter(is_unrelated)
     yield
     sys.unraisablehook = hook
-    logger.removeFilter(is_unrelated)
+    for logger in loggers:
+        logger.removeFilter(is_unrelated)
 
 
 def short_reason(error: Exception) -> str:

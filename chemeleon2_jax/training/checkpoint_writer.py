@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from chemeleon2_jax.common.errors import CheckpointError
+from chemeleon2_jax.common.paths import check_utf8
 from chemeleon2_jax.training.checkpoint_reader import (
     BEST,
     CHECKSUMS,
@@ -28,6 +29,7 @@ from chemeleon2_jax.training.checkpoint_reader import (
     best_progress,
     complete_steps,
     open_folder,
+    quiet_late_errors,
     quiet_orbax,
     short_reason,
 )
@@ -53,6 +55,7 @@ class CheckpointWriter:
     def __init__(self, run_dir: Path, *, monitor: str, mode: str, keep_best: int = 1) -> None:
         self.run_dir = Path(run_dir).absolute()
         self.directory = self.run_dir / DIRECTORY
+        check_utf8(self.directory, error=CheckpointError)
         self._monitor, self._mode = monitor, mode
         with self._failing_as("opened for writing"), quiet_orbax():
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -119,7 +122,7 @@ class CheckpointWriter:
         """
         step = progress.step
         trees = {name: to_plain(tree) for name, tree in items.items() if jax.tree.leaves(tree)}
-        with self._failing_as(f"saved at step {step}"), quiet_orbax():
+        with self._failing_as(f"saved at step {step}"), quiet_orbax(), quiet_late_errors():
             args = {
                 **_save_args(trees, meta),
                 PROGRESS: ocp.args.JsonSave(progress.to_json()),
@@ -176,38 +179,57 @@ class CheckpointWriter:
         # A full disk raises OSError, ValueError or a runtime error of TensorStore.
         except Exception as error:
             if jax.process_index() == 0:
-                self._tidy()
+                with suppress(OSError):  # a read-only disk
+                    self._tidy()
             raise CheckpointError(
-                f"the checkpoint could not be {action} in {self.directory}: {short_reason(error)}; "
+                f"the checkpoint could not be {action} in {self.directory}: {_reason(error)}; "
                 f"{self.describe_last()}. Make room (or make the folder writable) and resume with "
                 f"--config.resume_from={self.run_dir}"
             ) from error
 
 
-def write_checkpoint(folder: Path, *, items: Mapping[str, PyTree], meta: Mapping[str, Any]) -> None:
+def write_checkpoint(
+    folder: Path,
+    *,
+    items: Mapping[str, PyTree],
+    meta: Mapping[str, Any],
+    target: Path | None = None,
+) -> None:
     """Write a checkpoint outside of a run; it appears by one rename.
 
     Args:
         folder: a new or an empty one.
         items: trees of arrays by name.
         meta: JSON-able description of the model.
+        target: the folder that an error names, if this one is temporary.
 
     Raises:
         CheckpointError: the folder cannot be written, or is not empty.
     """
     folder = Path(folder).absolute()
+    check_utf8(folder, error=CheckpointError)
     trees = {name: to_plain(tree) for name, tree in items.items()}
     handler = ocp.CompositeCheckpointHandler(handler_registry=_handlers())
     try:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-        with quiet_orbax(), ocp.Checkpointer(handler) as writer:
+        with quiet_orbax(), quiet_late_errors(), ocp.Checkpointer(handler) as writer:
             writer.save(folder, args=ocp.args.Composite(**_save_args(trees, meta)))
     # A full disk raises OSError, ValueError or a runtime error of TensorStore.
     except Exception as error:
         raise CheckpointError(
-            f"the checkpoint could not be written to {folder}: {short_reason(error)}"
+            f"the checkpoint could not be written to {target or folder}: {_reason(error)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return why a checkpoint cannot be written."""
+    text = f"{error} {error.__cause__ or ''}"
+    if "No space left on device" in text:
+        return "no space is left on the disk"
+    if "Disk quota exceeded" in text:
+        return "the disk quota is exceeded"
+    return short_reason(error)
 
 
 def _save_args(trees: Mapping[str, dict[str, Any]], meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,4 +49,4 @@ def test_names_that_are_not_utf8_can_be_printed():
     name = os.fsdecode(b"caf\xe9.cif")
     assert printable(name) == "caf\\xe9.cif"
     assert printable(Path("ä/[/x]")) == "ä/[/x]"
-    printable(name).encode()
+    assert printable("half \ud800") == "half \\ud800"

@@ -211,7 +211,7 @@ def test_what_is_no_checkpoint_is_one_error(tmp_path: Path) -> None:
         (".", "nor a checkpoint folder"),
         ("run/checkpoints/last", "there is no"),
         ("file/below", "there is no"),
-        ("x" * 300, "cannot be read"),
+        ("x" * 300, "cannot be opened"),
     ]:
         with pytest.raises(CheckpointError, match=reason):
             open_checkpoint(tmp_path / path)
