@@ -8,9 +8,10 @@ r"""Train a model.
         --config.resume_from=logs/train_vae/runs/<run>
 
 The part after the colon is an experiment; without one the base config runs. Every value of the
-config is a flag.
+config is a flag; --config=<file> --explain_config lists them with their meanings.
 """
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from chemeleon2_jax.common.errors import ConfigError, RewardError, UserError
 from chemeleon2_jax.common.paths import expand_path
 from chemeleon2_jax.runs import command_line as cli
 from chemeleon2_jax.runs.config import (
+    add_config_root,
     expand_paths,
     expand_value,
     fit_config,
@@ -33,8 +35,9 @@ from chemeleon2_jax.runs.config import (
     unwrap_hub_keys,
 )
 from chemeleon2_jax.runs.config_checks import check_config, check_overrides
+from chemeleon2_jax.runs.explain import explain
 from chemeleon2_jax.runs.next_step import next_step
-from chemeleon2_jax.runs.original_names import explain_argument, take_values
+from chemeleon2_jax.runs.original_names import TASKS, explain_argument, take_values
 from chemeleon2_jax.runs.run_folder import (
     make_run_dir,
     newest_run,
@@ -45,6 +48,9 @@ from chemeleon2_jax.runs.run_folder import (
 
 config_flags.DEFINE_config_file("config", None, "configs/train_<stage>.py[:experiment]")
 flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and exit.")
+flags.DEFINE_bool(
+    "explain_config", False, "Print each key of the config, its value and what it means, and exit."
+)
 
 _LOG_FILE = "train.log"
 AUTO = "auto"
@@ -261,8 +267,29 @@ def main() -> int:
             logging.info("%s", note)
         print(to_json(plan.config))
         return 0
+    if flag_values.explain_config:
+        files = [plan.config_file, plan.config_file.with_name("common.py")]
+        print(explain(plan.config, [file for file in files if file.is_file()]))
+        return 0
     return train(plan)
 
 
+def list_experiments(folder: Path) -> str:
+    """Return lines with the experiments of each stage, as values of --config."""
+    if not (folder / "common.py").is_file():
+        return (
+            f"Experiments are files of configs/experiment in the checkout; {folder} is not there."
+        )
+    add_config_root(folder / "common.py")
+    common = importlib.import_module("configs.common")
+    lines = ["Experiments, as --config=<file>:<experiment>:"]
+    for task in TASKS:
+        lines.append(f"  {folder / task}.py:")
+        lines += [f"    {name}" for name in common.experiments(task)]
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
+    if any(argument.lstrip("-") in ("help", "helpshort", "h", "?") for argument in sys.argv[1:]):
+        __doc__ = f"{__doc__}\n{list_experiments(Path('configs'))}\n"
     cli.run(main, parse_flags=parse_flags)

@@ -39,8 +39,8 @@ def data(name: str, *, batch_size: int = 256) -> ConfigDict:
             "rename": "",  # "column of the file:name in the config", comma-separated
             "max_atoms": 0,  # largest number of atoms in a crystal; 0 for no limit
             "keep_inconsistent": False,  # keep crystals that disagree with the formula of their CIF
-            # Take the values above, but batch_size and target_condition, from the run of the VAE or
-            # diffusion model that this run starts from, unless the command line names data.
+            # Take the other values here, except batch_size, target_condition and num_workers, from
+            # the run of the model that this run starts from, unless the command line names data.
             "inherit": True,
             "same_contents": True,  # resume only with the crystals that the run had before
             "num_workers": 0,  # processes that parse and match; 0 for one per CPU core, up to 16

@@ -3,6 +3,20 @@
 # and is current. Arguments are more extras: bash launch/setup_env.sh gpu notebook
 # PYTHON=/path/to/python chooses the interpreter (3.11, 3.12 or 3.13).
 set -euo pipefail
+
+for argument in "$@"; do
+    case $argument in
+        -h | --help)
+            sed -n '2,4s/^# //p' "${BASH_SOURCE[0]}"
+            echo "Extras: gpu, gpu-cuda12, tpu, energy, chgnet, mace, wandb, notebook, test; dev always."
+            exit 0
+            ;;
+        -*)
+            echo "error: $argument is no extra; bash launch/setup_env.sh --help lists them" >&2
+            exit 1
+            ;;
+    esac
+done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 stamp=.venv/installed

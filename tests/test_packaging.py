@@ -190,3 +190,17 @@ def test_notebooks_are_clean_and_compile(path):
             assert cell["outputs"] == []
             assert cell["execution_count"] is None
             compile("".join(cell["source"]), f"{path.name}:{cell['id']}", "exec")
+
+
+def test_setup_script_explains_itself_and_refuses_other_flags(repository_dir):
+    script = ["bash", str(repository_dir / "launch" / "setup_env.sh")]
+    done = subprocess.run([*script, "--help"], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "bash launch/setup_env.sh gpu notebook" in done.stdout
+    listed = done.stdout.partition("Extras: ")[2].partition(";")[0].split(", ")
+    config = configparser.ConfigParser()
+    config.read(repository_dir / "setup.cfg")
+    assert {*listed, "dev"} == set(config["options.extras_require"])
+    done = subprocess.run([*script, "--gpu"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: --gpu is no extra")

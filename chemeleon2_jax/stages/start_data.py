@@ -57,7 +57,7 @@ def follow_start(config: ConfigDict, overrides: Container[str]) -> list[str]:
             data[key] = value
         elif key == "rename":
             data.rename = _merge_renames(value, data.rename)
-    if data.data_dir and not Path(data.data_dir).is_dir():
+    if data.data_dir and not Path(data.data_dir).exists():
         raise ConfigError(
             f"{path} was trained on data.data_dir = {data.data_dir}, which is not here: give "
             "--config.data.data_dir=<folder> or --config.data.name=<data set>"

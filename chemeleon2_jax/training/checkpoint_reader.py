@@ -269,7 +269,11 @@ def open_checkpoint(path: str | Path, *, verify: bool = True) -> Checkpoint[dict
         CheckpointError: the path is neither, or the checkpoint is broken.
     """
     try:
-        return replace(_find(expand_path(path, error=CheckpointError)), verify=verify)
+        folder = expand_path(path, error=CheckpointError)
+    except CheckpointError as error:
+        raise CheckpointError(f"the checkpoint cannot be read: {error}") from error
+    try:
+        return replace(_find(folder), verify=verify)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {short_reason(error)}") from error
 
