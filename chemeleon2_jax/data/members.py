@@ -110,7 +110,7 @@ def _list_archive(path: Path) -> list[Member]:
     return [
         Member(printable(info.filename), path, index)
         for index, info in enumerate(infos)
-        if not info.is_dir()
+        if info.filename and not info.is_dir()
     ]
 
 

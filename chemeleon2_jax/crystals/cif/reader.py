@@ -149,19 +149,42 @@ def _cell_value(block: Block, tag: str) -> float:
 
 
 def _to_arrays(sites: Sites, atoms: Atoms, lattice: np.ndarray) -> CrystalArrays:
-    """Return the arrays, atoms by electronegativity as pymatgen sorts them."""
+    """Return the arrays, atoms by electronegativity."""
     symbols = [sites.symbols[site] for site in atoms.site.tolist()]
-    order = sorted(range(len(symbols)), key=lambda atom: _rank(symbols[atom]))
+    order = _sort_as_pymatgen(symbols)
     types = np.array([ATOMIC_NUMBERS[symbols[i]] for i in order], np.int8)
     return types, atoms.coordinates[order], lattice
+
+
+def _sort_as_pymatgen(symbols: list[str]) -> list[int]:
+    """Return the order of atoms in pymatgen's structures of CIFs, on which noises depend.
+
+    It is by electronegativity. Noble gases have none, and end where a sort with comparisons that
+    contradict each other leaves them: the sorts are done again here.
+    """
+    order = sorted(range(len(symbols)), key=lambda i: _rank(symbols[i]), reverse=True)
+    return sorted(order, key=lambda i: _Comparable(symbols[i]))
 
 
 @cache
 def _rank(symbol: str) -> tuple[float, str]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # noble gases have no electronegativity
+        warnings.simplefilter("ignore")  # noble gases
         electronegativity = Element(symbol).X
     return (electronegativity if math.isfinite(electronegativity) else math.inf, symbol)
+
+
+class _Comparable:
+    """A symbol that compares as pymatgen's sites do."""
+
+    def __init__(self, symbol: str) -> None:
+        self.electronegativity, self.symbol = _rank(symbol)
+
+    def __lt__(self, other: _Comparable) -> bool:
+        first, second = self.electronegativity, other.electronegativity
+        if first != second and math.isfinite(first) and math.isfinite(second):
+            return first < second
+        return self.symbol < other.symbol
 
 
 def first_crystal(content: str | bytes) -> ReadCrystal:

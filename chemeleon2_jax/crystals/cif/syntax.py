@@ -107,10 +107,15 @@ def _parse(text: str) -> tuple[cif.Document | None, str]:
             return None, " ".join(str(error).split())[:200]
         line, detail = match.groups()
         detail = " ".join(detail.split())[:120]
+        loop = detail.removeprefix(_CUT_LOOP)
+        if loop != detail:
+            detail = f"an incomplete row in the loop of{loop}: the file is cut short, or values "
+            detail += "with spaces lack their quotes"
         detail = _EXPLANATIONS.get(detail, detail)
         return None, f"line {line}: {detail}" if line else detail
 
 
+_CUT_LOOP = "Wrong number of values in loop"
 _EXPLANATIONS = {
     "parse error": "not the syntax of CIF; values with spaces need quotes",
     "expected block header (data_)": "no data_ line before it, so that it is no CIF",
