@@ -12,6 +12,7 @@ config is a flag; --config=<file> --explain_config lists them with their meaning
 """
 
 import importlib
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -104,7 +105,7 @@ def _expand_file(spec: str) -> str:
 def _check_arguments(arguments: list[str], *, spec: str) -> None:
     """Refuse what is no flag, with what to type instead."""
     follows_flag = False  # and may be its value
-    for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, value in itertools.pairwise([*arguments, ""]):
         is_flag = argument.startswith("-")
         name = argument.lstrip("-").partition("=")[0]
         known = name.partition(".")[0] in ("config", "noconfig") or name in flags.FLAGS
