@@ -37,6 +37,9 @@ def _ldm_module() -> ConfigDict:
                 "depth": 12,
                 "num_heads": 12,
                 "mlp_ratio": 4.0,
+                # The estimate of x_0 of the step before as an input (Chen et al. 2022). RL refuses
+                # such a model: its steps depend on more than the state.
+                "self_conditioning": False,
             },
             "diffusion": {
                 "num_steps": 1000,

@@ -19,8 +19,10 @@ from chemeleon2_jax.diffusion.targets import TARGETS
 from chemeleon2_jax.diffusion.weights import WEIGHTINGS
 from chemeleon2_jax.rows.rows import Rows, mean_over_crystal, slot_matrix
 
-# (x, t) -> (prediction, variance values or None), all (R, T, L); t (R, S) in original times
-DenoiseFn = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
+DenoiseFn = Callable[..., tuple[jax.Array, jax.Array | None]]
+"""(x, t) -> (prediction, variance values or None), all (R, T, L); t (R, S) in original times. That
+of a model with self-conditioning takes `estimate=` (R, T, L), an earlier estimate of x_0.
+"""
 
 
 class Level(NamedTuple):
@@ -55,6 +57,11 @@ class Prediction(NamedTuple):
 
 PredictFn = Callable[[jax.Array, Level], Prediction]
 """(x (R, T, L), its noise level) -> Prediction. Calls the model once."""
+
+
+def with_estimate(denoise: DenoiseFn, estimate: jax.Array) -> DenoiseFn:
+    """Return the denoise function with an estimate of x_0 (Chen et al. 2022)."""
+    return lambda x, t: denoise(x, t, estimate=estimate)
 
 
 def predictor(denoise: DenoiseFn, *, target: str, rows: Rows) -> PredictFn:
@@ -112,6 +119,7 @@ def training_loss(
     rows: Rows,
     target: str = "eps",
     weighting: str = "uniform",
+    estimate_key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss of each crystal: weighted MSE of the prediction, plus the variational bound where the
     variance is learned.
@@ -128,14 +136,21 @@ def training_loss(
         rows: the crystals.
         target: name of the model's target.
         weighting: weights of the MSE by noise level, a name in `weights.WEIGHTINGS`.
+        estimate_key: key of a coin, for a model with self-conditioning: on heads it is given its
+            own estimate of x_0, made without one. None gives it no estimate.
 
     Returns:
         (R, S) loss, and its terms `mse`, not weighted, and `vb`, (R, S) each. Slots without a
         crystal hold 0.
     """
     x_t = add_noise(x_start, noise, t, schedule=schedule, rows=rows)
-    prediction, variance_values = denoise(x_t, t)
     level = level_at(t, schedule=schedule, rows=rows)
+    if estimate_key is not None:
+        estimate = _own_estimate(
+            estimate_key, predictor(denoise, target=target, rows=rows), x_t, level
+        )
+        denoise = with_estimate(denoise, estimate)
+    prediction, variance_values = denoise(x_t, t)
     membership = slot_matrix(rows)
 
     def per_crystal(values: jax.Array) -> jax.Array:
@@ -156,6 +171,17 @@ def training_loss(
         terms["vb"] = per_crystal(bound) * (schedule.num_steps / 1000.0)
         loss = loss + terms["vb"]
     return loss, terms
+
+
+def _own_estimate(key: jax.Array, predict: PredictFn, x: jax.Array, level: Level) -> jax.Array:
+    """Return the model's estimate of x_0, without a gradient, or zeros: one coin for the batch, so
+    that half of the steps call the model once (Chen et al. 2022, algorithm 1).
+    """
+
+    def estimate() -> jax.Array:
+        return jax.lax.stop_gradient(predict(x, level).start)
+
+    return jax.lax.cond(jax.random.bernoulli(key), estimate, lambda: jnp.zeros_like(x))
 
 
 def _variational_bound(

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from chemeleon2_jax.diffusion.gaussian import DenoiseFn
 
-# (x, t, condition) -> (prediction, variance values or None)
-ConditionalFn = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
+ConditionalFn = Callable[..., tuple[jax.Array, jax.Array | None]]
+"""(x, t, condition) -> (prediction, variance values or None); further as a `DenoiseFn`."""
 
 
 def guided(
@@ -32,11 +32,13 @@ def guided(
     def combine(conditional: jax.Array, unconditional: jax.Array) -> jax.Array:
         return unconditional + scale * (conditional - unconditional)
 
-    def guided_fn(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        prediction, variance = denoise(x, t, condition)
+    def guided_fn(
+        x: jax.Array, t: jax.Array, **inputs: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
+        prediction, variance = denoise(x, t, condition, **inputs)
         if scale == 1.0:
             return prediction, variance
-        null_prediction, null_variance = denoise(x, t, null_condition)
+        null_prediction, null_variance = denoise(x, t, null_condition, **inputs)
         if variance is not None and null_variance is not None:
             variance = combine(variance, null_variance)
         return combine(prediction, null_prediction), variance

@@ -17,9 +17,14 @@ def denoiser(dit: DiT, sizes: DiTSizes, rows: Rows, *, cfg_scale: float = 1.0) -
     """
 
     def denoise(
-        x: jax.Array, t: jax.Array, condition: jax.Array | None = None
+        x: jax.Array,
+        t: jax.Array,
+        condition: jax.Array | None = None,
+        *,
+        estimate: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        return split_output(dit(x, t, rows, condition=condition), rows, sizes)
+        output = dit(x, t, rows, condition=condition, estimate=estimate)
+        return split_output(output, rows, sizes)
 
     if not rows.conditions:
         return denoise

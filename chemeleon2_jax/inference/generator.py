@@ -101,6 +101,7 @@ class Generator:
                 sampler=sampler,
                 latent_dim=ldm.sizes.latent_dim,
                 target=ldm.diffusion.target,
+                self_conditioning=ldm.sizes.self_conditioning,
             )
             latents = ldm.restore(latents)
             latents = jnp.where(jnp.abs(latents) < LARGEST_LATENT, latents, jnp.nan)

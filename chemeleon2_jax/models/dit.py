@@ -98,6 +98,18 @@ class DiT(nnx.Module):
         self.x_embedder = linear(
             sizes.latent_dim, h, rngs=rngs, kernel_init=xavier_init, dtype=dtype
         )
+        # Without a bias: no estimate is an estimate of 0.
+        self.estimate_embedder = (
+            linear(
+                *(sizes.latent_dim, h),
+                rngs=rngs,
+                kernel_init=xavier_init,
+                bias=False,
+                dtype=dtype,
+            )
+            if sizes.self_conditioning
+            else None
+        )
         normal = nnx.initializers.normal(0.02)
         self.t_embedder = MLP((TIME_EMBEDDING_WIDTH, h, h), rngs=rngs, kernel_init=normal)
         self.blocks = nnx.List(DiTBlock(sizes, rngs=rngs, dtype=dtype) for _ in range(sizes.depth))
@@ -120,7 +132,13 @@ class DiT(nnx.Module):
         return self.conditions(rows.conditions)
 
     def __call__(
-        self, x: jax.Array, t: jax.Array, rows: Rows, *, condition: jax.Array | None = None
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        rows: Rows,
+        *,
+        condition: jax.Array | None = None,
+        estimate: jax.Array | None = None,
     ) -> jax.Array:
         """Denoise.
 
@@ -129,6 +147,7 @@ class DiT(nnx.Module):
             t: (R, S) int, 0 to 999.
             rows: layout of the crystals.
             condition: (R, S, H) embedding, added to that of the time; None is the null condition.
+            estimate: (R, T, L) of x_0, for a model with self-conditioning; None is none.
 
         Returns:
             (R, T, 2L) with learned variance, else (R, T, L); float32. See `split_output`.
@@ -142,6 +161,8 @@ class DiT(nnx.Module):
             c = c + self.conditions.null()
         c = jax.nn.silu(c).astype(self.dtype)
         h = self.x_embedder(x.reshape(-1, latent_dim).astype(self.dtype))
+        if self.estimate_embedder is not None and estimate is not None:
+            h = h + self.estimate_embedder(estimate.reshape(-1, latent_dim).astype(self.dtype))
         position = rows.position.reshape(-1)
         h = (h + index_embedding(position, h.shape[-1], tokens)).astype(self.dtype)
         for block in self.blocks:

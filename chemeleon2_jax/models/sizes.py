@@ -154,6 +154,7 @@ class DiTSizes:
     `variance_layout` is the place of eps and variance in the (T, 2L) output: `per_token` splits
     each token's output; `interleaved` is the layout of published weights (see `split_output`).
     `conditions` and `lora` are None for an unconditional model and one without adapters.
+    `self_conditioning` gives the model its estimate of x_0 from the step before as an input.
     """
 
     latent_dim: int = 8
@@ -165,6 +166,7 @@ class DiTSizes:
     variance_layout: str = "per_token"
     conditions: ConditionSizes | None = None
     lora: LoRASizes | None = None
+    self_conditioning: bool = False
 
     @property
     def variance_needs_padding(self) -> bool:
@@ -174,7 +176,10 @@ class DiTSizes:
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, for JSON."""
         nested = {"conditions": self.conditions, "lora": self.lora}
-        return {**asdict(self), **{name: s and s.to_dict() for name, s in nested.items()}}
+        values = {**asdict(self), **{name: s and s.to_dict() for name, s in nested.items()}}
+        if not self.self_conditioning:
+            del values["self_conditioning"]  # earlier versions read the others
+        return values
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> DiTSizes:

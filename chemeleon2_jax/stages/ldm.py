@@ -176,6 +176,7 @@ def dit_sizes(module: ConfigDict, latent_dim: int) -> DiTSizes:
         learn_sigma=module.diffusion.learn_sigma,
         variance_layout=module.diffusion.variance_layout,
         lora=lora_sizes(module),
+        self_conditioning=options.self_conditioning,
     )
 
 
@@ -204,6 +205,7 @@ def _make_loss(ldm: LDMParts, module: ConfigDict) -> LossFn:
 
     def loss_fn(params: Any, frozen: Any, key: jax.Array, rows: Rows) -> Any:
         augment_key, drop_key, loss_key = jax.random.split(key, 3)
+        estimate_key = jax.random.fold_in(key, 3) if ldm.sizes.self_conditioning else None
         rows = augment(augment_key, rows, augment_options)
         if conditions is not None:
             rows = replace(rows, conditions=drop_some(drop_key, rows, conditions.drop_prob))
@@ -218,6 +220,7 @@ def _make_loss(ldm: LDMParts, module: ConfigDict) -> LossFn:
             times=options.times,
             posterior_scale=options.posterior_scale,
             weighting=options.weighting,
+            estimate_key=estimate_key,
         )
         means = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in terms.items()}
         return means.pop("total_loss"), means
@@ -235,6 +238,7 @@ def ldm_terms(
     times: str = "uniform",
     posterior_scale: float = 1.0,
     weighting: str = "uniform",
+    estimate_key: jax.Array | None = None,
 ) -> Terms:
     """Return sums over crystals of the loss and its terms, with the number of crystals.
 
@@ -247,6 +251,7 @@ def ldm_terms(
         times: distribution of the diffusion times, a name in `diffusion.times.TIMES`.
         posterior_scale: share of the posterior's standard deviation in the latents.
         weighting: of the loss by noise level, a name in `diffusion.weights.WEIGHTINGS`.
+        estimate_key: of self-conditioning; see `training_loss`.
     """
     sample_key, time_key, noise_key = jax.random.split(key, 3)
     width, schedule = ldm.sizes.latent_dim, Schedule.of(ldm.diffusion)
@@ -266,6 +271,7 @@ def ldm_terms(
         rows=rows,
         target=ldm.diffusion.target,
         weighting=weighting,
+        estimate_key=estimate_key,
     )
     weights = rows.is_crystal.astype(jnp.float32)
     count = jnp.sum(weights)

@@ -93,6 +93,8 @@ def ldm_options(dit: DiTSizes, diffusion: DiffusionConfig) -> dict[str, Any]:
             f"has no form in the original, whose targets are {' and '.join(TARGETS)} on the "
             f"schedules {' and '.join(SCHEDULES)}"
         )
+    if dit.self_conditioning:
+        raise CheckpointError("a model with self-conditioning has no form in the original")
     denoiser: dict[str, Any] = {
         "latent_dim": dit.latent_dim,
         "hidden_size": dit.hidden_size,

@@ -229,3 +229,40 @@ def test_every_step_has_a_noise_of_its_own(batch):
     now = jax.tree.map(lambda v: v[0], step_constants(SCHEDULE, sampler))
     expected = (now.coef1 + now.coef2) * start + np.exp(0.5 * now.log_fixed) * noise
     np.testing.assert_allclose(batch.atoms(latents), batch.atoms(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m"])
+def test_self_conditioning_hands_on_the_last_estimate(batch, name):
+    """A model that learns of x_0 by its own estimates alone: a tenth nearer at each call."""
+    steps = 4
+
+    def make_denoise(rows):
+        def denoise(x, t, *, estimate):
+            return estimate + 0.1 * (1.0 - estimate), None
+
+        return denoise
+
+    sampler = make_sampler(name, steps, 0.0)
+    options = {"target": "x_0", "self_conditioning": True}
+    z = chain(make_denoise, jax.random.key(0), batch.rows, sampler, **options)
+    calls = 2 * steps if name == "heun" else steps
+    last = 1 - 0.9**calls
+    if name == "heun":
+        last = 1 - 0.9 ** (calls - 1)  # the last step goes with its first call
+    np.testing.assert_allclose(batch.atoms(z), last, rtol=1e-4)
+
+
+def test_self_conditioning_of_a_failed_crystal_reaches_no_other(batch):
+    def make_denoise(rows):
+        crystal = jnp.take_along_axis(rows.crystal_id, rows.slot, axis=1)[..., None]
+
+        def denoise(x, t, *, estimate):
+            return jnp.where(crystal == 1, jnp.nan, 0.5 + 0.0 * jnp.sum(estimate) + 0.0 * x), None
+
+        return denoise
+
+    options = {"target": "x_0", "self_conditioning": True}
+    sampler = make_sampler("euler", 3, 0.0)
+    z = chain(make_denoise, jax.random.key(0), batch.rows, sampler, **options)
+    for index, latent in enumerate(batch.where.split_atoms(z)):
+        np.testing.assert_array_equal(np.isnan(latent), index == 1)

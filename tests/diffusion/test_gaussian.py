@@ -129,6 +129,45 @@ def test_min_snr_weights_the_loss_of_each_crystal(target):
     np.testing.assert_allclose(loss - vb, expected * mse, rtol=1e-4, atol=1e-6)
 
 
+def test_on_heads_a_model_is_given_its_own_estimate_without_a_gradient():
+    batch = packed(random_crystals())
+    start, noise, *_ = (batch.to_tokens(v) for v in values_of(random_crystals()))
+
+    def loss(weight, key):
+        def denoise(x, t, estimate=None):
+            return weight * x + (0.0 if estimate is None else 0.5 * estimate), None
+
+        values, _ = training_loss(
+            denoise,
+            start,
+            t=batch.to_slots(TIMES),
+            noise=noise,
+            schedule=SCHEDULE,
+            rows=batch.rows,
+            target="x_0",
+            estimate_key=key,
+        )
+        return jnp.sum(values)
+
+    def by_hand(weight, is_given, held):
+        x = add_noise(start, noise, batch.to_slots(TIMES), schedule=SCHEDULE, rows=batch.rows)
+        residual = start - (weight + 0.5 * held * is_given) * x
+        atoms = np.split(batch.atoms(jnp.mean(residual**2, -1)), np.cumsum(batch.where.sizes)[:-1])
+        return sum(values.mean() for values in atoms)
+
+    seen = set()
+    for seed in range(6):
+        key = jax.random.key(seed)
+        is_given = bool(jax.random.bernoulli(key))
+        seen.add(is_given)
+        value, gradient = jax.value_and_grad(loss)(0.3, key)
+        assert float(value) == pytest.approx(float(by_hand(0.3, is_given, 0.3)), rel=1e-4)
+        # The estimate is held at its value.
+        slope = (by_hand(0.301, is_given, 0.3) - by_hand(0.299, is_given, 0.3)) / 0.002
+        assert float(gradient) == pytest.approx(float(slope), rel=1e-2)
+    assert seen == {True, False}
+
+
 def test_the_bound_teaches_the_variance_alone():
     crystals = random_crystals()
     batch = packed(crystals)

@@ -108,6 +108,23 @@ def test_the_output_depends_on_condition_position_and_other_atoms():
     np.testing.assert_array_equal(batch.atoms(zero), base)
 
 
+def test_an_estimate_is_an_input_of_a_model_with_self_conditioning():
+    batch = packed(random_crystals((4,)))
+    x, t, _ = inputs(batch.rows)
+
+    @partial(jax.jit, static_argnums=0)
+    def with_estimate(graphdef, params, estimate):
+        return nnx.merge(graphdef, params)(x, t, batch.rows, estimate=estimate)
+
+    model = small_dit(replace(SMALL, self_conditioning=True))
+    base = batch.atoms(with_estimate(*model, None))
+    np.testing.assert_array_equal(batch.atoms(with_estimate(*model, jnp.zeros_like(x))), base)
+    moved = batch.atoms(with_estimate(*model, x))
+    assert (np.abs(moved - base).max(-1) > 1e-4).all()
+    assert DiTSizes.from_dict(replace(SMALL, self_conditioning=True).to_dict()).self_conditioning
+    assert "self_conditioning" not in SMALL.to_dict()  # as earlier versions wrote it
+
+
 def norm(x):
     centred = x - x.mean(-1, keepdims=True)
     return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)

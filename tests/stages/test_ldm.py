@@ -35,10 +35,13 @@ from chemeleon2_jax.training.checkpoint_reader import open_checkpoint
 from chemeleon2_jax.training.loop import fit
 from tests.lowering import lower_train_step
 from tests.tiny import (
+    RL_SPEC,
+    TINY_RL,
     by_name,
     first_step,
     fit_quickly,
     ldm_config,
+    make_config,
     meta_of,
     noisy,
     numbers,
@@ -571,6 +574,33 @@ def test_a_scaled_posterior_has_a_smaller_latent_std(tiny_data, tiny_vae):
         for options in ({}, {"diffusion.posterior_scale": 0.0})
     ]
     assert stds[1] < stds[0]
+
+
+def test_self_conditioning_is_trained_sampled_and_kept(tiny_data, tiny_vae, tmp_path):
+    options = FLOW | {"denoiser.self_conditioning": True}
+    config = ldm_config(tiny_data, tiny_vae.path, ldm_module=options)
+    stage = build(config)
+    params, rows = noisy(stage.init_params), stage.batches.batch(0).arrays
+    gradient = jax.jit(jax.grad(lambda p, key: stage.loss_fn(p, stage.frozen, key, rows)[0]))
+    moved = [
+        np.abs(by_name(gradient(params, jax.random.key(seed)))["estimate_embedder/kernel"]).max()
+        for seed in range(12)
+    ]
+    assert min(moved) == 0 < max(moved)  # tails and heads
+    run = fit_quickly(config, tmp_path / "run", steps=2)
+    model = load_model(run)
+    assert model.parts.sizes.self_conditioning
+    latents = Generator(model.parts, make_sampler("euler", 4)).generate([2, 5], seed=0).latents
+    params = jax.tree.map(jnp.copy, model.parts.params)
+    params["estimate_embedder"]["kernel"][...] *= 0.0
+    without = Generator(model.parts, make_sampler("euler", 4)).generate(
+        [2, 5], seed=0, params=params
+    )
+    assert np.abs(latents[1] - without.latents[1]).max() > 0
+    rl = make_config(RL_SPEC, TINY_RL | {"rl_module.ldm_ckpt_path": str(run)})
+    rl.data.data_dir = str(tiny_data)
+    with pytest.raises(ConfigError, match="self-conditioning: its steps depend on earlier ones"):
+        build(rl)
 
 
 def test_a_flow_samples_by_default_along_straight_lines(tiny_data, tiny_vae, tmp_path):

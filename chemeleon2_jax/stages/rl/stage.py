@@ -73,6 +73,11 @@ def build_rl(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
     module = config.rl_module
     _check_settings(config)
     start = _open_start(module, resume_dir)
+    if start.ldm.sizes.self_conditioning:
+        raise ConfigError(
+            "rl_module.ldm_ckpt_path names a model with self-conditioning: its steps depend on "
+            "earlier ones, so that a state alone has no probability; take a model without it"
+        )
     settings = _read_settings(config, start.ldm)
     mesh = make_mesh(config.trainer.num_devices)
     crystals = load_crystals(config, start.ldm)
