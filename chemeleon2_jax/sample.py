@@ -20,7 +20,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags, logging
 from tqdm import tqdm
 
+from chemeleon2_jax.common import hosts
 from chemeleon2_jax.common.atomic_files import REPORT_FILE, STRUCTURES_FILE
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.common.paths import expand_path
@@ -35,6 +36,7 @@ from chemeleon2_jax.common.version import __version__
 from chemeleon2_jax.crystals.limits import check_num_atoms, check_num_samples
 from chemeleon2_jax.diffusion.samplers import SAMPLERS
 from chemeleon2_jax.runs import command_line as cli
+from chemeleon2_jax.runs.joining import joined
 from chemeleon2_jax.runs.original_names import SAMPLE_FLAGS
 
 if TYPE_CHECKING:
@@ -102,9 +104,15 @@ def main() -> int:
     condition_texts = _read_conditions(values.condition)
     if not values.num_samples and not num_atoms and not condition_texts and not values.compositions:
         raise ConfigError("give --num_samples, --num_atoms or both")
-    output_dir = expand_path(values.output_dir)
-    cli.check_output_dir(output_dir)
+    with joined():
+        return _run(expand_path(values.output_dir), num_atoms, condition_texts)
 
+
+def _run(output_dir: Path, num_atoms: list[int], condition_texts: dict[str, list[str]]) -> int:
+    """Sample; several processes divide the crystals, and the first one writes them."""
+    values = flags.FLAGS
+    if hosts.is_first():
+        cli.check_output_dir(output_dir)
     # After the checks of the flags: importing JAX and pymatgen takes seconds.
     from chemeleon2_jax.inference.api import LDMModel, VAEModel, load_model
     from chemeleon2_jax.training.compilation import enable_compilation_cache
@@ -130,9 +138,13 @@ def main() -> int:
     if values.compositions:
         conditions |= _repeat_compositions(model, conditions)
         num_samples = len(values.compositions) * (values.num_samples or 1)
-    cli.make_output_dir(output_dir)
+    if hosts.is_first():
+        cli.make_output_dir(output_dir)
     start = time.perf_counter()
-    structures = _sample(model, num_samples, num_atoms=num_atoms, conditions=conditions)
+    own = _sample(model, num_samples, num_atoms=num_atoms, conditions=conditions)
+    structures = _collect(model, own)
+    if not hosts.is_first():
+        return 0
     _write(output_dir, model, structures, time.perf_counter() - start)
     if not structures:
         raise ConfigError(
@@ -227,9 +239,13 @@ def _sample(
     model: LDMModel, num_samples: int, *, num_atoms: list[int], conditions: dict[str, Any]
 ) -> list[Structure]:
     values = flags.FLAGS
-    total = num_samples or len(num_atoms) or None
+    total = num_samples or len(num_atoms)
     with tqdm(
-        desc="sampling", total=total, unit="crystal", disable=None, dynamic_ncols=True
+        desc="sampling",
+        total=total // hosts.count() or None,
+        unit="crystal",
+        disable=None if hosts.is_first() else True,
+        dynamic_ncols=True,
     ) as bar:
         try:
             return model.sample(
@@ -243,9 +259,26 @@ def _sample(
                 eta=values.eta,
                 chunk_size=values.chunk_size,
                 on_done=bar.update,
+                part=(hosts.index(), hosts.count()),
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+
+def _collect(model: LDMModel, structures: list[Structure]) -> list[Structure]:
+    """Return the structures of all processes in the order of their index, and give the model the
+    report of all, in the first process.
+    """
+    parts = hosts.gather_to_first((structures, model.last_report))
+    reports = [report for _, report in parts if report is not None]
+    if len(parts) < 2:
+        return structures
+    model.last_report = replace(
+        reports[0],
+        indices=tuple(index for report in reports for index in report.indices),
+        failures=tuple(failure for report in reports for failure in report.failures),
+    )
+    return [structure for own, _ in parts for structure in own]
 
 
 def _write(output_dir: Path, model: LDMModel, structures: list[Structure], seconds: float) -> None:

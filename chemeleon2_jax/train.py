@@ -22,6 +22,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from chemeleon2_jax.common import hosts
 from chemeleon2_jax.common.errors import ConfigError, RewardError, UserError
 from chemeleon2_jax.common.paths import expand_path
 from chemeleon2_jax.runs import command_line as cli
@@ -30,6 +31,7 @@ from chemeleon2_jax.runs.config import (
     expand_paths,
     expand_value,
     fit_config,
+    flatten,
     load_config,
     start_folder,
     to_json,
@@ -37,6 +39,7 @@ from chemeleon2_jax.runs.config import (
 )
 from chemeleon2_jax.runs.config_checks import check_config, check_overrides
 from chemeleon2_jax.runs.explain import explain
+from chemeleon2_jax.runs.joining import joined
 from chemeleon2_jax.runs.next_step import next_step
 from chemeleon2_jax.runs.original_names import TASKS, explain_argument, take_values
 from chemeleon2_jax.runs.run_folder import (
@@ -46,6 +49,7 @@ from chemeleon2_jax.runs.run_folder import (
     resumed_config,
     save_config,
 )
+from chemeleon2_jax.runs.shared_folder import check_shared
 
 config_flags.DEFINE_config_file("config", None, "configs/train_<stage>.py[:experiment]")
 flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and exit.")
@@ -164,7 +168,9 @@ def _run_to_resume(config: ConfigDict) -> Path | None:
         raise ConfigError(
             "resume_from = auto resumes the newest run of a name: give --config.run_name=<name> too"
         )
-    return newest_run(config.paths.log_dir, config.task_name, config.run_name)
+    return hosts.from_first(
+        lambda: newest_run(config.paths.log_dir, config.task_name, config.run_name)
+    )
 
 
 def _follow_start(config: ConfigDict, overrides: dict[str, object]) -> tuple[str, ...]:
@@ -188,32 +194,37 @@ def train(plan: Plan) -> int:
             f"resume_from: {plan.resume_dir} cannot be written to, and a run is resumed in its "
             "folder: make it writable, or resume a copy"
         )
-    run_dir = plan.resume_dir or make_run_dir(
-        config.paths.log_dir, config.task_name, name=config.run_name
+    hosts.check_same({f"value of {key}": value for key, value in flatten(config).items()})
+    run_dir = hosts.from_first(
+        lambda: (
+            plan.resume_dir
+            or make_run_dir(config.paths.log_dir, config.task_name, name=config.run_name)
+        )
     )
+    check_shared(run_dir, key="paths.log_dir")
     started = False
 
     def start() -> None:
         nonlocal started
         started = True
-        if plan.resume_dir is not None:
+        if plan.resume_dir is not None and hosts.is_first():
             save_config(config, run_dir)
 
     try:
         # A new run has its config from the beginning, so that it can be resumed whenever it is
         # killed; a resumed run keeps the old one until `start`.
-        if plan.resume_dir is None:
+        if plan.resume_dir is None and hosts.is_first():
             save_config(config, run_dir)
         return _train_in(run_dir, plan, on_start=start)
     except UserError:
-        if plan.resume_dir is None and not started:
+        if plan.resume_dir is None and not started and hosts.is_first():
             remove_unused(run_dir, _LOG_FILE)
         raise
 
 
 def _train_in(run_dir: Path, plan: Plan, *, on_start: Callable[[], None]) -> int:
     config = plan.config
-    with cli.log_file(run_dir / _LOG_FILE):
+    with cli.log_file(run_dir / (_LOG_FILE if hosts.is_first() else _other_log_file())):
         logging.info("Run folder: %s", run_dir)
         for change in plan.changes:
             logging.info("Changed for this part of the run: %s", change)
@@ -255,6 +266,11 @@ def _train_in(run_dir: Path, plan: Plan, *, on_start: Callable[[], None]) -> int
     return result.exit_code
 
 
+def _other_log_file() -> str:
+    """Return the name of the log of a process that is not the first."""
+    return f"train.{hosts.index()}.log"
+
+
 def main() -> int:
     """Train as the flags say; return the exit code."""
     flag_values = flags.FLAGS
@@ -262,17 +278,24 @@ def main() -> int:
     if flag_values.config is not None:
         overrides = config_flags.get_override_values(flag_values["config"])
         config_file = config_flags.get_config_filename(flag_values["config"]).partition(":")[0]
-    plan = replace(make_plan(flag_values.config, overrides), config_file=Path(config_file))
+
+    def plan() -> Plan:
+        resolved = make_plan(flag_values.config, overrides)
+        return replace(resolved, config_file=Path(config_file))
+
+    if flag_values.print_config or flag_values.explain_config:
+        resolved = plan()
     if flag_values.print_config:
-        for note in plan.notes:
+        for note in resolved.notes:
             logging.info("%s", note)
-        print(to_json(plan.config))
+        print(to_json(resolved.config))
         return 0
     if flag_values.explain_config:
-        files = [plan.config_file, plan.config_file.with_name("common.py")]
-        print(explain(plan.config, [file for file in files if file.is_file()]))
+        files = [resolved.config_file, resolved.config_file.with_name("common.py")]
+        print(explain(resolved.config, [file for file in files if file.is_file()]))
         return 0
-    return train(plan)
+    with joined():
+        return train(plan())
 
 
 def list_experiments(folder: Path) -> str:

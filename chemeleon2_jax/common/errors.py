@@ -38,6 +38,10 @@ class EnergyError(UserError, ValueError):
     """An energy model or a hull cannot be had, or the two do not fit."""
 
 
+class HostError(UserError, RuntimeError):
+    """The processes of a run cannot find each other, do not agree, or one of them has ended."""
+
+
 class NonFiniteError(UserError, FloatingPointError):
     """The loss, the gradient or the parameters are not finite.
 

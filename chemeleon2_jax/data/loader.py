@@ -12,10 +12,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from chemeleon2_jax.common import hosts
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.rows.batch import Batch
 from chemeleon2_jax.rows.filling import build_rows
-from chemeleon2_jax.rows.layout import Layout, local_rows
+from chemeleon2_jax.rows.layout import Layout
 from chemeleon2_jax.rows.packing import Assignment
 from chemeleon2_jax.rows.rows import Rows
 
@@ -86,6 +87,7 @@ def fill_rows(
     atom_features: Mapping[str, np.ndarray] | None = None,
     conditions: Mapping[str, np.ndarray] | None = None,
     condition_fn: ConditionFn | None = None,
+    whole: bool = False,
 ) -> tuple[Rows, Assignment]:
     """Pack crystals and fill the rows of this process.
 
@@ -96,6 +98,7 @@ def fill_rows(
         atom_features: name -> (A, width).
         conditions: name -> (G, width).
         condition_fn: computes the conditions of the packed crystals, in place of `conditions`.
+        whole: fill all rows, for a program on the devices of this process alone.
     """
     chosen = crystals.take(indices)
     assignment = layout.assign(chosen.num_atoms)
@@ -104,7 +107,7 @@ def fill_rows(
         chosen,
         assignment,
         crystal_ids=indices,
-        row_range=local_rows(assignment.shape),
+        row_range=None if whole else hosts.share(assignment.shape.rows),
         atom_features={k: v[atoms] for k, v in (atom_features or {}).items()},
         conditions=condition_fn(chosen)
         if condition_fn
@@ -121,6 +124,7 @@ def in_order(
     atom_features: Mapping[str, np.ndarray] | None = None,
     conditions: Mapping[str, np.ndarray] | None = None,
     condition_fn: ConditionFn | None = None,
+    whole: bool = False,
 ) -> Iterator[tuple[Rows, Assignment, np.ndarray]]:
     """Yield (rows, assignment, indices) over all crystals in order, the last batch partial.
 
@@ -135,5 +139,6 @@ def in_order(
             atom_features=atom_features,
             conditions=conditions,
             condition_fn=condition_fn,
+            whole=whole,
         )
         yield rows, assignment, indices

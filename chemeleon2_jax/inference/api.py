@@ -59,7 +59,7 @@ class SampleReport:
 
     Attributes:
         seed: of all random numbers.
-        num_atoms: (num_samples,) atoms of each crystal.
+        num_atoms: (num_samples,) atoms of each crystal, also of those of other parts.
         indices: of the returned structures, in order.
         failures: the other crystals.
         sampler: with its name, steps and eta.
@@ -122,9 +122,12 @@ class LDMModel:
         eta: float | None = None,
         chunk_size: int = 0,
         on_done: Callable[[int], None] | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> list[Structure]:
         """Generate crystals and return those that could be built, in the order of their index.
         `last_report` has the others.
+
+        Several processes may call this independently: each uses its own devices only.
 
         Args:
             num_samples: number of crystals; by default that of the sizes, or of the values of a
@@ -144,6 +147,8 @@ class LDMModel:
             chunk_size: crystals at once; 0 chooses by memory.
             on_done: called with the number of crystals of each finished chunk (a progress bar's
                 `update`).
+            part: (i, n) generates part i of n equal parts of the crystals, for n processes that
+                divide them; i counts from 0.
 
         Raises:
             ValueError: a value out of range, or a condition that the model does not take.
@@ -161,16 +166,20 @@ class LDMModel:
         )
         name = sampler or default_sampler(self.parts.diffusion.target)
         chosen = make_sampler(name, steps, eta)
+        count, (number, num_parts) = len(prompts.num_atoms), part
+        first, end = count * number // num_parts, count * (number + 1) // num_parts
+        own = prompts.part(first, end)
         generated = self._generator(chosen, float(cfg_scale)).generate(
-            prompts.num_atoms,
+            own.num_atoms,
             seed=seed,
-            conditions=prompts.conditions,
-            atom_types=prompts.atom_types,
+            conditions=own.conditions,
+            atom_types=own.atom_types,
+            first_index=first,
             chunk_size=chunk_size,
             on_done=on_done,
         )
         structures, indices, failures = [], [], []
-        for index, arrays in enumerate(generated.crystals):
+        for index, arrays in enumerate(generated.crystals, start=first):
             try:
                 structures.append(structure_from_arrays(*arrays))
                 indices.append(index)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from chemeleon2_jax.common import hosts
 from chemeleon2_jax.common.randomness import named_key
 from chemeleon2_jax.crystals.arrays import CrystalArrays, Crystals
 from chemeleon2_jax.diffusion.chain import sample_chain
@@ -21,10 +22,16 @@ from chemeleon2_jax.inference.denoiser import denoiser
 from chemeleon2_jax.models.vae import reconstruct, split_crystals
 from chemeleon2_jax.pretrained.loading import LDMParts
 from chemeleon2_jax.rows.filling import build_rows, empty_crystals
-from chemeleon2_jax.rows.layout import Layout, local_rows
+from chemeleon2_jax.rows.layout import Layout
 from chemeleon2_jax.rows.packing import Assignment
 from chemeleon2_jax.rows.rows import Rows
-from chemeleon2_jax.training.parallel import make_mesh, replicate, replicated, shard_batch
+from chemeleon2_jax.training.parallel import (
+    make_local_mesh,
+    replicate,
+    replicated,
+    rows_here,
+    shard_batch,
+)
 
 # Float32 numbers of a token in memory at once, in units of the denoiser's hidden width: modulation,
 # projections, MLP and a margin. Measured on the compiled program, rounded up.
@@ -77,7 +84,7 @@ class Generator:
             ldm: the model.
             sampler: with its steps and options.
             cfg_scale: strength of the guidance, where crystals have conditions.
-            mesh: devices; all of them by default.
+            mesh: devices; by default all of this process.
 
         Raises:
             ValueError: more steps than the training chain has, or a scale that is not finite.
@@ -85,7 +92,7 @@ class Generator:
         if not np.isfinite(cfg_scale):
             raise ValueError(f"cfg_scale is {cfg_scale}; it must be finite")
         self.ldm, self.sampler = ldm, sampler
-        self.mesh = make_mesh() if mesh is None else mesh
+        self.mesh = make_local_mesh() if mesh is None else mesh
         self._params = None if ldm.params is None else replicate(ldm.params, self.mesh)
         self._vae_params = replicate(ldm.vae.params, self.mesh)
         self._typical_sizes = _typical_sizes(ldm.size_table)
@@ -216,7 +223,7 @@ class Generator:
                 crystals.take(index),
                 where,
                 crystal_ids=first_index + index,
-                row_range=local_rows(where.shape),
+                row_range=rows_here(self.mesh, where.shape.rows),
                 conditions={name: values[index] for name, values in conditions.items()},
             )
             yield shard_batch(rows, self.mesh), where
@@ -225,14 +232,16 @@ class Generator:
         """Return the number of crystals that fit into half of the devices' free memory, or into a
         default for devices that do not report it.
         """
-        stats = self.mesh.devices.flat[0].memory_stats() or {}
+        stats = self.mesh.local_devices[0].memory_stats() or {}
         limit, used = stats.get("bytes_limit", 0), stats.get("bytes_in_use", 0)
         sizes = self.ldm.sizes
         numbers = _ACTIVATIONS * sizes.hidden_size + _ATTENTION * sizes.num_heads * row_tokens
         free, most = 0.5 * (limit - used) * self.mesh.devices.size, 16 * _DEFAULT_CHUNK
         if not limit:
             free, most = _DEFAULT_MEMORY, _DEFAULT_CHUNK
-        return max(1, min(int(free / (4 * numbers * tokens_per_crystal)), most))
+        fitting = max(1, min(int(free / (4 * numbers * tokens_per_crystal)), most))
+        # All processes of a mesh must run the same program.
+        return min(hosts.gather(fitting)) if self.mesh.is_multi_process else fitting
 
 
 def padding(ldm: LDMParts, sampler: Sampler, num_atoms: np.ndarray) -> int:

@@ -39,6 +39,14 @@ class Prompts:
     conditions: dict[str, np.ndarray]
     atom_types: list[np.ndarray] | None
 
+    def part(self, first: int, end: int) -> Prompts:
+        """Return the prompts from the first to before the end."""
+        return Prompts(
+            self.num_atoms[first:end],
+            {name: values[first:end] for name, values in self.conditions.items()},
+            None if self.atom_types is None else self.atom_types[first:end],
+        )
+
 
 def make_prompts(
     ldm: LDMParts,

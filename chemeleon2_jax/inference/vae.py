@@ -219,7 +219,14 @@ def batches(
     like = Layout.plan(sizes, batch_size, edges=edges)
     batch_sizes = [sizes[i : i + batch_size] for i in range(0, len(sizes), batch_size)]
     layout = Layout.for_batches(batch_sizes, like=like, coarse=True)
-    filled = in_order(crystals, layout, batch_size, atom_features=features, conditions=conditions)
+    filled = in_order(
+        crystals,
+        layout,
+        batch_size,
+        atom_features=features,
+        conditions=conditions,
+        whole=True,
+    )
     for rows, where, _ in filled:
         yield rows, where
 

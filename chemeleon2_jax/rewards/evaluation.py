@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from chemeleon2_jax.common import hosts
 from chemeleon2_jax.common.errors import RewardError
 from chemeleon2_jax.common.scores import Scores
 from chemeleon2_jax.crystals.geometry import Geometry, measure
@@ -76,6 +77,7 @@ class RewardFunction:
 class Evaluation:
     """The rewards of one rollout, computed in a thread as its chunks come.
 
+    Several processes divide the crystals of each chunk among them; the first one compares all.
     Leaving its context by an exception, such as Ctrl-C, does not wait for the work under way.
     """
 
@@ -99,19 +101,24 @@ class Evaluation:
 
     def add(self, crystals: Sequence[Crystal]) -> None:
         """Add the next crystals; returns at once."""
-        chunk = list(crystals)
-        self._chunks.append(self._thread.submit(lambda: _prepare(self._reward, chunk)))
+        first, end = hosts.share(len(crystals))
+        own = list(crystals[first:end])
+        self._chunks.append(self._thread.submit(lambda: _prepare(self._reward, own)))
 
     def result(self) -> Rewards:
-        """Wait for all crystals and return their rewards.
+        """Wait for all crystals and return their rewards, the same in every process.
 
         Raises:
             RewardError: a component cannot judge at all: its function cannot be run.
         """
-        future = self._thread.submit(
-            lambda: _finish(self._reward, [f.result() for f in self._chunks], self._floors)
+        of_processes = hosts.gather_to_first([future.result() for future in self._chunks])
+        # Chunk by chunk, the shares of all processes: the order of the crystals.
+        chunks = [share for shares in zip(*of_processes, strict=True) for share in shares]
+        return hosts.from_first(
+            lambda: self._thread.submit(
+                lambda: _finish(self._reward, chunks, self._floors)
+            ).result()
         )
-        return future.result()
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,8 @@ class _Chunk:
 
 
 def _prepare(reward: RewardFunction, crystals: list[Crystal]) -> _Chunk:
+    if not crystals:  # more processes than crystals
+        return _Chunk([], [], {name: [] for name in reward.components})
     outcomes = reward.pool.map(measure, crystals, chunk_size=_CHUNK_SIZE)
     geometries = [outcome.value or Geometry(error=outcome.error) for outcome in outcomes]
     valid = validity_check(geometries)

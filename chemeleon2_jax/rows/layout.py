@@ -1,11 +1,10 @@
-"""Layout of a run's batches: packed or padded rows, their shapes, and the rows of each process."""
+"""Layout of a run's batches: packed or padded rows, and their shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
 from chemeleon2_jax.rows.packing import Assignment, RowShape, assign, assign_padded, num_rows
@@ -97,18 +96,14 @@ def _round_up(count: int) -> int:
     return step * -(-count // step)
 
 
-def to_slots(values: np.ndarray, where: Assignment) -> np.ndarray:
-    """Put values (B,) of crystals to their slots: this process's rows of (R, S), 0 where there is
-    no crystal.
+def to_slots(
+    values: np.ndarray, where: Assignment, row_range: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Put values (B,) of crystals to their slots: (R, S), 0 where there is no crystal; with
+    `row_range`, only the rows from its first to before its last.
     """
     shape = where.shape
     out = np.zeros(shape.rows * shape.slots, values.dtype)
     out[where.slot_index] = values
-    first, last = local_rows(shape)
+    first, last = row_range or (0, shape.rows)
     return out.reshape(shape.rows, shape.slots)[first:last]
-
-
-def local_rows(shape: RowShape) -> tuple[int, int]:
-    """Return first and last + 1 row of this process: equal shares, in the order of processes."""
-    index, count = jax.process_index(), jax.process_count()
-    return shape.rows * index // count, shape.rows * (index + 1) // count

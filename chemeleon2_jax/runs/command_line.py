@@ -16,6 +16,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from tqdm import tqdm
 
+from chemeleon2_jax.common import hosts
 from chemeleon2_jax.common.atomic_files import replacing
 from chemeleon2_jax.common.console import ON_CONSOLE
 from chemeleon2_jax.common.errors import ConfigError, UserError
@@ -135,6 +136,8 @@ class _ConsoleHandler(logging.Handler):
     """Writes lines on stderr without tearing a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING and not hosts.is_first():
+            return  # the first process says the same
         text = getattr(record, ON_CONSOLE, None)
         if text is None:
             text = self.format(record)

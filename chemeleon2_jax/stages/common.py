@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -158,19 +157,3 @@ def sum_terms(batches: Iterable[Terms]) -> dict[str, tuple[float, float]]:
         for name, pair in terms.items():
             totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
     return {name: (float(total), float(weight)) for name, (total, weight) in totals.items()}
-
-
-def broadcast_from_first(values: dict[str, float]) -> dict[str, float]:
-    """Return the values of process 0. Timeouts differ between hosts: process 0's values count."""
-    if jax.process_count() == 1:
-        return values
-    numbers = multihost_utils.broadcast_one_to_all(np.array(list(values.values()), np.float64))
-    return dict(zip(values, map(float, numbers), strict=True))
-
-
-def max_over_processes(values: dict[str, float]) -> dict[str, float]:
-    """Return the maximum of each value over all processes."""
-    if jax.process_count() == 1:
-        return values
-    numbers = multihost_utils.process_allgather(np.array(list(values.values()), np.float64))
-    return dict(zip(values, map(float, np.max(numbers, axis=0)), strict=True))

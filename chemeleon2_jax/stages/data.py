@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from chemeleon2_jax.common import hosts
 from chemeleon2_jax.common.console import ON_CONSOLE
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.crystals.arrays import Crystals
@@ -159,10 +160,31 @@ def load_splits(config: ConfigDict, targets: Iterable[str] = ()) -> tuple[Crysta
         "shares": split_shares(data.split),
         "num_workers": data.num_workers or None,
     }
-    train, val = (load_split(data.name, split, **options) for split in ("train", "val"))
+    train, val = (
+        _agree(load_split(data.name, split, **options), split) for split in ("train", "val")
+    )
     for split in (train, val):
         _log_skipped(split)
     return train.crystals, val.crystals
+
+
+def _agree(split: Split, name: str) -> Split:
+    """Leave out the rows that any process has skipped, as one that took too long; check that all
+    have the same crystals.
+    """
+    if hosts.count() == 1:
+        return split
+    total = len(split.crystals) + len(split.skipped)
+    hosts.check_same({f"number of rows in the {name} set ({split.source})": total})
+    skipped = {row.row: row for rows in reversed(hosts.gather(split.skipped)) for row in rows}
+    own_rows = np.setdiff1d(np.arange(1, total + 1), [row.row for row in split.skipped])
+    kept = np.flatnonzero(~np.isin(own_rows, list(skipped)))
+    crystals = split.crystals.take(kept)
+    contents = digest_crystals(crystals)
+    hosts.check_same(
+        {f"{what} of the {name} set ({split.source})": contents[what] for what in contents}
+    )
+    return replace(split, crystals=crystals, skipped=tuple(skipped[row] for row in sorted(skipped)))
 
 
 def _log_skipped(split: Split) -> None:

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from chemeleon2_jax.common import hosts
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.crystals.visualize import parity_plot
@@ -74,8 +75,7 @@ class PooledBatches:
         """Arrays of this process, padded with weight 0 to a multiple of the devices."""
         padded = np.concatenate([indices, np.repeat(indices[:1], -len(indices) % self.num_devices)])
         weights = (np.arange(len(padded)) < len(indices)).astype(np.float32)
-        index, count = jax.process_index(), jax.process_count()
-        share = slice(len(padded) * index // count, len(padded) * (index + 1) // count)
+        share = slice(*hosts.share(len(padded)))
         crystals = padded[share]
         return {
             "features": self.features[crystals],

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from chemeleon2_jax.common import hosts
 from chemeleon2_jax.common.errors import ConfigError, DatasetError
 from chemeleon2_jax.common.randomness import named_key
 from chemeleon2_jax.crystals.arrays import Crystals
@@ -43,7 +44,6 @@ from chemeleon2_jax.rows.rows import Rows, atom_normal
 from chemeleon2_jax.stages.common import (
     VALIDATION_SEED,
     augmentation,
-    broadcast_from_first,
     evaluator,
     make_pool,
     make_stage,
@@ -221,13 +221,15 @@ def _make_validate(
         total, means = total_loss(sum_terms(terms), objective.weights)
         values = {"total_loss": float(total), **{n: float(mean) for n, mean in means.items()}}
         if pairs:
-            results = match_rates(pairs, pool, tolerances=tolerances, timeout_s=options.timeout_s)
+            results = hosts.from_first(
+                lambda: match_rates(pairs, pool, tolerances=tolerances, timeout_s=options.timeout_s)
+            )
             for name, result in results.items():
                 values |= {name: result.rate, f"{name}_rms": result.rate_by_rms}
             values["match_timeouts"] = float(results["match_rate"].num_timeouts)
-        tolerance, pictures = measure_tolerance(params)
+        tolerance, pictures = hosts.from_first(lambda: measure_tolerance(params))
         named = {f"val/{name}": value for name, value in {**values, **tolerance}.items()}
-        return Validation(broadcast_from_first(named), pictures)
+        return Validation(named, pictures)
 
     return validate
 

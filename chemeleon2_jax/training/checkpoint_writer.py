@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from chemeleon2_jax.common import hosts
 from chemeleon2_jax.common.errors import CheckpointError
 from chemeleon2_jax.common.paths import check_utf8
 from chemeleon2_jax.training.checkpoint_reader import (
@@ -34,7 +35,6 @@ from chemeleon2_jax.training.checkpoint_reader import (
     short_reason,
 )
 from chemeleon2_jax.training.checksums import checksum_json, tree_checksums
-from chemeleon2_jax.training.parallel import wait_for_all
 from chemeleon2_jax.training.plain_trees import to_plain
 from chemeleon2_jax.training.progress import Progress
 
@@ -60,7 +60,7 @@ class CheckpointWriter:
         with self._failing_as("opened for writing"), quiet_orbax():
             self.directory.mkdir(parents=True, exist_ok=True)
             self._tidy()  # after a process that was killed
-            wait_for_all("checkpoints tidied")
+            hosts.wait_for_all()
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=_manager_options(monitor, mode=mode, keep_best=keep_best),
@@ -102,8 +102,8 @@ class CheckpointWriter:
         return f"the last good checkpoint is {self.directory / f'step_{step}'}"
 
     def last(self) -> Checkpoint | None:
-        """Open the last complete checkpoint; None if there is none."""
-        step = self.last_step
+        """Open the last complete checkpoint, the same in every process; None if there is none."""
+        step = hosts.from_first(lambda: self.last_step)
         return None if step is None else open_folder(self.directory / f"step_{step}")
 
     def save(
@@ -136,21 +136,21 @@ class CheckpointWriter:
             )
             self._update_links()
             self._tidy()
-            wait_for_all("checkpoint saved")
+            hosts.wait_for_all()
 
     def _move_aside(self, step: int) -> None:
         """Make room for a second checkpoint of a step: the first was saved unvalidated."""
         path = self.directory / f"step_{step}"
-        if path.is_dir():
-            if jax.process_index() == 0:
+        if hosts.from_first(path.is_dir):
+            if hosts.is_first():
                 (self.directory / _ASIDE).mkdir(exist_ok=True)
                 path.rename(self.directory / _ASIDE / path.name)
-            wait_for_all("checkpoint moved aside")
+            hosts.wait_for_all()
             self._manager.reload()
 
     def _tidy(self) -> None:
         """Delete unfinished and discarded checkpoints; put back one moved aside in vain."""
-        if jax.process_index() != 0:
+        if not hosts.is_first():
             return
         for step, path in complete_steps(self.directory / _ASIDE).items():
             if not (self.directory / f"step_{step}").exists():
@@ -160,7 +160,7 @@ class CheckpointWriter:
             shutil.rmtree(self.directory / name, ignore_errors=True)
 
     def _update_links(self) -> None:
-        if jax.process_index() != 0:
+        if not hosts.is_first():
             return
         for name, step in ((LAST, self.last_step), (BEST, self.best_step)):
             link = self.directory / name
@@ -178,7 +178,7 @@ class CheckpointWriter:
             yield
         # A full disk raises OSError, ValueError or a runtime error of TensorStore.
         except Exception as error:
-            if jax.process_index() == 0:
+            if hosts.is_first():
                 with suppress(OSError):  # a read-only disk
                     self._tidy()
             raise CheckpointError(

@@ -1,7 +1,6 @@
 """The device mesh: data parallel over one axis, on one host or many.
 
-The first axis of every batch array is sharded, parameters are replicated. On several hosts, the
-caller initialises `jax.distributed` before any use of a device.
+The first axis of every batch array is sharded, parameters are replicated.
 """
 
 import os
@@ -9,9 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from chemeleon2_jax.common import hosts
 
 DATA_AXIS = "data"
 PyTree = Any
@@ -26,11 +26,20 @@ def make_mesh(num_devices: int = 0) -> Mesh:
     """
     devices = jax.devices()
     if num_devices:
-        if jax.process_count() > 1 and num_devices != len(devices):
+        if hosts.count() > 1 and num_devices != len(devices):
             raise ValueError("num_devices chooses among the devices of one host; use 0 on several")
         if num_devices > len(devices):
             raise ValueError(f"num_devices is {num_devices}, but jax sees {len(devices)} devices")
         devices = devices[:num_devices]
+    return _mesh_of(devices)
+
+
+def make_local_mesh() -> Mesh:
+    """Return the mesh of the devices of this process."""
+    return _mesh_of(jax.local_devices())
+
+
+def _mesh_of(devices: list[jax.Device]) -> Mesh:
     # Auto: with explicit axes, every gather and segment sum needs a sharding as an argument.
     return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
@@ -41,7 +50,7 @@ def describe_devices(mesh: Mesh) -> str:
     text = f"{mesh.size} x {device.device_kind}"
     if device.platform == "cpu":
         text += f" ({os.cpu_count()} cores)"
-    return text if jax.process_count() == 1 else f"{text} on {jax.process_count()} hosts"
+    return f"{text} on {hosts.count()} hosts" if mesh.is_multi_process else text
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -57,7 +66,7 @@ def sharding_of(array: Any, mesh: Mesh) -> NamedSharding:
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Put a copy of every array on every device; all processes must have the same values."""
     sharding = replicated(mesh)
-    if jax.process_count() == 1:
+    if not mesh.is_multi_process:
         return jax.device_put(tree, sharding)
     # device_put would compare the values between the hosts, one message an array.
     return jax.tree.map(
@@ -65,10 +74,9 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     )
 
 
-def wait_for_all(name: str) -> None:
-    """Wait until every process calls this with the same name."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def rows_here(mesh: Mesh, num_rows: int) -> tuple[int, int]:
+    """Return first and last + 1 of the rows of a batch that are on devices of this process."""
+    return hosts.share(num_rows) if mesh.is_multi_process else (0, num_rows)
 
 
 def shard_batch(arrays: PyTree, mesh: Mesh) -> PyTree:
@@ -85,7 +93,7 @@ def shard_batch(arrays: PyTree, mesh: Mesh) -> PyTree:
                 "devices: the number of rows must be a multiple of the number of devices"
             )
     shardings = jax.tree.map(lambda array: sharding_of(array, mesh), arrays)
-    if jax.process_count() == 1:
+    if not mesh.is_multi_process:
         return jax.device_put(arrays, shardings)  # one call takes half the time on the host
     return jax.tree.map(
         lambda array, sharding: jax.make_array_from_process_local_data(sharding, np.asarray(array)),

@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import jax
 from absl import logging
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from chemeleon2_jax.common import hosts
 from chemeleon2_jax.common.console import ON_CONSOLE
 from chemeleon2_jax.training.parallel import describe_devices
 from chemeleon2_jax.training.progress import Progress
@@ -36,7 +36,7 @@ class Report:
             total=self._total_steps,
             initial=step,
             unit="step",
-            disable=None if jax.process_index() == 0 else True,  # None: only on a terminal
+            disable=None if hosts.is_first() else True,  # None: only on a terminal
             dynamic_ncols=True,
         ) as self._bar:
             yield

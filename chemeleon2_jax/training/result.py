@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from absl import logging
 
+from chemeleon2_jax.common import hosts
 from chemeleon2_jax.training.cadence import Cadence
 from chemeleon2_jax.training.checkpoint_writer import CheckpointWriter
 from chemeleon2_jax.training.progress import Progress
@@ -19,7 +20,8 @@ class FitResult:
     Attributes:
         status: 'finished', 'early_stopped' or 'interrupted'.
         step: steps done.
-        exit_code: of the command line: 0, or 128 + the signal (SIGINT 130, SIGTERM 143).
+        exit_code: of the command line: 0, or, for one process, 128 + the signal (SIGINT 130,
+            SIGTERM 143).
         state: final state, on the devices.
         values: of the last validation; {} without one.
         best_step: step of the best checkpoint; None without a validation value.
@@ -44,7 +46,8 @@ def result_of(
     """Return how the run ended, and log it; `received` is the signal that stopped it."""
     status, exit_code = "finished", 0
     if received is not None and not cadence.finished(progress):
-        status, exit_code = "interrupted", 128 + received
+        # Launchers of several hosts take any other code for a failure.
+        status, exit_code = "interrupted", 0 if hosts.count() > 1 else 128 + received
         logging.warning(
             "%s: stopped%s at step %d; resume with --config.resume_from=%s",
             *(received.name, "" if checkpoints.last_step is None else " and saved"),

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 
+from chemeleon2_jax.common import hosts
 from chemeleon2_jax.training.config import WandbConfig
 
 
@@ -168,7 +168,7 @@ def open_writers(
     Raises:
         ValueError: a W&B project is set and wandb is not installed.
     """
-    if jax.process_index() != 0:
+    if not hosts.is_first():
         return Writers()
     events = TensorBoardWriter(directory, first_step=first_step)
     if config_text and not first_step:

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
+from chemeleon2_jax.common import hosts
 from chemeleon2_jax.data.loader import Loader, fill_rows, in_order
 from chemeleon2_jax.rows.filling import empty_crystals
-from chemeleon2_jax.rows.layout import Layout, local_rows
+from chemeleon2_jax.rows.layout import Layout
 from chemeleon2_jax.rows.packing import RowShape
 from chemeleon2_jax.rows.planning import MAX_SHAPES
 from tests.examples import random_crystals
@@ -98,11 +99,11 @@ def test_processes_share_the_rows_of_the_same_batch(crystals, monkeypatch):
     loader = Loader(crystals, 20, layout)
     whole = [loader.batch(step) for step in range(3)]
     assert all(batch.arrays.is_atom.shape[0] % 4 == 0 for batch in whole)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts, "count", lambda: 2)
     by_process = []
     for process in range(2):
-        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        assert local_rows(RowShape(12, 32, 5)) == (6 * process, 6 * process + 6)
+        monkeypatch.setattr(hosts, "index", lambda process=process: process)
+        assert hosts.share(12) == (6 * process, 6 * process + 6)
         by_process.append([loader.batch(step) for step in range(3)])
     for expected, first, second in zip(whole, *by_process, strict=True):
         assert first.useful_tokens == second.useful_tokens == expected.useful_tokens

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from chemeleon2_jax.common import hosts
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.data.loader import Loader
@@ -22,7 +23,7 @@ from chemeleon2_jax.inference.requests import Prompts, make_prompts
 from chemeleon2_jax.pretrained.loading import LDMParts
 from chemeleon2_jax.rows.batch import Batch
 from chemeleon2_jax.rows.filling import build_rows, empty_crystals
-from chemeleon2_jax.rows.layout import Layout, local_rows
+from chemeleon2_jax.rows.layout import Layout
 from chemeleon2_jax.rows.packing import Assignment
 from chemeleon2_jax.runs.config import split_names
 from chemeleon2_jax.stages.common import VALIDATION_SEED
@@ -197,7 +198,7 @@ class PromptBatches:
                 crystals.take(index := np.arange(span.start, span.stop)),
                 assignment,
                 crystal_ids=index,
-                row_range=local_rows(assignment.shape),
+                row_range=hosts.share(assignment.shape.rows),
                 conditions={name: values[index] for name, values in prompts.conditions.items()},
             )
             for span, assignment in zip(self.chunks, assignments, strict=True)

@@ -27,10 +27,9 @@ from chemeleon2_jax.rl.update import Chunk
 from chemeleon2_jax.rows.layout import to_slots
 from chemeleon2_jax.rows.packing import Assignment
 from chemeleon2_jax.rows.rows import Rows
-from chemeleon2_jax.stages.common import broadcast_from_first
 from chemeleon2_jax.stages.rl.programs import Programs, Settings
 from chemeleon2_jax.stages.rl.requests import PromptBatches
-from chemeleon2_jax.training.parallel import DATA_AXIS, shard_batch
+from chemeleon2_jax.training.parallel import DATA_AXIS, rows_here, shard_batch
 from chemeleon2_jax.training.stage import Pictures
 from chemeleon2_jax.training.state import TrainState
 
@@ -148,10 +147,9 @@ class RolloutStep:
         if self.settings.shuffle:
             rng = np.random.default_rng((self.settings.seed, number))
             totals = rng.permutation(totals)
-        agreed = broadcast_from_first({str(i): float(v) for i, v in enumerate(totals)})
         return np.asarray(
             advantages(
-                jnp.asarray(list(agreed.values()), jnp.float32),
+                jnp.asarray(totals, jnp.float32),
                 group_size=self.settings.group_size,
                 scope="group" if self.settings.norm_in_groups else "batch",
             )
@@ -188,10 +186,11 @@ class RolloutStep:
     ) -> Chunk:
         """Inputs of a pass over a chunk with these advantages (B,)."""
         weights = (~chunk.failed).astype(np.float32)
+        here = rows_here(self.mesh, chunk.assignment.shape.rows)
         sharded = shard_batch(
             {
-                "advantages": to_slots(values, chunk.assignment),
-                "weights": to_slots(weights, chunk.assignment),
+                "advantages": to_slots(values, chunk.assignment, here),
+                "weights": to_slots(weights, chunk.assignment, here),
                 "share": np.float32(share),
                 "is_drawn_with": np.bool_(is_drawn_with),
             },
@@ -215,15 +214,13 @@ class RolloutStep:
 
     def _check_problem(self, step: int, rewards: Rewards) -> None:
         """End the run after several useless rollouts in a row: a single one may be bad luck."""
-        agreed = broadcast_from_first({"problem": float(rewards.problem is not None)})
-        if not agreed["problem"]:
+        if rewards.problem is None:
             self._num_useless = 0
             return
         self._num_useless += 1
-        problem = rewards.problem or "the rewards of process 0 failed"
         if self._num_useless >= _MOST_USELESS:
-            raise RewardError(f"{_MOST_USELESS} rollouts in a row were useless; {problem}")
-        logging.warning("step %d: nothing to learn from, %s", step, problem)
+            raise RewardError(f"{_MOST_USELESS} rollouts in a row were useless; {rewards.problem}")
+        logging.warning("step %d: nothing to learn from, %s", step, rewards.problem)
 
     def _draw(self, crystals: Sequence[CrystalArrays], rewards: Rewards) -> Pictures:
         """Draw the best and worst crystals of a rollout."""

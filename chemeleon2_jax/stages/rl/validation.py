@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from chemeleon2_jax.common.errors import RewardError
-from chemeleon2_jax.crystals.arrays import CrystalArrays
+from chemeleon2_jax.common import hosts
 from chemeleon2_jax.inference.generator import Generator
 from chemeleon2_jax.inference.requests import Prompts
 from chemeleon2_jax.metrics.matching import reduce_cells
 from chemeleon2_jax.metrics.uniqueness import find_unique
-from chemeleon2_jax.rewards.combine import Rewards
 from chemeleon2_jax.rewards.evaluation import RewardFunction
-from chemeleon2_jax.stages.common import VALIDATION_SEED, broadcast_from_first, max_over_processes
+from chemeleon2_jax.stages.common import VALIDATION_SEED
 from chemeleon2_jax.training.stage import ValidateFn, Validation
 
 
@@ -43,14 +41,16 @@ def make_validate(generator: Generator, prompts: Prompts, reward: RewardFunction
             conditions=prompts.conditions,
             atom_types=prompts.atom_types,
         ).crystals
-        rewards = _judge_together(reward, crystals, state["floors"])
+        rewards = reward(crystals, state["floors"])
         raw = rewards.raw
         values = {
             "reward": float(raw.mean()),
             "reward_se": float(raw.std(ddof=1) / np.sqrt(len(raw))) if len(raw) > 1 else 0.0,
             "refused_share": sum(why is not None for why in rewards.refused) / len(raw),
             "valid_share": float(rewards.valid.mean()),
-            "unique_share": find_unique(reduce_cells(crystals, reward.pool), reward.pool).share,
+            "unique_share": hosts.from_first(
+                lambda: find_unique(reduce_cells(crystals, reward.pool), reward.pool).share
+            ),
         }
         for name, judged in rewards.components.items():
             num_failures = sum(judged.failures.values())
@@ -63,23 +63,8 @@ def make_validate(generator: Generator, prompts: Prompts, reward: RewardFunction
                 )
         floors = {name: judged.floor for name, judged in rewards.components.items()}
         return Validation(
-            broadcast_from_first({f"val/{name}": value for name, value in values.items()}),
+            {f"val/{name}": value for name, value in values.items()},
             state={"floors": {**floors, **state["floors"]}},
         )
 
     return validate
-
-
-def _judge_together(
-    reward: RewardFunction, crystals: Sequence[CrystalArrays], floors: Mapping[str, float]
-) -> Rewards:
-    """Return the rewards; where they fail in one process, raise in all."""
-    rewards, error = None, None
-    try:
-        rewards = reward(crystals, floors)
-    except RewardError as failure:
-        error = failure
-    failed = max_over_processes({"failed": float(error is not None)})["failed"]
-    if rewards is None or failed:
-        raise error or RewardError("the rewards failed in another process; its messages say why")
-    return rewards
