@@ -63,6 +63,13 @@ flags.DEFINE_float(
     "stol", 0.3, "Its tolerance of sites, over the cube root of volume per atom.", lower_bound=0.0
 )
 flags.DEFINE_float("angle_tol", 5.0, "Its tolerance of cell angles, in degrees.", lower_bound=0.0)
+flags.DEFINE_enum(
+    "unique_rule",
+    "first",
+    ["first", "components"],
+    "Groups of the same crystals: of the first one that fits, as StructureMatcher groups, which "
+    "can depend on the order; or by chains of fits, which do not, but compare all pairs.",
+)
 flags.DEFINE_float("timeout_s", 3.0, "Limit for one comparison, in seconds.", lower_bound=0.01)
 flags.DEFINE_integer("num_workers", 0, "Processes; 0 is one a CPU core, up to 16.", lower_bound=0)
 
@@ -96,6 +103,7 @@ def main() -> int:
         tolerances=Tolerances(values.ltol, values.stol, values.angle_tol),
         timeout_s=values.timeout_s,
         num_workers=values.num_workers or None,
+        unique_rule=values.unique_rule,
         feature_model=_load_vae(values.feature_model) if values.feature_model else None,
     )
     _write(output_dir, report)
@@ -131,6 +139,8 @@ def _print(summary: dict[str, Any], output_dir: Path) -> None:
     console = Console(markup=False)
     console.print(_tabulate(summary))
     reference = summary["reference"]
+    text = "in brackets, 95 % bootstrap intervals; at random: same cells, random coordinates"
+    console.print(f"values     {text}", soft_wrap=True, highlight=False)
     if reference is not None:
         splits = f" ({', '.join(reference['splits'])})" if reference["splits"] else ""
         text = f"{reference['name']}{splits}: {reference['count']} crystals"
@@ -159,10 +169,14 @@ def _tabulate(summary: dict[str, Any]) -> Table:
     table.add_row("built", f"{built / asked:.1%} ({built})", _list_kinds(missing))
     if warnings:
         table.add_row("read with a warning", str(sum(warnings.values())), _list_kinds(warnings))
+    random = summary["random"]
     for name, result in summary["metrics"].items():
         kinds = {**result.get("failed", {}), **result["no_value"]}
         shown = {kind: count for kind, count in kinds.items() if kind not in missing}
-        table.add_row(f"{name}: {describe(METRICS[name])}", _value_text(result), _list_kinds(shown))
+        value = _value_text(result)
+        if name in random["shares"]:
+            value += f"\n{random['shares'][name]:.1%} at random"
+        table.add_row(f"{name}: {describe(METRICS[name])}", value, _list_kinds(shown))
     for name, result in summary["set"].items():
         value = "none" if result["reason"] else f"{result['value']:.4g} {result['unit']}"
         table.add_row(f"{name}: {describe(METRICS[name])}", value, result["reason"] or "")
@@ -171,13 +185,18 @@ def _tabulate(summary: dict[str, Any]) -> Table:
 
 def _value_text(result: dict[str, Any]) -> str:
     if "share" in result:
-        return f"{result['share']:.1%} ({result['passed']})"
+        if result["share"] is None:
+            return "undecided"
+        low, high = result["interval"]
+        undecided = f", {result['undecided']} undecided" if result["undecided"] else ""
+        return f"{result['share']:.1%} [{low:.1%}, {high:.1%}] ({result['passed']}{undecided})"
     if not result["count"]:
         return "none"
     if "counts" in result:
         most_common = list(result["counts"].items())[:3]
         return ", ".join(f"{label} ({count})" for label, count in most_common)
-    return f"{result['mean']:.4g} ± {result['std']:.3g} {result['unit']}"
+    low, high = result["interval"]
+    return f"{result['mean']:.4g} [{low:.4g}, {high:.4g}] {result['unit']}"
 
 
 def _list_kinds(kinds: dict[str, int]) -> str:

@@ -95,7 +95,7 @@ def measure(structure: Any) -> Geometry:
         atom_types, frac_coords, lattice = as_arrays(structure)
     except (TypeError, ValueError) as error:
         return Geometry(error=f"not a crystal: {error}")
-    problem = _find_problem(atom_types, frac_coords, lattice)
+    problem = find_problem(atom_types, frac_coords, lattice)
     if problem is not None:
         return Geometry(error=problem)
     volume_per_atom = abs(float(np.linalg.det(lattice))) / len(atom_types)
@@ -116,9 +116,10 @@ def mass_density(atom_types: np.ndarray, volume_per_atom: float) -> float:
     return mean_mass * _DALTON / volume_per_atom
 
 
-def _find_problem(
+def find_problem(
     atom_types: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray
 ) -> str | None:
+    """Return why arrays (n,), (n, 3), (3, 3) are no crystal, or None."""
     if len(atom_types) == 0:
         return "no atoms"
     if len(atom_types) != len(frac_coords):

@@ -32,6 +32,17 @@ def structure_from_arrays(
         ValueError: no crystal can be built: numbers that are not finite, an atomic number out of
             range, or a number of atoms or a cell beyond the limits (`crystals.limits`).
     """
+    check_arrays(atom_types, frac_coords, lattice)
+    frac, matrix = np.asarray(frac_coords, np.float64), np.asarray(lattice, np.float64)
+    return _build(np.asarray(atom_types), wrap(frac), matrix)
+
+
+def check_arrays(atom_types: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray) -> None:
+    """Check that a crystal can be built of arrays, see `structure_from_arrays`.
+
+    Raises:
+        ValueError: it cannot; its text is the reason.
+    """
     types = np.asarray(atom_types)
     frac = np.asarray(frac_coords, np.float64)
     matrix = np.asarray(lattice, np.float64)
@@ -48,7 +59,6 @@ def structure_from_arrays(
     if not np.isfinite(frac).all():
         raise ValueError("fractional coordinates are not finite")
     check_cell(matrix)
-    return _build(types, wrap(frac), matrix)
 
 
 def arrays_from_structure(structure: Structure) -> CrystalArrays:

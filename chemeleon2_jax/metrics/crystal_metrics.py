@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from chemeleon2_jax.crystals.geometry import Geometry, mass_density, measure
+from collections.abc import Sequence
+from functools import partial
+
+from chemeleon2_jax.crystals.geometry import Geometry, mass_density
+from chemeleon2_jax.crystals.symmetry import space_group_label
+from chemeleon2_jax.data.structure_files import NOT_BUILT
 from chemeleon2_jax.metrics.composition import composition_check
-from chemeleon2_jax.metrics.matching import Cell, reduce_cells
+from chemeleon2_jax.metrics.matching import Cell, Formula, is_shared, reduce_cells
 from chemeleon2_jax.metrics.metric import Column, Subject, Value
-from chemeleon2_jax.metrics.structure import covalent_check, validity_check
+from chemeleon2_jax.metrics.structure import covalent_check, measure_all, validity_check
 from chemeleon2_jax.metrics.uniqueness import References, find_novel, find_unique
+
+SYMPREC = 0.1
+"""Angstrom; tolerance of atomic positions for a space group, as Materials Project's."""
+
+_CHUNK_SIZE = 16
 
 
 def unique(subject: Subject) -> Column:
@@ -20,6 +30,7 @@ def unique(subject: Subject) -> Column:
         subject.pool,
         tolerances=subject.tolerances,
         timeout_s=subject.timeout_s,
+        rule=subject.unique_rule,
     )
     return Column.of_check(comparison)
 
@@ -32,7 +43,7 @@ def novel(subject: Subject) -> Column:
     assert subject.reference is not None  # `choose_metrics` saw to it
     comparison = find_novel(
         subject.once(_cells),
-        References(subject.reference.crystals),
+        subject.once(_references),
         subject.pool,
         tolerances=subject.tolerances,
         timeout_s=subject.timeout_s,
@@ -47,15 +58,45 @@ def novel(subject: Subject) -> Column:
 
 def unique_novel(subject: Subject) -> Column:
     """Both unique and novel."""
+    return _all_of([subject.once(novel), subject.once(unique)])
+
+
+def valid_unique_novel(subject: Subject) -> Column:
+    """Valid, unique and novel: crystals of noise are hardly ever all three.
+
+    Valid are distances (`valid`, and `covalent`, which crystals of random coordinates hardly ever
+    pass) and composition (`composition_valid`).
+    """
+    parts = (covalent, valid, composition_valid, novel, unique)
+    return _all_of([subject.once(part) for part in parts])
+
+
+def _all_of(columns: Sequence[Column]) -> Column:
+    """Return whether a crystal passes all of some checks; one no decides, even if others failed."""
     values: list[Value] = []
-    reasons = []
-    for (is_unique, why_not_unique), (is_novel, why_not_novel) in zip(
-        _rows(subject.once(unique)), _rows(subject.once(novel)), strict=True
-    ):
-        # One no decides, even if the other comparison failed.
-        known = None if None in (is_unique, is_novel) else True
-        values.append(False if False in (is_unique, is_novel) else known)
-        reasons.append(why_not_novel if is_novel is False else why_not_unique or why_not_novel)
+    reasons: list[str | None] = []
+    for pairs in zip(*(_rows(column) for column in columns), strict=True):
+        known = None if any(value is None for value, _ in pairs) else True
+        wanted = False if any(value is False for value, _ in pairs) else known
+        values.append(wanted)
+        deciding = [why for value, why in pairs if value is wanted and why]
+        reasons.append(deciding[0] if wanted is False else deciding[-1] if deciding else None)
+    return Column(values, reasons)
+
+
+def space_group(subject: Subject) -> Column:
+    """Space group, within 0.1 angstrom."""
+    present = [index for index, crystal in enumerate(subject.crystals) if crystal is not None]
+    outcomes = subject.pool.map(
+        partial(space_group_label, symprec=SYMPREC),
+        [subject.crystals[index] for index in present],
+        timeout_s=subject.timeout_s,
+        chunk_size=_CHUNK_SIZE,
+    )
+    values: list[Value] = [None] * len(subject.crystals)
+    reasons: list[str | None] = [NOT_BUILT] * len(subject.crystals)
+    for index, outcome in zip(present, outcomes, strict=True):
+        values[index], reasons[index] = outcome.value, outcome.error
     return Column(values, reasons)
 
 
@@ -101,13 +142,27 @@ def atomic_density(subject: Subject) -> Column:
 
 
 def _cells(subject: Subject) -> list[Cell]:
-    """The crystals, reduced for comparisons."""
-    return reduce_cells(subject.crystals, subject.pool, timeout_s=subject.timeout_s)
+    """The crystals, reduced where a comparison needs it."""
+    is_among_others = is_shared(subject.crystals)
+    known = None if subject.reference is None else subject.once(_references)
+
+    def is_needed(formula: Formula) -> bool:
+        return is_among_others(formula) or (known is not None and bool(known.rows(formula)))
+
+    return reduce_cells(
+        subject.crystals, subject.pool, timeout_s=subject.timeout_s, is_needed=is_needed
+    )
+
+
+def _references(subject: Subject) -> References:
+    """The reference by formula."""
+    assert subject.reference is not None
+    return References(subject.reference.crystals)
 
 
 def _geometries(subject: Subject) -> list[Geometry]:
     """Distances and volumes of the crystals."""
-    return [measure(crystal) for crystal in subject.crystals]
+    return measure_all(subject.crystals, subject.pool)
 
 
 def _rows(column: Column) -> list[tuple[Value, str | None]]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,11 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from chemeleon2_jax.crystals.arrays import CrystalArrays
 from chemeleon2_jax.crystals.geometry import as_arrays
-from chemeleon2_jax.crystals.structures import arrays_from_structure, structure_from_arrays
+from chemeleon2_jax.crystals.structures import (
+    arrays_from_structure,
+    check_arrays,
+    structure_from_arrays,
+)
 from chemeleon2_jax.data.structure_files import NOT_BUILT
 from chemeleon2_jax.workers import WorkerPool
 
@@ -58,7 +62,8 @@ class Cell:
     Attributes:
         formula: its reduced formula; empty where there is an error.
         arrays: atom_types, frac_coords and lattice before that; None where there is an error.
-        reduced: those of the primitive Niggli cell; None where there is an error.
+        reduced: those of the primitive Niggli cell; None where there is an error, or where no
+            comparison needs it.
         error: None, or why it cannot be compared: "not built", "timeout after 3 s",
             "ValueError: ...".
     """
@@ -83,34 +88,67 @@ def reduced_formula(atom_types: np.ndarray) -> Formula:
 
 
 def reduce_cells(
-    structures: Iterable[Any], pool: WorkerPool | None = None, *, timeout_s: float = TIMEOUT_S
+    structures: Iterable[Any],
+    pool: WorkerPool | None = None,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    is_needed: Callable[[Formula], bool] | None = None,
 ) -> list[Cell]:
     """Reduce crystals to their primitive Niggli cells.
 
     Args:
         structures: structures, (atom_types, frac_coords, lattice) triples, None (not built), or
-            cells, which are returned as they are.
+            cells, which are reduced if they are not yet.
         pool: processes to work in; None works in this one.
         timeout_s: limit for one crystal, in seconds.
+        is_needed: whether crystals of a formula are to be reduced; all by default. The reduction of
+            hundreds of atoms takes long: a crystal that is alone with its formula can do without.
     """
-    items = list(structures)
-    indices = [index for index, item in enumerate(items) if not isinstance(item, Cell)]
+    cells = [item if isinstance(item, Cell) else _to_cell(item) for item in structures]
+    indices = [
+        index
+        for index, cell in enumerate(cells)
+        if cell.error is None
+        and cell.reduced is None
+        and (is_needed is None or is_needed(cell.formula))
+    ]
     outcomes = (pool or WorkerPool(0)).map(
-        _reduce, [items[index] for index in indices], timeout_s=timeout_s, chunk_size=_CHUNK_SIZE
+        _reduce,
+        [cells[index].arrays for index in indices],
+        timeout_s=timeout_s,
+        chunk_size=_CHUNK_SIZE,
     )
     for index, outcome in zip(indices, outcomes, strict=True):
-        items[index] = Cell(error=outcome.error) if outcome.value is None else outcome.value
-    return items
+        if outcome.error is not None:
+            cells[index] = Cell(error=outcome.error)
+        else:
+            cells[index] = replace(cells[index], reduced=outcome.value)
+    return cells
 
 
-def _reduce(structure: Any) -> Cell:
-    """Reduce one crystal as StructureMatcher does, in a worker."""
+def is_shared(structures: Iterable[Any]) -> Callable[[Formula], bool]:
+    """Return a function that tells whether several of the crystals have a formula."""
+    cells = (item if isinstance(item, Cell) else _to_cell(item) for item in structures)
+    counts = Counter(cell.formula for cell in cells if cell.error is None)
+    return lambda formula: counts[formula] > 1
+
+
+def _to_cell(structure: Any) -> Cell:
+    """Return a crystal that is not reduced yet, or the reason why it cannot be."""
     if structure is None:
         return Cell(error=NOT_BUILT)
-    arrays = as_arrays(structure)
-    ordered = structure_from_arrays(*arrays)
-    primitive = ordered.get_reduced_structure(reduction_algo="niggli").get_primitive_structure()
-    return Cell(reduced_formula(arrays[0]), arrays, arrays_from_structure(primitive))
+    try:
+        arrays = as_arrays(structure)
+        check_arrays(*arrays)
+        return Cell(reduced_formula(arrays[0]), arrays)
+    except (TypeError, ValueError) as error:
+        return Cell(error=f"{type(error).__name__}: {error}")
+
+
+def _reduce(arrays: CrystalArrays) -> CrystalArrays:
+    """Reduce one crystal as StructureMatcher does, in a worker."""
+    reduced = structure_from_arrays(*arrays).get_reduced_structure(reduction_algo="niggli")
+    return arrays_from_structure(reduced.get_primitive_structure())
 
 
 def compare(

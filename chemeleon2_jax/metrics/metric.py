@@ -47,6 +47,7 @@ class Subject:
         timeout_s: limit for one comparison, in seconds.
         reference: known crystals, if they are given.
         feature_model: gives features, if it is given.
+        unique_rule: of `uniqueness.UNIQUE_RULES`.
     """
 
     crystals: Sequence[CrystalArrays | None]
@@ -55,6 +56,7 @@ class Subject:
     timeout_s: float
     reference: Reference | None = None
     feature_model: FeatureModel | None = None
+    unique_rule: str = "first"
     _results: dict[Callable[[Subject], Any], Any] = field(default_factory=dict, repr=False)
 
     def once(self, compute: Callable[[Subject], T]) -> T:

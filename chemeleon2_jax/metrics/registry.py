@@ -27,6 +27,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "unique": CrystalMetric(crystal_metrics.unique),
         "novel": CrystalMetric(crystal_metrics.novel, needs=(REFERENCE,)),
         "unique_novel": CrystalMetric(crystal_metrics.unique_novel, needs=(REFERENCE,)),
+        "valid_unique_novel": CrystalMetric(crystal_metrics.valid_unique_novel, needs=(REFERENCE,)),
         "valid": CrystalMetric(
             crystal_metrics.valid,
             settings={"min_distance": MIN_DISTANCE, "min_volume_per_atom": MIN_VOLUME_PER_ATOM},
@@ -37,6 +38,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "composition_valid": CrystalMetric(
             crystal_metrics.composition_valid,
             settings={"oxidation_states": OXIDATION_STATES, "max_combinations": MAX_COMBINATIONS},
+        ),
+        "space_group": CrystalMetric(
+            crystal_metrics.space_group, "label", settings={"symprec": crystal_metrics.SYMPREC}
         ),
         "density": CrystalMetric(crystal_metrics.density, "number", "g/cm3"),
         "atomic_density": CrystalMetric(crystal_metrics.atomic_density, "number", "1/A3"),

@@ -12,14 +12,16 @@ import pandas as pd
 from absl import logging
 from pymatgen.core import Structure
 
-from chemeleon2_jax.crystals.geometry import as_arrays, measure
+from chemeleon2_jax.crystals.geometry import as_arrays, find_problem
 from chemeleon2_jax.crystals.limits import check_cell, check_num_atoms
 from chemeleon2_jax.data.references import check_renames, load_reference
 from chemeleon2_jax.data.structure_files import FAILED, NOT_BUILT, Entry, read_entries
 from chemeleon2_jax.metrics.matching import TIMEOUT_S, Tolerances
 from chemeleon2_jax.metrics.metric import Column, CrystalMetric, FeatureModel, Subject
 from chemeleon2_jax.metrics.registry import FEATURES, METRICS, NEEDS, REFERENCE, choose_metrics
+from chemeleon2_jax.metrics.structure import measure_all
 from chemeleon2_jax.metrics.summary import (
+    compare_with_random,
     count_entries,
     describe_reference,
     list_settings,
@@ -58,6 +60,7 @@ def evaluate(
     timeout_s: float = TIMEOUT_S,
     num_workers: int | None = None,
     feature_model: FeatureModel | None = None,
+    unique_rule: str = "first",
     rename: Mapping[str, str] | None = None,
 ) -> Report:
     """Evaluate generated crystals.
@@ -75,6 +78,8 @@ def evaluate(
         timeout_s: limit for one comparison, in seconds.
         num_workers: processes; None is one a CPU, up to 16; 0 is this one.
         rename: column of a CSV file, of the structures or the reference -> its name here.
+        unique_rule: groups of the same crystals: `first` or `components`; see
+            :func:`~chemeleon2_jax.metrics.uniqueness.find_unique`.
         feature_model: a VAE (`load_model("mp_20_vae")`), for metrics that compare its features.
 
     Raises:
@@ -104,6 +109,7 @@ def evaluate(
             timeout_s=timeout_s,
             reference=known,
             feature_model=feature_model,
+            unique_rule=unique_rule,
         )
         columns, scores = _compute(names, subject, seconds)
     table = tabulate(entries, columns)
@@ -111,6 +117,7 @@ def evaluate(
         "structures": count_entries(source, entries, table["status"].tolist()),
         "metrics": {name: summarise(*pair, entries) for name, pair in columns.items()},
         "set": scores,
+        "random": compare_with_random(list(columns), subject),
         "reference": None if known is None else describe_reference(known),
         "settings": list_settings(subject),
         "versions": list_versions(),
@@ -162,7 +169,7 @@ def _read(structures: Any, pool: WorkerPool, rename: Mapping[str, str]) -> tuple
     """Return where the crystals are from, and an entry for each that was asked for."""
     if isinstance(structures, str | Path):
         entries = read_entries(structures, pool, rename=rename)
-        return str(structures), [_check(entry) for entry in entries]
+        return str(structures), _check(entries, pool)
     if isinstance(structures, Structure):  # a sequence of its sites
         raise ValueError("structures is one structure; give a list of structures")
     entries = []
@@ -171,25 +178,36 @@ def _read(structures: Any, pool: WorkerPool, rename: Mapping[str, str]) -> tuple
             entries.append(Entry(str(index), None, NOT_BUILT, NOT_BUILT))
             continue
         try:
-            entries.append(_check(Entry(str(index), as_arrays(structure))))
+            entries.append(Entry(str(index), as_arrays(structure)))
         except (TypeError, ValueError) as error:
             entries.append(Entry(str(index), None, FAILED, f"not a crystal: {error}"))
     if not entries:
         raise ValueError("there are no structures to evaluate")
-    return f"a list of {len(entries)}", entries
+    return f"a list of {len(entries)}", _check(entries, pool)
 
 
-def _check(entry: Entry) -> Entry:
-    """Take the arrays from an entry that cannot be measured, or is beyond the limits: no metric has
-    a value for it.
+def _check(entries: Sequence[Entry], pool: WorkerPool) -> list[Entry]:
+    """Take the arrays from entries that cannot be measured, or are beyond the limits: no metric has
+    a value for them.
     """
-    if entry.arrays is None:
-        return entry
-    error = measure(entry.arrays).error
+    limited = [_check_limits(entry) for entry in entries]
+    geometries = measure_all([entry.arrays for entry in limited], pool)
+    return [
+        entry if entry.arrays is None or geometry.error is None else _fail(entry, geometry.error)
+        for entry, geometry in zip(limited, geometries, strict=True)
+    ]
+
+
+def _check_limits(entry: Entry) -> Entry:
+    if entry.arrays is None or find_problem(*entry.arrays):
+        return entry  # a broken crystal has that reason
     try:
-        if error is None:
-            check_num_atoms(len(entry.arrays[0]))
-            check_cell(entry.arrays[2])
+        check_num_atoms(len(entry.arrays[0]))
+        check_cell(entry.arrays[2])
     except ValueError as problem:
-        error = str(problem)
-    return entry if error is None else replace(entry, arrays=None, status=FAILED, reason=error)
+        return _fail(entry, str(problem))
+    return entry
+
+
+def _fail(entry: Entry, reason: str) -> Entry:
+    return replace(entry, arrays=None, status=FAILED, reason=reason)

@@ -12,13 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from chemeleon2_jax.crystals.arrays import CrystalArrays
 from chemeleon2_jax.crystals.geometry import MIN_DISTANCE, Geometry, measure
+from chemeleon2_jax.workers import WorkerPool
 
 MIN_VOLUME_PER_ATOM = 0.1
 """Cubic angstrom; a denser crystal is invalid."""
 
 COVALENT_FACTOR = 0.7
 """Share of the sum of covalent radii that two atoms keep between them."""
+
+
+_MANY_ATOMS = 500
+_TIMEOUT_S = 30.0  # of a crystal; thousands of atoms take a fraction of a second
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,21 @@ def covalent_check(structures: Iterable[Any]) -> Check:
         return f"atoms {geometry.min_covalent_ratio:.3f} of the sum of covalent radii apart"
 
     return _check(structures, judge)
+
+
+def measure_all(
+    crystals: Sequence[CrystalArrays | None], pool: WorkerPool | None = None
+) -> list[Geometry]:
+    """Measure crystals; the large ones in worker processes, with a time limit."""
+    large = [i for i, c in enumerate(crystals) if c is not None and len(c[0]) > _MANY_ATOMS]
+    outcomes = (pool or WorkerPool(0)).map(
+        measure, [crystals[index] for index in large], timeout_s=_TIMEOUT_S
+    )
+    measured = {
+        index: Geometry(error=outcome.error) if outcome.error else outcome.value
+        for index, outcome in zip(large, outcomes, strict=True)
+    }
+    return [measured.get(index) or measure(crystal) for index, crystal in enumerate(crystals)]
 
 
 def _check(structures: Iterable[Any], judge: Callable[[Geometry], str | None]) -> Check:

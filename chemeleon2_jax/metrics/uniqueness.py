@@ -1,18 +1,21 @@
 """Which generated crystals are unique among themselves, and which are in no reference.
 
-Only crystals of the same reduced formula are compared. A crystal that cannot be compared counts as
-neither unique nor novel, with a reason.
+Only crystals of the same reduced formula are compared. A crystal that cannot be compared has no
+verdict, but a reason; one without another of its formula needs no comparison.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
+from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.crystals.arrays import CrystalArrays, Crystals
 from chemeleon2_jax.crystals.geometry import as_arrays
 from chemeleon2_jax.metrics.distribution import average_minimum_distances
@@ -23,12 +26,19 @@ from chemeleon2_jax.metrics.matching import (
     Tolerances,
     Verdict,
     compare,
+    is_shared,
     mostly_failed,
     reduce_cells,
     reduced_formula,
 )
 from chemeleon2_jax.metrics.structure import Check
 from chemeleon2_jax.workers import WorkerPool
+
+UNIQUE_RULES = ("first", "components")
+"""Rules of groups of the same crystals, see `find_unique`."""
+
+_CompareFn = Callable[[Sequence[tuple[Cell, Sequence[Cell]]]], list[list[Verdict]]]
+_Groups = tuple[list[int | None], list[str | None]]
 
 
 @dataclass(frozen=True)
@@ -106,12 +116,15 @@ def find_unique(
     *,
     tolerances: Tolerances | None = None,
     timeout_s: float = TIMEOUT_S,
+    rule: str = "first",
 ) -> Comparison:
     """Find the first crystal of each group of the same.
 
-    The groups are those of StructureMatcher's ``group_structures``: a crystal joins the first group
-    whose first crystal it is the same as. "The same" is not transitive, so the groups can depend on
-    the order.
+    "The same" is neither transitive nor symmetric for StructureMatcher. The groups of the rule
+    `first` are those of its ``group_structures``: a crystal joins the first group whose first
+    crystal it is the same as, so that the groups can depend on the order. The groups of the rule
+    `components` do not: two crystals are in one group if a chain of crystals leads from one to the
+    other, each the same as the next in either direction. It compares all pairs of a formula.
 
     Args:
         structures: structures, (atom_types, frac_coords, lattice) triples, None (not built), or
@@ -119,19 +132,37 @@ def find_unique(
         pool: processes to work in; None works in this one.
         tolerances: of StructureMatcher; None are its defaults.
         timeout_s: limit for one comparison, in seconds.
+        rule: of `UNIQUE_RULES`.
+
+    Raises:
+        ValueError: an unknown rule.
     """
-    cells = reduce_cells(structures, pool, timeout_s=timeout_s)
-    matches: list[int | None] = [None] * len(cells)
-    errors = [cell.error for cell in cells]
+    if rule not in UNIQUE_RULES:
+        raise ValueError(f"no rule of uniqueness {rule!r}: {suggest(rule, UNIQUE_RULES)}")
+    items = list(structures)
+    cells = reduce_cells(items, pool, timeout_s=timeout_s, is_needed=is_shared(items))
     by_formula: dict[Formula, list[int]] = defaultdict(list)
     for index, cell in enumerate(cells):
         if cell.error is None:
             by_formula[cell.formula].append(index)
-    undecided = [indices for indices in by_formula.values() if len(indices) > 1]
+    shared = [indices for indices in by_formula.values() if len(indices) > 1]
+    group = _group_by_first if rule == "first" else _group_by_components
+    matches, errors = group(
+        shared, cells, partial(compare, pool=pool, tolerances=tolerances, timeout_s=timeout_s)
+    )
+    return _comparison(matches, errors, other="structure")
+
+
+def _group_by_first(
+    undecided: list[list[int]], cells: Sequence[Cell], compare_fn: _CompareFn
+) -> _Groups:
+    """Return for each crystal the first crystal of its group, or why there is no verdict."""
+    matches: list[int | None] = [None] * len(cells)
+    errors = [cell.error for cell in cells]
     while undecided:
         # The first crystal of every formula, with all others of that formula.
         groups = [(cells[first], [cells[index] for index in rest]) for first, *rest in undecided]
-        verdicts = compare(groups, pool, tolerances=tolerances, timeout_s=timeout_s)
+        verdicts = compare_fn(groups)
         remaining = []
         for (first, *rest), answers in zip(undecided, verdicts, strict=True):
             if mostly_failed(answers):  # only the first is in all of these comparisons
@@ -143,7 +174,55 @@ def find_unique(
                 errors[index] = error and f"comparison with structure {first}: {error}"
             remaining.append([i for i in rest if matches[i] is None and errors[i] is None])
         undecided = [indices for indices in remaining if len(indices) > 1]
-    return _comparison(matches, errors, other="structure")
+    return matches, errors
+
+
+def _group_by_components(
+    shared: list[list[int]], cells: Sequence[Cell], compare_fn: _CompareFn
+) -> _Groups:
+    """Return what `_group_by_first` does, for groups that do not depend on the order."""
+    matches: list[int | None] = [None] * len(cells)
+    errors = [cell.error for cell in cells]
+    groups = [
+        (cells[one], [cells[other] for other in indices if other != one])
+        for indices in shared
+        for one in indices
+    ]
+    verdicts = iter(compare_fn(groups))
+    for indices in shared:
+        answers = [next(verdicts) for _ in indices]
+        same, problems = _pair_up(answers)
+        _, labels = connected_components(same, directed=False)
+        is_bad = [mostly_failed(own) for own in answers]  # by itself at fault
+        for place, index in enumerate(indices):
+            first = int(np.argmax(labels == labels[place]))
+            if first < place:
+                matches[index] = indices[first]
+                continue
+            # A crystal that could not be compared with an earlier one may belong to its group.
+            failed = [
+                f"comparison with structure {indices[other]}: {error}"
+                for (one, other), error in problems.items()
+                if one == place and (is_bad[one] or (other < one and not is_bad[other]))
+            ]
+            errors[index] = failed[0] if failed else None
+    return matches, errors
+
+
+def _pair_up(answers: list[list[Verdict]]) -> tuple[np.ndarray, dict[tuple[int, int], str]]:
+    """Return which of n crystals are the same in either direction, (n, n) bool, and the errors of
+    pairs that are not, from the verdicts of each with all others.
+    """
+    size = len(answers)
+    same, problems = np.zeros((size, size), bool), {}
+    for one, verdicts in enumerate(answers):
+        others = [other for other in range(size) if other != one]
+        for other, (is_same, error) in zip(others, verdicts, strict=True):
+            same[one, other] = is_same
+            if error is not None:
+                problems[one, other] = problems[other, one] = error
+    same |= same.T
+    return same, {pair: error for pair, error in problems.items() if not same[pair]}
 
 
 def find_novel(
@@ -163,7 +242,9 @@ def find_novel(
         tolerances: of StructureMatcher; None are its defaults.
         timeout_s: limit for one comparison, in seconds.
     """
-    cells = reduce_cells(structures, pool, timeout_s=timeout_s)
+    cells = reduce_cells(
+        structures, pool, timeout_s=timeout_s, is_needed=lambda f: bool(references.rows(f))
+    )
     rows = [references.rows(cell.formula) for cell in cells]
     known = references.cells((row for own in rows for row in own), pool, timeout_s=timeout_s)
     reducible = [[row for row in own if known[row].error is None] for own in rows]

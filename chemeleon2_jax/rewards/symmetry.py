@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Sequence
 from functools import cache
 
 import moyopy
-import numpy as np
 from pymatgen.core import Structure
 
-from chemeleon2_jax.crystals.geometry import MIN_DISTANCE, as_arrays, measure
-from chemeleon2_jax.crystals.reduction import reduce_lattice
+from chemeleon2_jax.crystals.geometry import MIN_DISTANCE
+from chemeleon2_jax.crystals.symmetry import find_space_group
 from chemeleon2_jax.rewards.options import check_positive, check_text
 
 NUM_SPACE_GROUPS = 230
 LARGEST_ORDER = 48
 """Operations of the point group m-3m; no crystal has more."""
-
-# moyo logs notes on odd cells, such as an atom that was moved far. It reads the level of its logger
-# once, so the level is set before its first use.
-logging.getLogger("moyo").setLevel(logging.ERROR)
 
 
 def space_group(
@@ -61,40 +55,6 @@ def symmetry(structures: Sequence[Structure], *, symprec: float = 0.1) -> list[f
     _check_symprec(symprec)
     orders = [_point_group_order(find_space_group(one, symprec=symprec)) for one in structures]
     return [math.log2(order) / math.log2(LARGEST_ORDER) for order in orders]
-
-
-def find_space_group(structure: Structure, *, symprec: float) -> int:
-    """Return the number, 1..230, of a crystal's space group.
-
-    Args:
-        structure: the crystal, in any cell.
-        symprec: tolerance in angstrom. It is lowered to a / 10 and a^2 / 2c where those are less,
-            of the shortest vector a and the longest vector c of the reduced cell.
-
-    Raises:
-        ValueError: it cannot be measured, has atoms closer than 0.5 angstrom (which often look
-            highly symmetric), or the search fails.
-    """
-    geometry = measure(structure)
-    if geometry.error is not None:
-        raise ValueError(geometry.error)
-    if geometry.min_distance <= MIN_DISTANCE:
-        raise ValueError(f"too close: atoms {geometry.min_distance:.3g} angstrom apart")
-    atom_types, frac_coords, lattice = as_arrays(structure)
-    # With a tolerance that confuses c + 2a with c, moyo can search for ever, in a loop that no
-    # signal interrupts.
-    reduced = reduce_lattice(lattice)
-    lengths = np.linalg.norm(reduced, axis=1)
-    shortest, longest = float(lengths.min()), float(lengths.max())
-    tolerance = min(symprec, shortest / 10.0, shortest**2 / (2.0 * longest))
-    coordinates = frac_coords @ lattice @ np.linalg.inv(reduced)
-    cell = moyopy.Cell(reduced.tolist(), coordinates.tolist(), atom_types.tolist())
-    try:
-        return moyopy.MoyoDataset(cell, symprec=tolerance).number
-    except BaseException as error:  # a panic in Rust is no Exception: it would end a worker
-        if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(f"no space group found: {error}") from error
 
 
 def parse_space_groups(targets: str | int) -> frozenset[int]:

@@ -67,6 +67,7 @@ def test_values(report):
         "unique": [True, None, True, False, None, None, True, True],
         "novel": [True, None, False, True, None, None, True, True],
         "unique_novel": [True, None, False, False, None, None, True, True],
+        "valid_unique_novel": [True, None, False, False, None, None, False, False],
         "valid": [True, None, True, True, None, None, False, True],
         "covalent": [True, None, True, True, None, None, False, True],
         "composition_valid": [True, None, True, True, None, None, True, False],
@@ -74,16 +75,31 @@ def test_values(report):
         assert column(report, name) == expected, name
 
 
+def test_space_groups(report):
+    labels = column(report, "space_group")
+    assert labels[:7] == ["Fm-3m (225)", None, "Pm-3m (221)", "Fm-3m (225)", None, None, None]
+    assert report.summary["metrics"]["space_group"]["counts"]["Fm-3m (225)"] == 2
+
+
+def test_random_crystals_for_comparison(report):
+    assert report.summary["random"]["count"] == 5
+    assert report.summary["random"]["shares"].keys() == {"valid", "covalent"}
+    judged = evaluate([SALT.copy() for _ in range(20)], metrics=["covalent"], num_workers=0)
+    assert judged.summary["metrics"]["covalent"]["interval"] == [1.0, 1.0]
+    assert judged.summary["random"]["shares"]["covalent"] < 1.0
+
+
 def test_reasons(report):
     reasons = [None if r != r else r for r in report.table["reason"]]
     assert reasons[0] is None
     assert reasons[1] == "not built"
-    assert reasons[2] == "novel, unique_novel: same as reference: 0"
-    assert reasons[3] == "unique, unique_novel: same as structure 0"
+    assert reasons[2] == "novel, unique_novel, valid_unique_novel: same as reference: 0"
+    assert reasons[3] == "unique, unique_novel, valid_unique_novel: same as structure 0"
     assert reasons[4].startswith("not a crystal: partial occupancy")
     assert reasons[5] == "cell has no volume"
-    assert reasons[6].startswith("valid: atoms 0.1 angstrom apart; covalent: atoms 0.037 of")
-    assert reasons[7] == "composition_valid: oxidation states do not balance"
+    assert reasons[6].startswith("valid_unique_novel, covalent: atoms 0.037 of the sum of")
+    assert "; valid: atoms 0.1 angstrom apart; space_group: " in reasons[6]
+    assert reasons[7] == ("valid_unique_novel, composition_valid: oxidation states do not balance")
 
 
 def test_densities_are_those_of_pymatgen(report):
@@ -105,8 +121,12 @@ def test_shares_are_of_all_that_were_asked_for(report):
         "without_crystal": {"not built": 1, "not a crystal": 1, "cell has no volume": 1},
         "warnings": {},
     }
-    assert metrics["unique"] == {
+    uniqueness = dict(metrics["unique"])
+    low, high = uniqueness.pop("interval")
+    assert 0.1 < low < 0.5 < high < 0.9
+    assert uniqueness == {
         "share": 4 / 8,
+        "undecided": 0,
         "passed": 4,
         "failed": {"same as structure #": 1},
         "no_value": structures["without_crystal"],
@@ -119,7 +139,9 @@ def test_shares_are_of_all_that_were_asked_for(report):
         if METRICS[name].kind == "check":
             assert result["passed"] + sum(result["failed"].values()) + without == 8
         else:
+            too_close = name == "space_group"
             assert result["count"] + without == 8
+            assert (result["count"] == 4) == too_close
     values = report.table["density"].dropna()
     assert metrics["density"]["mean"] == pytest.approx(values.mean())
     assert metrics["density"]["median"] == values.median()
@@ -133,6 +155,7 @@ def test_summary_states_reference_settings_and_versions(report):
         "structures",
         "metrics",
         "set",
+        "random",
         "reference",
         "settings",
         "versions",
@@ -144,6 +167,8 @@ def test_summary_states_reference_settings_and_versions(report):
     assert summary["settings"] == {
         "tolerances": {"ltol": 0.2, "stol": 0.3, "angle_tol": 5.0},
         "timeout_s": 3.0,
+        "unique_rule": "first",
+        "symprec": 0.1,
         "min_distance": 0.5,
         "min_volume_per_atom": 0.1,
         "covalent_factor": 0.7,
@@ -207,7 +232,9 @@ def test_nothing_but_failures():
     judged = evaluate([None, FLAT], REFERENCE, num_workers=0)
     for name, result in judged.summary["metrics"].items():
         if METRICS[name].kind == "check":
-            assert result["share"] == 0.0
+            assert (result["share"], result["interval"]) == (0.0, [0.0, 0.0])
+        elif METRICS[name].kind == "label":
+            assert result["count"] == 0
         else:
             assert [result[key] for key in ("mean", "std", "min", "median", "max")] == [None] * 5
     json.dumps(judged.summary, allow_nan=False)
@@ -227,11 +254,12 @@ def test_a_comparison_that_fails_has_no_value(monkeypatch):
     assert judged.table["status"].tolist() == ["failed", "failed", "ok"]
     assert judged.table["valid"].tolist() == [True] * 3
     assert (
-        "unique, unique_novel: comparison with structure 0: RuntimeError"
+        "unique, unique_novel, valid_unique_novel: comparison with structure 0: RuntimeError"
         in judged.table["reason"][1]
     )
     result = judged.summary["metrics"]["novel"]
-    assert result["share"] == pytest.approx(1 / 3)
+    # What is undecided counts neither as novel nor as known.
+    assert (result["share"], result["undecided"]) == (1.0, 2)
     assert result["no_value"] == {"RuntimeError": 2}
 
 

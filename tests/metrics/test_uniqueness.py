@@ -299,3 +299,54 @@ def test_a_failing_reference(monkeypatch):
     assert outcome.passed.tolist() == [False, False, True]
     only_thin = find_novel([cubic(5.0)], References([cubic(3.0), THIN]))
     assert only_thin.errors[0].startswith("comparison with reference 1: ValueError: a cell of")
+
+
+# --- order and limits ----------------------------------------------------------------------------
+
+
+def chain():
+    """Five crystals, each the same as its neighbours at a strict tolerance, the ends not."""
+    return [
+        Structure(Lattice.tetragonal(4.0, c), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+        for c in (4.6, 5.0, 5.4, 5.8, 6.2)
+    ]
+
+
+def test_components_do_not_depend_on_the_order():
+    strict = Tolerances(ltol=0.1, stol=0.3, angle_tol=5.0)
+    crystals = chain()
+    counts = {rule: set() for rule in ("first", "components")}
+    for order in ([0, 1, 2, 3, 4], [2, 0, 4, 1, 3], [4, 3, 2, 1, 0], [1, 3, 0, 2, 4]):
+        for rule, found in counts.items():
+            comparison = find_unique([crystals[i] for i in order], tolerances=strict, rule=rule)
+            found.add(int(comparison.passed.sum()))
+    assert counts["components"] == {1}
+    assert len(counts["first"]) > 1
+    with pytest.raises(ValueError, match="no rule of uniqueness 'chains'"):
+        find_unique(crystals, rule="chains")
+
+
+def test_components_have_errors_of_their_own(monkeypatch):
+    crystals = [cubic(3.0), cubic(3.0), cubic(9.0)]
+
+    def fail_large(work, *, tolerances):
+        if any(abs(arrays[2]).max() > 8.0 for arrays in (work[0], *work[1])):
+            raise RuntimeError("large")
+        return [True] * len(work[1])
+
+    monkeypatch.setattr(matching, "_fit_batch", fail_large)
+    outcome = find_unique(crystals, rule="components")
+    assert outcome.matches == (None, 0, None)
+    assert outcome.errors[0] is None
+    assert "large" in outcome.errors[2]
+
+
+def test_a_crystal_alone_with_its_formula_is_not_reduced(monkeypatch):
+    def never(arrays):
+        raise RuntimeError("timeout")
+
+    monkeypatch.setattr(matching, "_reduce", never)
+    crystals = [rock_salt(), rock_salt("K"), caesium_chloride("Br"), None]
+    assert find_unique(crystals).passed.tolist() == [True, True, True, False]
+    assert find_novel(crystals, References([cubic(3.0)])).passed.tolist() == [True] * 3 + [False]
+    assert find_unique([*crystals, rock_salt()]).errors[0] == "RuntimeError: timeout"
