@@ -24,7 +24,9 @@ VAE, LDM = f"{CONFIGS}/train_vae.py", f"{CONFIGS}/train_ldm.py"
 PREDICTOR, RL = f"{CONFIGS}/train_predictor.py", f"{CONFIGS}/train_rl.py"
 EXPERIMENTS = {
     VAE: [
-        f"{s}/{n}" for s in ("alex_mp_20", "fast", "mp_20", "tiny") for n in ("vae_csp", "vae_dng")
+        *(f"{s}/{n}" for s in ("alex_mp_20", "fast") for n in ("vae_csp", "vae_dng")),
+        "fast/vae_dng_20",
+        *(f"{s}/{n}" for s in ("mp_20", "tiny") for n in ("vae_csp", "vae_dng")),
     ],
     LDM: [
         *(f"alex_mp_20/{n}" for n in ("ldm_composition", "ldm_null")),

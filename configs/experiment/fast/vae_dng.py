@@ -23,6 +23,8 @@ def update(config: ConfigDict) -> None:
     config.trainer.max_steps = 2000
     config.trainer.check_val_every_n_epoch = 20
     config.vae_module.loss_weights.kl = 1e-2
+    config.vae_module.tolerance.num_samples = 32
+    config.vae_module.tolerance.posterior_scale = 0.5  # as in fast/ldm_flow
     config.vae_module.augmentation.rotate = False
     config.vae_module.augmentation.translate = False
     config.logger.wandb.name = "fast_vae_dng"
