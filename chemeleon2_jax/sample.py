@@ -138,6 +138,9 @@ def _run(output_dir: Path, num_atoms: list[int], condition_texts: dict[str, list
     if values.compositions:
         conditions |= _repeat_compositions(model, conditions)
         num_samples = len(values.compositions) * (values.num_samples or 1)
+    warning = model.untrained_request(conditions) if conditions else ""
+    if warning:
+        logging.warning("%s", warning)
     if hosts.is_first():
         cli.make_output_dir(output_dir)
     start = time.perf_counter()

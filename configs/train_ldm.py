@@ -64,6 +64,9 @@ def _ldm_module() -> ConfigDict:
                 # crystals.
                 "condition_type": "",
                 "drop_prob": 0.2,  # share of crystals trained without conditions, for guidance
+                # "together", or "each": the same share of each condition, too, for models that are
+                # asked for some of their conditions.
+                "drop": "together",
                 **config_options(),  # num_classes of categorical: values are 0 to num_classes - 1
                 "stats": "",  # "name:mean:std" of floats; '' computes them from the training set
             },

@@ -109,6 +109,21 @@ class LDMModel:
         """Name of the condition that is a composition; None without one."""
         return composition_name(self.parts)
 
+    def untrained_request(self, conditions: Mapping[str, Any]) -> str:
+        """Return a warning where some of the conditions are left out and the model was trained with
+        all of them or none; '' elsewhere.
+        """
+        missing = [c.name for c in self.conditions if conditions.get(c.name) is None]
+        if not missing or len(missing) == len(self.conditions):
+            return ""
+        module = self.meta.config.get("ldm_module")  # RL keeps no config of its start
+        if module is None or module["condition_module"].get("drop") == "each":
+            return ""
+        return (
+            f"without {', '.join(missing)}: the model was trained with all of its conditions or "
+            "with none; one with ldm_module.condition_module.drop=each learns them apart"
+        )
+
     def sample(
         self,
         num_samples: int | None = None,

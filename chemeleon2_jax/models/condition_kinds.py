@@ -24,6 +24,9 @@ import numpy as np
 
 from chemeleon2_jax.crystals.arrays import NUM_ATOM_CLASSES, Crystals
 
+DROPS = ("together", "each")
+"""Which conditions of a training crystal are made null at once; see `stages.conditions`."""
+
 _NAME = re.compile(r"[A-Za-z]\w*")
 
 

@@ -14,6 +14,7 @@ from chemeleon2_jax.diffusion.schedule import SCHEDULES
 from chemeleon2_jax.diffusion.targets import TARGETS
 from chemeleon2_jax.diffusion.times import TIMES
 from chemeleon2_jax.diffusion.weights import WEIGHTINGS
+from chemeleon2_jax.models.condition_kinds import DROPS
 from chemeleon2_jax.models.encoders.registry import ENCODERS, default_options
 from chemeleon2_jax.models.latents import STANDARDISATIONS
 from chemeleon2_jax.models.sizes import COORDS_UNITS, NAMED_SIZES, REDUCTIONS, VARIANCE_LAYOUTS
@@ -26,6 +27,7 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 _CHOICES = {
     "callbacks.early_stopping.mode": MODES,
     "callbacks.model_checkpoint.mode": MODES,
+    "ldm_module.condition_module.drop": DROPS,
     "ldm_module.denoiser.size": (*NAMED_SIZES, "custom"),
     "ldm_module.diffusion.latent_standardisation": STANDARDISATIONS,
     "ldm_module.diffusion.schedule": tuple(SCHEDULES),

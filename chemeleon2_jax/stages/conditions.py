@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.crystals.arrays import Crystals
-from chemeleon2_jax.models.condition_kinds import KINDS, Condition, option_names
+from chemeleon2_jax.models.condition_kinds import DROPS, KINDS, Condition, option_names
 from chemeleon2_jax.models.sizes import ConditionSizes, LoRASizes
 from chemeleon2_jax.rows.rows import Rows, crystal_keys
 from chemeleon2_jax.runs.config import split_names
@@ -132,7 +132,28 @@ def lora_sizes(module: ConfigDict) -> LoRASizes | None:
     return LoRASizes(options.r, options.lora_alpha, targets)
 
 
-def drop_some(key: jax.Array, rows: Rows, share: float) -> dict[str, jax.Array]:
-    """Return the rows' conditions, all of a crystal's null (NaN) with probability `share`."""
-    drop = jax.vmap(jax.vmap(lambda k: jax.random.bernoulli(k, share)))(crystal_keys(key, rows))
-    return {n: jnp.where(drop[..., None], jnp.nan, v) for n, v in rows.conditions.items()}
+def drop_some(
+    key: jax.Array, rows: Rows, share: float, *, mode: str = DROPS[0]
+) -> dict[str, jax.Array]:
+    """Return the rows' conditions, all of a crystal's null (NaN) with probability `share`.
+
+    Args:
+        key: of the choices.
+        rows: with conditions.
+        share: probability.
+        mode: "together" for no more; "each" makes every condition of the other crystals null with
+            the same probability, too, so that a model learns to be asked for some of them.
+    """
+    keys = crystal_keys(key, rows)
+    together = jax.vmap(jax.vmap(lambda k: jax.random.bernoulli(k, share)))(keys)
+    dropped = {}
+    for index, (name, values) in enumerate(sorted(rows.conditions.items())):
+        drop = together
+        if mode == "each":
+
+            def draw(k: jax.Array, index: int = index) -> jax.Array:
+                return jax.random.bernoulli(jax.random.fold_in(k, index), share)
+
+            drop = together | jax.vmap(jax.vmap(draw))(keys)
+        dropped[name] = jnp.where(drop[..., None], jnp.nan, values)
+    return dropped

@@ -208,7 +208,8 @@ def _make_loss(ldm: LDMParts, module: ConfigDict) -> LossFn:
         estimate_key = jax.random.fold_in(key, 3) if ldm.sizes.self_conditioning else None
         rows = augment(augment_key, rows, augment_options)
         if conditions is not None:
-            rows = replace(rows, conditions=drop_some(drop_key, rows, conditions.drop_prob))
+            share, mode = conditions.drop_prob, module.condition_module.drop
+            rows = replace(rows, conditions=drop_some(drop_key, rows, share, mode=mode))
         if ldm.sizes.lora is not None:
             params = only_adapters(params)
         terms = ldm_terms(

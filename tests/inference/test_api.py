@@ -486,6 +486,16 @@ def test_structure_prediction_builds_the_given_atoms(csp_ldm):
     assert [list(s.atomic_numbers) for s in structures] == species
 
 
+def test_a_request_that_was_never_trained_is_known(asked):
+    assert asked.untrained_request({}) == ""
+    assert asked.untrained_request({"gap": 1.0, "composition": "NaCl"}) == ""
+    text = asked.untrained_request({"gap": 1.0, "composition": None})
+    assert text.startswith("without composition: the model was trained with all")
+    module = {"condition_module": {"drop": "each"}}
+    apart = LDMModel(asked.parts, replace(asked.meta, config={"ldm_module": module}))
+    assert apart.untrained_request({"gap": 1.0}) == ""
+
+
 def test_structure_prediction_needs_formulas(csp_ldm):
     with pytest.raises(ValueError, match=r"does not predict atom types \(csp\).* give formulas"):
         csp_ldm.sample(2, conditions={"gap": 1.0})

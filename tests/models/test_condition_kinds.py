@@ -186,6 +186,10 @@ def test_crystals_are_encoded_like_values():
         expected = condition.encode(values[condition.name])
         assert inputs[condition.name].dtype == np.float32
         np.testing.assert_allclose(inputs[condition.name], expected, rtol=1e-6)
+        text = condition.describe(crystals, 0)
+        np.testing.assert_allclose(
+            condition.encode([condition.read(text)]), expected[:1], rtol=1e-6
+        )
 
 
 # --- sizes ----------------------------------------------------------------------------------------

@@ -59,6 +59,23 @@ def test_some_crystals_lose_all_conditions(stage):
         np.testing.assert_array_equal(kept[name], values)
 
 
+def test_conditions_are_lost_apart_where_asked(stage):
+    rows = stage.batches.batch(0).arrays
+    share, lost = 0.3, {name: [] for name in rows.conditions}
+    for seed in range(60):
+        dropped = drop_some(jax.random.key(seed), rows, share, mode="each")
+        together = drop_some(jax.random.key(seed), rows, share)
+        for name, values in dropped.items():
+            null = np.isnan(values).all(-1)
+            assert null[np.isnan(together[name]).all(-1)].all()  # all are lost as often as before
+            lost[name].append(null[np.asarray(rows.is_crystal)])
+    first, second = (np.concatenate(values) for values in lost.values())
+    one, both = share + (1 - share) * share, share + (1 - share) * share**2
+    for values, expected in ((first, one), (second, one), (first & second, both)):
+        spread = np.sqrt(expected * (1 - expected) / values.size)
+        assert abs(values.mean() - expected) < 4 * spread
+
+
 def test_a_trained_model_follows_its_conditions(tiny_data, tiny_vae, tmp_path):
     """The loss with the right composition is lower than without, and sampling takes one."""
     config = condition_config(tiny_data, tiny_vae.path, **{"ema.decay": 0.0})
