@@ -276,10 +276,13 @@ def _collect(model: LDMModel, structures: list[Structure]) -> list[Structure]:
     reports = [report for _, report in parts if report is not None]
     if len(parts) < 2:
         return structures
+    from chemeleon2_jax.inference.requests import sum_hits
+
     model.last_report = replace(
         reports[0],
         indices=tuple(index for report in reports for index in report.indices),
         failures=tuple(failure for report in reports for failure in report.failures),
+        hits=sum_hits(report.hits for report in reports),
     )
     return [structure for own, _ in parts for structure in own]
 

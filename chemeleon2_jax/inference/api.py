@@ -212,10 +212,9 @@ class LDMModel:
             hits=count_hits(
                 conditions or {},
                 self.parts.sizes.conditions,
-                [
-                    crystal[0] if i in built else None
-                    for i, crystal in enumerate(generated.crystals)
-                ],
+                [c[0] if i in built else None for i, c in enumerate(generated.crystals, first)],
+                first=first,
+                count=count,
             ),
         )
         return structures

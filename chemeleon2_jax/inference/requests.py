@@ -7,7 +7,7 @@ types.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +133,9 @@ def count_hits(
     conditions: Mapping[str, Any],
     sizes: ConditionSizes | None,
     atoms: Sequence[np.ndarray | None],
+    *,
+    first: int = 0,
+    count: int | None = None,
 ) -> dict[str, Hits]:
     """Count, for each condition that a crystal's atoms tell of, the crystals that have its value.
 
@@ -140,15 +143,28 @@ def count_hits(
         conditions: as in `make_prompts`.
         sizes: of the model's conditions.
         atoms: atomic numbers (n,) of each crystal; None where it could not be built.
+        first: index of the first of these crystals in the request.
+        count: crystals of the request; by default these.
     """
-    hits = {}
+    own, hits = slice(first, first + len(atoms)), {}
     for condition in sizes.conditions if sizes else ():
-        values = _repeat(condition.name, conditions.get(condition.name), len(atoms))
+        value = conditions.get(condition.name)
+        values = _repeat(condition.name, value, len(atoms) if count is None else count)[own]
         asked = [(v, types) for v, types in zip(values, atoms, strict=True) if v is not None]
         if asked and condition.source == "crystal":
             agreeing = (condition.agrees(v, types) for v, types in asked if types is not None)
             hits[condition.name] = Hits(len(asked), sum(map(bool, agreeing)))
     return hits
+
+
+def sum_hits(parts: Iterable[Mapping[str, Hits]]) -> dict[str, Hits]:
+    """Return the hits of all parts of a request."""
+    total: dict[str, Hits] = {}
+    for part in parts:
+        for name, hits in part.items():
+            before = total.get(name, Hits(0, 0))
+            total[name] = Hits(before.asked + hits.asked, before.hits + hits.hits)
+    return total
 
 
 def _encode(listed: Mapping[str, list[Any]], sizes: ConditionSizes | None) -> dict[str, np.ndarray]:

@@ -9,7 +9,13 @@ import pytest
 from pymatgen.core import Composition
 
 from chemeleon2_jax.inference.generator import draw_num_atoms
-from chemeleon2_jax.inference.requests import Hits, count_hits, encode_conditions, make_prompts
+from chemeleon2_jax.inference.requests import (
+    Hits,
+    count_hits,
+    encode_conditions,
+    make_prompts,
+    sum_hits,
+)
 from chemeleon2_jax.models.condition_kinds import (
     CategoricalCondition,
     ChemicalSystemCondition,
@@ -205,3 +211,15 @@ def test_crystals_with_what_they_were_asked_for_are_counted():
     assert count_hits({"composition": "Na2Cl2"}, sizes, [None]) == {"composition": Hits(1, 0)}
     assert count_hits({"gap": 1.0, "composition": None}, sizes, atoms) == {}
     assert count_hits({}, None, atoms) == {}
+
+
+def test_hits_of_parts_are_those_of_the_whole():
+    sizes, salt = ConditionSizes((FORMULA,), 8), np.array([11, 17])
+    conditions = {"composition": ["NaCl", "KCl", "NaCl", None]}
+    atoms = [salt, salt, None, salt]
+    parts = [
+        count_hits(conditions, sizes, atoms[first:end], first=first, count=4)
+        for first, end in ((0, 1), (1, 4), (4, 4))
+    ]
+    whole = {"composition": Hits(3, 1)}
+    assert sum_hits(parts) == count_hits(conditions, sizes, atoms) == whole
