@@ -100,9 +100,18 @@ def vae_terms(
 def total_loss(terms: Terms, weights: LossWeights) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return the weighted sum of the terms' means, and the means."""
     means = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in terms.items()}
-    factors = {f"loss_{name}": factor for name, factor in asdict(weights).items()}
-    total = sum(factors[name] * mean for name, mean in means.items() if name in factors)
-    return jnp.asarray(total), means
+    return jnp.asarray(sum(weighted_means(means, weights).values())), means
+
+
+def weighted_means(
+    means: Mapping[str, jax.Array], weights: LossWeights
+) -> dict[str, float | jax.Array]:
+    """Return name -> weight times mean of each term, which add up to the loss: `weighted_kl` of
+    `loss_kl`.
+    """
+    factors = {f"loss_{name}": (name, factor) for name, factor in asdict(weights).items()}
+    pairs = [(*factors[name], mean) for name, mean in means.items() if name in factors]
+    return {f"weighted_{name}": factor * mean for name, factor, mean in pairs}
 
 
 def _coords_error(frac_coords: jax.Array, target: Rows, options: CoordsLoss) -> jax.Array:

@@ -28,6 +28,7 @@ from chemeleon2_jax.models.losses import (
     foundation_alignment,
     total_loss,
     vae_terms,
+    weighted_means,
 )
 from chemeleon2_jax.models.meta import ModelMeta
 from chemeleon2_jax.models.sizes import DecoderSizes, VAESizes
@@ -104,7 +105,8 @@ def build_vae(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
             coords=objective.coords,
             latent_noise=objective.latent_noise,
         )
-        return total_loss(terms, objective.weights)
+        total, means = total_loss(terms, objective.weights)
+        return total, {**means, **weighted_means(means, objective.weights)}
 
     training_loss, batches = with_steps(loss_fn, data.loader(config.seed), objective)
     meta = ModelMeta(
@@ -122,9 +124,11 @@ def build_vae(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         batches=batches,
         validate=_make_validate(config, data, sizes=sizes, graphdef=graphdef, objective=objective),
         value_names=value_names(module),
-        # The losses of the terms are not shown: they are before their weights.
+        # Terms as they enter the loss, not before their weights.
         shown={
             "atom_type_accuracy": "type accuracy",
+            "weighted_kl": "KL",
+            "weighted_frac_coords": "coords",
             "val/match_rate": "match",
             "val/atom_type_accuracy": "type accuracy",
         },

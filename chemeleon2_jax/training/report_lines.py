@@ -6,15 +6,16 @@ from tqdm import tqdm
 
 from chemeleon2_jax.training.progress import Progress
 
-WIDTH = 100
+WIDTH = 80
 """Most columns of a line on the console."""
 
 _LABEL_WIDTH = 20
+_ROUNDING_ERROR = 1e-12  # a mean of numbers that cancel
 
 
 def all_values(values: Mapping[str, float]) -> str:
     """Return all values, for the log file."""
-    return " ".join(f"{name}={value:.5g}" for name, value in values.items())
+    return " ".join(f"{name}={_number(value, digits=5)}" for name, value in values.items())
 
 
 def step_line(
@@ -35,13 +36,14 @@ def step_line(
         seconds_left: estimated time to the end of the run; None: unknown.
     """
     head = [f"step {step}" if total_steps is None else f"step {step}/{total_steps}"]
-    head.append(f"loss {values['loss']:.4g}")
-    tail = [f"lr {values['lr']:.3g}"]
+    head.append(f"loss {_number(values['loss'])}")
+    tail = []
     if "crystals_per_second" in values:
         tail.append(f"{_short(values['crystals_per_second'])} crystals/s")
     if seconds_left is not None:
         tail.append(f"ETA {tqdm.format_interval(seconds_left)}")
-    return _join(head, _labelled(values, shown), tail)
+    rate = f"lr {_number(values['lr'], digits=3)}"
+    return _join(head, [*_labelled(values, shown), rate], tail)
 
 
 def validation_line(
@@ -61,27 +63,39 @@ def validation_line(
     (monitored,) = _labelled(values, {monitor: label})
     if best is not None:
         is_best = best.step == progress.step
-        monitored += " (best)" if is_best else f" (best {best.score:.4g} at step {best.step})"
+        assert best.score is not None
+        monitored += " (best)" if is_best else f" (best {_number(best.score)} at step {best.step})"
     head.append(monitored)
     others = {name: label for name, label in shown.items() if name != monitor}
-    return _join(head, [*_labelled(values, others), f"{seconds:.1f} s"])
+    return _join(head, _labelled(values, others), [f"{seconds:.1f} s"])
 
 
 def _labelled(values: Mapping[str, float], shown: Mapping[str, str]) -> list[str]:
     return [
-        f"{label[:_LABEL_WIDTH]} {values[name]:.4g}"
+        f"{label[:_LABEL_WIDTH]} {_number(values[name])}"
         for name, label in shown.items()
         if name in values
     ]
 
 
 def _join(head: Sequence[str], optional: Sequence[str], tail: Sequence[str] = ()) -> str:
-    """Join all entries of `head` and `tail`, and as many optional ones as fit."""
-    for count in range(len(optional), -1, -1):
-        line = "  ".join([*head, *optional[:count], *tail])
-        if len(line) <= WIDTH:
-            break
-    return line
+    """Join the entries of `head`, and those of `tail` and then the optional ones that fit."""
+
+    def fits(entries: Sequence[str]) -> bool:
+        return len("  ".join(entries)) <= WIDTH
+
+    while tail and not fits([*head, *tail]):
+        tail = tail[1:]
+    chosen: list[str] = []
+    for entry in optional:
+        if fits([*head, *chosen, entry, *tail]):
+            chosen.append(entry)
+    return "  ".join([*head, *chosen, *tail])[:WIDTH]
+
+
+def _number(value: float, *, digits: int = 4) -> str:
+    """Return some digits of a number; 0 for a rounding error."""
+    return "0" if abs(value) < _ROUNDING_ERROR else f"{value:.{digits}g}"
 
 
 def _short(number: float) -> str:
