@@ -21,7 +21,11 @@ from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.diffusion.samplers import make_sampler
 from chemeleon2_jax.inference import api
 from chemeleon2_jax.inference.generator import draw_num_atoms
-from chemeleon2_jax.models.condition_kinds import CompositionCondition, FloatCondition
+from chemeleon2_jax.models.condition_kinds import (
+    ChemicalSystemCondition,
+    CompositionCondition,
+    FloatCondition,
+)
 from tests.tiny import SAMPLE_FLAGS, conditional, make_once, run_module, run_script
 
 FILES = {"vae": "", "ema": False, "size_table": ""}  # options of PyTorch files
@@ -319,6 +323,20 @@ def test_damaged_model_is_one_line(tmp_path, tiny_ldm):
     assert done.code == 1
     assert done.output.startswith(f"error: item 'ema' of the checkpoint {model} cannot be read")
     assert done.output.count("\n") == 1
+
+
+def test_a_list_of_elements_is_said_to_be_several_systems(tiny_ldm, caplog):
+    model = c2.load_model(tiny_ldm.path)
+    system = ChemicalSystemCondition("system")
+    model = api.LDMModel(conditional(model.parts, system), model.meta)
+    with caplog.at_level("WARNING"):
+        values = sample._convert_conditions(model, {"system": ["Na", "Cl"]})
+    assert values == {"system": ["Na", "Cl"]}
+    assert "2 values, one a crystal" in caplog.text
+    assert caplog.text.strip().endswith("asked for by Na-Cl")
+    caplog.clear()
+    sample._convert_conditions(model, {"system": ["Na-Cl", "K"]})
+    assert not caplog.text
 
 
 def test_conditions_reach_the_model_and_the_report(tmp_path, monkeypatch, tiny_ldm):

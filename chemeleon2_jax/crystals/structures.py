@@ -97,6 +97,13 @@ def reduce_structure(structure: Structure) -> Structure:
     return reduced
 
 
+def _reduce(structure: Structure) -> Structure:
+    try:
+        return reduce_structure(structure)
+    except (ArithmeticError, np.linalg.LinAlgError) as error:
+        raise ValueError(f"irreducible cell: {error}") from error
+
+
 def structure_from_cif(text: str | bytes) -> Structure:
     """Return the first structure of a CIF, in the cell of the file.
 
@@ -117,8 +124,15 @@ def _build(types: np.ndarray, frac: np.ndarray, matrix: np.ndarray) -> Structure
     return Structure(Lattice(matrix), [_ELEMENTS[int(z) - 1] for z in types], frac)
 
 
-def structures_to_crystals(structures: Iterable[Structure]) -> Crystals:
-    """Return Structures as flat arrays, without reduction.
+def structures_to_crystals(
+    structures: Iterable[Structure], *, standardize: bool = False
+) -> Crystals:
+    """Return Structures as flat arrays.
+
+    Args:
+        structures: ordered.
+        standardize: whether to take their cells as `reduce_structure` returns them; else they are
+            as they are.
 
     Raises:
         ValueError: a structure is disordered, has a species that is no element up to Z = 99,
@@ -132,6 +146,8 @@ def structures_to_crystals(structures: Iterable[Structure]) -> Crystals:
             if not (np.isfinite(frac).all() and np.isfinite(lattice).all()):
                 raise ValueError("a coordinate or the cell is not finite")
             check_cell(lattice)
+            if standardize:
+                types, frac, lattice = arrays_from_structure(_reduce(structure))
             arrays.append((types, frac, lattice))
         except ValueError as error:
             raise ValueError(f"structure {index}: {error}") from error

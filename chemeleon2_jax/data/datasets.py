@@ -275,6 +275,12 @@ def _load_embedded(
 ) -> Split:
     csv_files.check_split(split)
     crystals = embedded.load_embedded(name)[split]
+    for column in rename:
+        if column not in crystals.targets:
+            raise DatasetError(
+                f"{name} has no property {column!r} (data.rename); "
+                f"{suggest(column, crystals.targets)}"
+            )
     known = {rename.get(name, name): values for name, values in crystals.targets.items()}
     for target in targets:
         if target not in known:

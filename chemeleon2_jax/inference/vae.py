@@ -47,14 +47,23 @@ class VAEModel:
     parts: VAEParts
     meta: ModelMeta | None = field(default=None, repr=False)
 
-    def encode(self, structures: Sequence[Structure]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return means and logvars of the latents, (n_atoms, L) each, one a structure. Cells are
-        not reduced.
+    def encode(
+        self, structures: Sequence[Structure], *, standardize: bool = False
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return means and logvars of the latents, (n_atoms, L) each, one a structure.
+
+        Latents depend on the choice and the orientation of the cell.
+
+        Args:
+            structures: atoms in the order of the latents.
+            standardize: whether to encode their Niggli cells in standard orientation, as training
+                data is, in place of the cells as they are.
 
         Raises:
-            ValueError: a disordered structure, or one with an element beyond Z = 99.
+            ValueError: a disordered structure, one with an element beyond Z = 99, or a cell that
+                cannot be reduced.
         """
-        return self.encode_crystals(structures_to_crystals(structures))
+        return self.encode_crystals(structures_to_crystals(structures, standardize=standardize))
 
     def encode_crystals(self, crystals: Crystals) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return means and logvars as `encode` does, for crystals as arrays."""
@@ -172,16 +181,21 @@ class PredictorModel:
         """Its VAE."""
         return VAEModel(self.parts.vae, self.meta)
 
-    def predict(self, structures: Sequence[Structure]) -> dict[str, np.ndarray]:
+    def predict(
+        self, structures: Sequence[Structure], *, standardize: bool = False
+    ) -> dict[str, np.ndarray]:
         """Return {target: (n,) float64 in its unit}.
 
-        Cells are not reduced. The training set has Niggli-reduced cells in standard orientation
-        (`crystals.structures.reduce_structure`): predictions are best for those.
+        Args:
+            structures: to predict.
+            standardize: whether to take their Niggli cells in standard orientation, as training
+                data is, in place of the cells as they are; predictions are best for those.
 
         Raises:
-            ValueError: a disordered structure, or one with an element beyond Z = 99.
+            ValueError: a disordered structure, one with an element beyond Z = 99, or a cell that
+                cannot be reduced.
         """
-        return self.predict_crystals(structures_to_crystals(structures))
+        return self.predict_crystals(structures_to_crystals(structures, standardize=standardize))
 
     def predict_crystals(self, crystals: Crystals) -> dict[str, np.ndarray]:
         """Return {target: (G,) float64 in its unit} for crystals as arrays."""

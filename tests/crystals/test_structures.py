@@ -145,6 +145,23 @@ def test_lists_of_structures() -> None:
     assert len(structures_to_crystals([])) == 0
 
 
+def test_standard_cells_on_request() -> None:
+    turned = ROCK_SALT.get_primitive_structure()
+    turned.make_supercell([[1, 1, 0], [0, 1, 0], [0, 0, 1]])
+    crystals = structures_to_crystals([turned], standardize=True)
+    reduced = reduce_structure(turned)
+    np.testing.assert_allclose(crystals.lattices[0], reduced.lattice.matrix, atol=1e-5)
+    np.testing.assert_allclose(crystals.frac_coords, reduced.frac_coords, atol=1e-6)
+    unchanged = structures_to_crystals([turned])
+    np.testing.assert_allclose(unchanged.lattices[0], turned.lattice.matrix, atol=1e-5)
+
+
+def test_a_structure_that_its_cif_contradicts_is_read_with_a_warning() -> None:
+    text = cif_of(ROCK_SALT).replace("'Na4 Cl4'", "'Na4 Cl5'")
+    with pytest.warns(UserWarning, match="formula: read Cl4 Na4, declared Cl5 Na4"):
+        assert len(structure_from_cif(text)) == 8
+
+
 def test_errors_of_lists_name_the_position() -> None:
     disordered = Structure(Lattice.cubic(4), [{"Fe": 0.5, "Ni": 0.5}], [[0, 0, 0]])
     with pytest.raises(ValueError, match="structure 1: partial occupancy"):

@@ -8,8 +8,12 @@ import pytest
 from chemeleon2_jax.common.errors import DatasetError
 from chemeleon2_jax.common.suggest import suggest
 from chemeleon2_jax.data.csv_files import (
+    check_rename,
+    choose_rows,
     find_column,
+    find_only_file,
     find_split_file,
+    present_renames,
     read_header,
     read_numbers,
     read_rows,
@@ -91,6 +95,57 @@ def test_columns_by_their_new_names(tmp_path) -> None:
         find_column(path, "gap", {"gaps": "gap"})
     with pytest.raises(DatasetError, match="material_id and band_gap are both called 'x'"):
         find_column(path, "x", {"material_id": "x", "band_gap": "x"})
+
+
+def test_blank_lines_before_the_header(tmp_path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("\n , ,\n" + TABLE)
+    assert read_header(path) == ["material_id", "cif", "band_gap"]
+    assert len(list(read_rows(path))) == 2
+
+
+def test_a_missing_column_of_cifs_is_found_by_its_content(tmp_path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('id,structure\n1,"data_x\n_cell_length_a 4\n"\n')
+    with pytest.raises(DatasetError, match=r"did you mean 'structure'.*data.rename=structure:cif"):
+        find_column(path, "cif", {})
+    path.write_text("id,formula\n1,NaCl\n")
+    with pytest.raises(DatasetError, match=r"'cif'; Known: id, formula.*rename=<column>:cif"):
+        find_column(path, "cif", {})
+    path.write_text("id;cif\n1;x\n")
+    with pytest.raises(DatasetError, match="separated by semicolons"):
+        find_column(path, "cif", {})
+
+
+def test_renames_of_columns_that_are_not_there(tmp_path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(TABLE)
+    check_rename(path, {"band_gap": "gap"})
+    with pytest.raises(DatasetError, match=r"no column 'cif' \(column 'foo' by data.rename\)"):
+        check_rename(path, {"foo": "cif"})
+    assert present_renames(path, {"foo": "cif", "band_gap": "gap"}) == {"band_gap": "gap"}
+
+
+def test_one_file_in_place_of_three(tmp_path) -> None:
+    (tmp_path / "all.csv").write_text(TABLE)
+    with pytest.raises(DatasetError, match=r"it holds all.csv; .*data.split=0.8,0.1,0.1"):
+        find_split_file(tmp_path, "train")
+    with pytest.raises(DatasetError, match=r"is not a folder.*data.split=0.8,0.1,0.1"):
+        find_split_file(tmp_path / "all.csv", "train")
+    assert find_only_file(tmp_path) == find_only_file(tmp_path / "all.csv") == tmp_path / "all.csv"
+    (tmp_path / "more.csv.gz").write_text("")
+    with pytest.raises(DatasetError, match=r"holds all.csv, more.csv.gz; give the file"):
+        find_only_file(tmp_path)
+    with pytest.raises(DatasetError, match="there is no file or folder"):
+        find_only_file(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 7, 100])
+def test_shares_are_a_partition(num_rows) -> None:
+    parts = [choose_rows(num_rows, split, (0.8, 0.1, 0.1)) for split in ("train", "val", "test")]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(1, num_rows + 1))
+    assert abs(len(parts[0]) - 0.8 * num_rows) <= 1
+    np.testing.assert_array_equal(parts[0], choose_rows(num_rows, "train", (0.8, 0.1, 0.1)))
 
 
 def test_numbers_and_why_there_is_none(tmp_path) -> None:

@@ -241,3 +241,58 @@ def test_a_million_crystals_fit_in_a_gigabyte() -> None:
     )
     arrays = [*crystals_to_arrays(crystals).values(), crystals.offsets]
     assert sum(array.nbytes for array in arrays) / num_crystals < 1000
+
+
+def inconsistent(cif: str) -> str:
+    """A CIF whose formula has one atom more than its sites."""
+    return cif.replace("_chemical_formula_sum   'Cs1 Cl1'", "_chemical_formula_sum   'Cs1 Cl1 H1'")
+
+
+def test_inconsistent_cifs_are_skipped_unless_asked_for(tmp_path, _own_cache) -> None:
+    good = CESIUM_CHLORIDE.to(fmt="cif")
+    write_table(tmp_path / "train.csv", [("a", good, 1), ("b", inconsistent(good), 2)])
+    split = load(tmp_path, targets=["band_gap"])
+    assert split.crystals.material_ids.tolist() == [b"a"]
+    assert [row.describe() for row in split.skipped] == [
+        "row 2 (b): inconsistent CIF: formula: read Cl1 Cs1, declared Cl1 Cs1 H1"
+    ]
+    assert "data.keep_inconsistent=True keeps" in split.report()
+    kept = load(tmp_path, targets=["band_gap"], keep_inconsistent=True)
+    assert kept.crystals.material_ids.tolist() == [b"a", b"b"]
+    assert kept.crystals.targets["band_gap"].tolist() == [1, 2]
+    assert not kept.skipped
+    assert kept.remarks[0].row == 2
+    assert "read with a remark 1 (1 x inconsistent CIF)" in kept.report()
+
+
+def test_the_first_of_several_blocks_is_a_rows_crystal(tmp_path, _own_cache) -> None:
+    good = CESIUM_CHLORIDE.to(fmt="cif")
+    write_table(tmp_path / "train.csv", [("a", good + good, 1)])
+    split = load(tmp_path)
+    assert len(split.crystals) == 1
+    assert "alone is read, of 2 with crystals" in split.remarks[0].reason
+
+
+def test_a_rename_of_a_column_that_there_is_not(tmp_path, _own_cache) -> None:
+    write_table(tmp_path / "train.csv", [("a", CESIUM_CHLORIDE.to(fmt="cif"), 1)])
+    with pytest.raises(DatasetError, match=r"no column 'cif' \(column 'foo' by data.rename\)"):
+        load(tmp_path, rename={"foo": "cif"})
+    with pytest.raises(DatasetError, match="no property 'foo'"):
+        load_split("structure-types", "val", rename={"foo": "density"})
+
+
+def test_one_file_split_by_shares(tmp_path, _own_cache) -> None:
+    good = CESIUM_CHLORIDE.to(fmt="cif")
+    rows = [(f"m{i}", "broken" if i == 7 else good, i) for i in range(20)]
+    write_table(tmp_path / "all.csv.gz", rows)
+    shares = (0.7, 0.2, 0.1)
+    parts = [load(tmp_path, name, shares=shares) for name in ("train", "val", "test")]
+    assert [len(part.crystals) + len(part.skipped) for part in parts] == [14, 4, 2]
+    ids = [name.decode() for part in parts for name in part.crystals.material_ids]
+    skipped = [row.material_id for part in parts for row in part.skipped]
+    assert sorted(ids + skipped) == sorted(name for name, _, _ in rows)
+    assert skipped == ["m7"]
+    file = load_split("", "train", data_dir=tmp_path / "all.csv.gz", shares=shares)
+    assert file.crystals.material_ids.tolist() == parts[0].crystals.material_ids.tolist()
+    with pytest.raises(DatasetError, match="data.data_dir, which is empty"):
+        load_split("mp-20", "train", shares=shares)

@@ -14,6 +14,7 @@ from pymatgen.core import Lattice, Structure
 import chemeleon2_jax as c2
 from chemeleon2_jax.crystals.arrays import Crystals
 from chemeleon2_jax.crystals.structures import structures_to_crystals
+from chemeleon2_jax.data.parse import parse_crystal
 from chemeleon2_jax.diffusion.samplers import make_sampler
 from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.inference.api import LDMModel, PredictorModel, VAEModel
@@ -256,6 +257,18 @@ def test_latents_of_another_shape(vae, ldm, latent):
         vae.decode([good, latent])
     with pytest.raises(ValueError, match=r"latent 1 has shape .*, not \(n_atoms, 8\)"):
         ldm.denoise([good, latent], [3, 4])
+
+
+def test_standardized_latents_are_those_of_training_data(vae):
+    crystal = Structure(
+        Lattice([[4, 0, 0], [8, 4, 0], [0, 0, 3]]), ["Na", "F"], [[0] * 3, [0.4] * 3]
+    )
+    types, frac_coords, lattice = parse_crystal(crystal.to(fmt="cif")).arrays
+    (expected,), _ = vae.encode_crystals(Crystals.from_list([(types, frac_coords, lattice)]))
+    (means,), _ = vae.encode([crystal], standardize=True)
+    np.testing.assert_allclose(means, expected, atol=1e-4)
+    (other,), _ = vae.encode([crystal])
+    assert np.abs(other - expected).max() > 1e-2
 
 
 def test_structures_that_cannot_be_encoded(vae):

@@ -17,7 +17,7 @@ from chemeleon2_jax.metrics.registry import FEATURES, METRICS, choose_metrics
 from chemeleon2_jax.metrics.report import Report, evaluate
 from chemeleon2_jax.metrics.structure import covalent_check
 from chemeleon2_jax.workers import WorkerPool
-from tests.tiny import caesium_chloride, perovskite, rocksalt
+from tests.tiny import caesium_chloride, perovskite, rocksalt, write_split
 
 SALT, OXIDE = rocksalt("Na", "Cl", 5.64), perovskite("Sr", "Ti", 3.905)
 OTHER_SALT = caesium_chloride("Na", "Cl", 3.4)
@@ -384,3 +384,31 @@ def test_public_name():
     assert isinstance(report, Report)
     assert report.table["covalent"].tolist() == covalent_check([SALT]).passed.tolist()
     assert math.isclose(report.table["atomic_density"][0], 8 / 5.64**3)
+
+
+def test_what_a_file_declares_otherwise_is_a_warning(tmp_path):
+    salt = rocksalt("Na", "Cl", 5.64).to(fmt="cif")
+    (tmp_path / "a.cif").write_text(salt)
+    (tmp_path / "b.cif").write_text(salt.replace("'Na1 Cl1'", "'Na1 Cl1 H2'"))
+    judged = evaluate(tmp_path, metrics=["valid"], num_workers=0)
+    assert judged.table["status"].tolist() == ["ok", "ok"]
+    assert judged.table["warning"].tolist()[1] == "formula: read Cl1 Na1, declared Cl1 H2 Na1"
+    assert judged.table["warning"].isna().tolist() == [True, False]
+    assert judged.summary["structures"]["warnings"] == {"formula": 1}
+
+
+def test_renamed_columns_of_structures_and_reference(tmp_path):
+    crystals = [rocksalt("Na", "Cl", 5.64), rocksalt("K", "F", 5.3)]
+    for name in ("some.csv", "known/train.csv"):
+        write_split(tmp_path / name, crystals)
+        path = tmp_path / name
+        path.write_text(path.read_text().replace("material_id,cif", "id,structure", 1))
+    rename = {"structure": "cif", "id": "material_id"}
+    options = {"metrics": ["novel"], "num_workers": 0}
+    judged = evaluate(tmp_path / "some.csv", tmp_path / "known", rename=rename, **options)
+    assert judged.table["name"].tolist() == ["some-0", "some-1"]
+    assert judged.table["novel"].tolist() == [False, False]
+    # A list of structures has no columns; the reference's are enough.
+    assert len(evaluate(crystals, str(tmp_path / "known"), rename=rename, **options).table) == 2
+    with pytest.raises(DatasetError, match="no CSV file has the column 'foo'.*Known: id, structur"):
+        evaluate(tmp_path / "some.csv", rename={"foo": "cif"}, metrics=["valid"], num_workers=0)

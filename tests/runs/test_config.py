@@ -13,6 +13,7 @@ from chemeleon2_jax.runs.config import (
     load_config,
     rename_columns,
     split_names,
+    split_shares,
     to_json,
     unwrap_hub_keys,
 )
@@ -143,6 +144,8 @@ def test_fit_config_takes_every_block():
         ("--config.data.batch_size=1e3", "data.batch_size is a whole number, not '1e3'"),
         ("--config.vae_module.optimizer.lr=fast", "is a number, not 'fast'"),
         ("--config.vae_module.augmentation.rotate=maybe", "is true or false, not 'maybe'"),
+        ("trainer.max_epochs=5", "start with --config., as in --config.trainer.max_epochs=5"),
+        ("--trainer.max_epoch=5", "as in --config.trainer.max_epochs=5"),
     ],
 )
 def test_wrong_override_is_explained(argument, message):
@@ -178,6 +181,9 @@ def test_right_overrides_pass():
         ("vae_module.scheduler.name", "cosin", "cosine"),
         ("vae_module.encoder.nhead", 7, "multiple of vae_module.encoder.nhead"),
         ("data.rename", "band_gap", "band_gap:dft_band_gap"),
+        ("data.split", "0.8,0.2", "shares of training, validation and test"),
+        ("data.split", "0.8,0.1,0.2", "with the sum 1, as in 0.8,0.1,0.1"),
+        ("data.split", "most,some,few", "as in 0.8,0.1,0.1"),
         ("packing.max_shapes", 9, "at most 8"),
         ("callbacks.model_checkpoint.save_top_k", 0, "1 or more"),
         ("vae_module.scheduler.mode", "least", "one of"),
@@ -256,6 +262,8 @@ def test_small_readers():
         "band_gap": "dft_band_gap",
         "e": "energy",
     }
+    assert split_shares("") == ()
+    assert split_shares("0.8, 0.2, 0") == (0.8, 0.2, 0.0)
     config = ConfigDict({"a": {"b": "${hub:mp_20_vae}", "c": "hub:x", "d": 1}})
     unwrap_hub_keys(config)
     assert config.a.to_dict() == {"b": "mp_20_vae", "c": "hub:x", "d": 1}
