@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import lzma
 import os
+import struct
 import zipfile
 import zlib
 from collections import defaultdict
@@ -31,7 +33,10 @@ NO_CRYSTALS = "JSON files without structures"
 _CIF, _JSON, _POSCAR = "cif", "json", "poscar"
 _KINDS = {".cif": _CIF, ".mcif": _CIF, ".json": _JSON, ".vasp": _POSCAR, ".poscar": _POSCAR}
 # What reading broken or encrypted archives and files raises.
-_UNREADABLE = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, NotImplementedError, OverflowError, ValueError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError),
+)
 
 
 @dataclass(frozen=True)
@@ -137,22 +142,23 @@ def _load(member: Member) -> bytes:
     try:
         if member.index is None:
             with member.path.open("rb") as stream:
-                return _read_limited(stream, member.name)
-        with zipfile.ZipFile(member.path) as archive:
-            info = archive.infolist()[member.index]
-            with archive.open(info) as stream:
-                return _read_limited(stream, member.name)
+                content = _read_limited(stream, member.name)
+        else:
+            with zipfile.ZipFile(member.path) as archive:
+                info = archive.infolist()[member.index]
+                with archive.open(info) as stream:
+                    content = _read_limited(stream, member.name)
     except _UNREADABLE as error:
         raise ValueError(f"unreadable file: {error}") from error
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"too long a file: more than {MAX_BYTES / 1e6:.0f} MB")
+    return content
 
 
 def _read_limited(stream: Any, name: str) -> bytes:
     if name.lower().endswith(".gz"):
         stream = gzip.GzipFile(fileobj=stream)
-    content = stream.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"too long a file: more than {MAX_BYTES / 1e6:.0f} MB")
-    return content
+    return stream.read(MAX_BYTES + 1)
 
 
 def _read_json(content: bytes) -> list[ReadCrystal | None]:

@@ -165,7 +165,7 @@ def describe_reading(
     failed = [entry for entry in entries if entry.status == FAILED]
     warned = [entry for entry in entries if entry.warning and entry.arrays is not None]
     read = sum(entry.arrays is not None for entry in entries)
-    lines = [f"{source}: {read} crystals of {len(entries)} read"]
+    lines = [f"{source}: {read} of {len(entries)} crystals read"]
     for title, rows, texts in (
         ("failed", failed, [entry.reason or "" for entry in failed]),
         ("read with a warning", warned, [entry.warning or "" for entry in warned]),

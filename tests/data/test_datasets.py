@@ -248,7 +248,8 @@ def inconsistent(cif: str) -> str:
     return cif.replace("_chemical_formula_sum   'Cs1 Cl1'", "_chemical_formula_sum   'Cs1 Cl1 H1'")
 
 
-def test_inconsistent_cifs_are_skipped_unless_asked_for(tmp_path, _own_cache) -> None:
+@pytest.mark.usefixtures("_own_cache")
+def test_inconsistent_cifs_are_skipped_unless_asked_for(tmp_path) -> None:
     good = CESIUM_CHLORIDE.to(fmt="cif")
     write_table(tmp_path / "train.csv", [("a", good, 1), ("b", inconsistent(good), 2)])
     split = load(tmp_path, targets=["band_gap"])
@@ -265,7 +266,8 @@ def test_inconsistent_cifs_are_skipped_unless_asked_for(tmp_path, _own_cache) ->
     assert "read with a remark 1 (1 x inconsistent CIF)" in kept.report()
 
 
-def test_the_first_of_several_blocks_is_a_rows_crystal(tmp_path, _own_cache) -> None:
+@pytest.mark.usefixtures("_own_cache")
+def test_the_first_of_several_blocks_is_a_rows_crystal(tmp_path) -> None:
     good = CESIUM_CHLORIDE.to(fmt="cif")
     write_table(tmp_path / "train.csv", [("a", good + good, 1)])
     split = load(tmp_path)
@@ -273,7 +275,8 @@ def test_the_first_of_several_blocks_is_a_rows_crystal(tmp_path, _own_cache) -> 
     assert "alone is read, of 2 with crystals" in split.remarks[0].reason
 
 
-def test_a_rename_of_a_column_that_there_is_not(tmp_path, _own_cache) -> None:
+@pytest.mark.usefixtures("_own_cache")
+def test_a_rename_of_a_column_that_there_is_not(tmp_path) -> None:
     write_table(tmp_path / "train.csv", [("a", CESIUM_CHLORIDE.to(fmt="cif"), 1)])
     with pytest.raises(DatasetError, match=r"no column 'cif' \(column 'foo' by data.rename\)"):
         load(tmp_path, rename={"foo": "cif"})
@@ -281,7 +284,8 @@ def test_a_rename_of_a_column_that_there_is_not(tmp_path, _own_cache) -> None:
         load_split("structure-types", "val", rename={"foo": "density"})
 
 
-def test_one_file_split_by_shares(tmp_path, _own_cache) -> None:
+@pytest.mark.usefixtures("_own_cache")
+def test_one_file_split_by_shares(tmp_path) -> None:
     good = CESIUM_CHLORIDE.to(fmt="cif")
     rows = [(f"m{i}", "broken" if i == 7 else good, i) for i in range(20)]
     write_table(tmp_path / "all.csv.gz", rows)
@@ -294,5 +298,5 @@ def test_one_file_split_by_shares(tmp_path, _own_cache) -> None:
     assert skipped == ["m7"]
     file = load_split("", "train", data_dir=tmp_path / "all.csv.gz", shares=shares)
     assert file.crystals.material_ids.tolist() == parts[0].crystals.material_ids.tolist()
-    with pytest.raises(DatasetError, match="data.data_dir, which is empty"):
+    with pytest.raises(DatasetError, match=r"data\.data_dir, which is empty"):
         load_split("mp-20", "train", shares=shares)

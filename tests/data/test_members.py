@@ -85,7 +85,7 @@ def test_entries_have_their_crystals_reasons_and_warnings(source, caplog) -> Non
     assert entries["z_copy.cif"].warning == "a copy of b.cif"
     assert sorted(entries["two.cif#2"].arrays[0].tolist()) == [8, 8, 8, 22, 38]
     text = caplog.text
-    assert "9 crystals of 13 read" in text
+    assert "9 of 13 crystals read" in text
     assert "2 x .xyz (a.xyz, ...)" in text
     assert NO_CRYSTALS in text
     assert len(text.splitlines()) < 24
@@ -117,6 +117,11 @@ def test_broken_archives_and_files(tmp_path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("notes.txt", "")
     with pytest.raises(DatasetError, match=r"holds no structure; not read: 1 x .txt"):
+        read_entries(path, HERE)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("\u00e9.cif", CIF)
+    path.write_bytes(path.read_bytes().replace("\u00e9".encode(), b"\xe9\xe9"))  # no UTF-8
+    with pytest.raises(DatasetError, match="no zip archive, or a broken one"):
         read_entries(path, HERE)
     cut = tmp_path / "cut.cif.gz"
     cut.write_bytes(gzip.compress(CIF.encode())[:-20])

@@ -410,5 +410,7 @@ def test_renamed_columns_of_structures_and_reference(tmp_path):
     assert judged.table["novel"].tolist() == [False, False]
     # A list of structures has no columns; the reference's are enough.
     assert len(evaluate(crystals, str(tmp_path / "known"), rename=rename, **options).table) == 2
-    with pytest.raises(DatasetError, match="no CSV file has the column 'foo'.*Known: id, structur"):
+    with pytest.raises(
+        DatasetError, match=r"no CSV file has the column 'foo'.*Known: id, structur"
+    ):
         evaluate(tmp_path / "some.csv", rename={"foo": "cif"}, metrics=["valid"], num_workers=0)
