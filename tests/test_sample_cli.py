@@ -30,6 +30,7 @@ from tests.tiny import SAMPLE_FLAGS, conditional, make_once, run_module, run_scr
 
 FILES = {"vae": "", "ema": False, "size_table": ""}  # options of PyTorch files
 FILES |= {"verify": True, "compositions": []}
+FILES |= {"coordinator": "", "num_processes": 0, "process_id": -1, "join_timeout": 300}
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STRUCTURES, REPORT = "generated_structures.json.gz", "run.json"
@@ -346,16 +347,7 @@ def test_conditions_reach_the_model_and_the_report(tmp_path, monkeypatch, tiny_l
     monkeypatch.setattr(api, "load_model", lambda _, **options: model)
     flags = {"model": "m", "output_dir": str(tmp_path), "num_samples": 0, "num_atoms": []}
     asked = {"condition": ["gap=1.5", "composition=NaCl,none,InF"], "cfg_scale": 3.0}
-    alone = {"coordinator": "", "num_processes": 0, "process_id": -1, "join_timeout": 1}
-    rest = {
-        **alone,
-        "cif": False,
-        "seed": 2,
-        "sampler": "ddim",
-        "steps": 2,
-        "eta": 1.0,
-        "chunk_size": 0,
-    }
+    rest = {"cif": False, "seed": 2, "sampler": "ddim", "steps": 2, "eta": 1.0, "chunk_size": 0}
     monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(**FILES, **flags, **asked, **rest))
     written = []
     monkeypatch.setattr(sample, "_write", lambda *arguments: written.append(arguments))
