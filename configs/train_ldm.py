@@ -78,6 +78,10 @@ def _ldm_module() -> ConfigDict:
             "ema": {"decay": 0.9999},  # 0 for off
             # Off: Chemeleon2 learns latents of cells in standard orientation.
             "augmentation": {"rotate": False, "translate": False, "per_crystal": True},
+            # Distillation of the flow model at ldm_ckpt_path to a few steps: latents are those that
+            # it makes of the noise in so many steps of this sampler, not those of the data. 0 is
+            # off.
+            "reflow": {"steps": 0, "sampler": "unipc"},
             # Where nothing is augmented, the VAE encodes the data once, not at every step. It takes
             # 8 bytes an atom and latent channel in the memory of every host.
             "cache_posteriors": True,

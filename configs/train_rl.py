@@ -89,7 +89,9 @@ def _reward_fn() -> ConfigDict:
             "require": "valid",
             "reference_dataset": "",  # set of known crystals; '' for the data of the prompts
             "timeout_s": 30.0,  # per crystal
-            "shuffle": False,  # permute the rewards over the crystals: a control experiment
+            # A control experiment: permute the rewards over the crystals, with group_reward_norm
+            # over those of each prompt.
+            "shuffle": False,
             # A block for each reward: weight, normalize_fn, floor (the value of a crystal without
             # reward; '' is below all others) and its own options, listed in the README and
             # explained at its function in chemeleon2_jax/rewards.

@@ -191,7 +191,7 @@ def training_cases(ldm: LDMParts, sizes: np.ndarray) -> dict[str, TrainingCase]:
         return total_loss(terms, weights)
 
     def ldm_loss(params: Any, frozen: Any, key: jax.Array, rows: Any) -> Any:
-        terms = ldm_terms(ldm, params, rows, vae_params=frozen, key=key)
+        terms = ldm_terms(ldm, params, rows, frozen={"vae": frozen}, key=key)
         total, count = terms["total_loss"]
         return total / count, {}
 

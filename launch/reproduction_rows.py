@@ -166,7 +166,8 @@ def _reinforce(
             f"--config.rl_module.ldm_ckpt_path={ldm}",
             f"--config.rl_module.reward_fn.shuffle={shuffle}",
         ]
-        sample(f"{name}_sample", train(name, "rl", experiment, flags))
+        # The last checkpoint: the best of the control would be the best of chance.
+        sample(f"{name}_sample", f"{train(name, 'rl', experiment, flags)}/checkpoints/last")
 
 
 def _as_flags(overrides: Overrides) -> list[str]:

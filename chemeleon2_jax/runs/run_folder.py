@@ -31,6 +31,7 @@ _IDENTITY = (
     "ldm_module.denoiser",
     "ldm_module.diffusion",
     "ldm_module.ldm_ckpt_path",
+    "ldm_module.reflow",
     "ldm_module.vae_ckpt_path",
     "rl_module.conditions",
     "rl_module.ldm_ckpt_path",

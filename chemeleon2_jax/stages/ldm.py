@@ -53,6 +53,7 @@ from chemeleon2_jax.stages.ldm_start import (
     start_weights,
 )
 from chemeleon2_jax.stages.posteriors import cache_posteriors, posterior_of
+from chemeleon2_jax.stages.reflow import TEACHER_ITEM, draw_pair, open_teacher, read_sampler
 from chemeleon2_jax.training.parallel import replicate
 from chemeleon2_jax.training.stage import LossFn, Stage, ValidateFn, Validation
 
@@ -68,7 +69,12 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         path = module.ldm_ckpt_path
         params = start_weights(params, sizes, start.weights, diffusion=diffusion, path=path)
     vae = replace(start.vae, params=replicate(start.vae.params, data.mesh))
-    if module.cache_posteriors and not _augments(module):
+    frozen = {"vae": vae.params}
+    pair_sampler = read_sampler(module, diffusion)
+    if pair_sampler is not None:
+        teacher = open_teacher(params, has_start=start.weights is not None, resume_dir=resume_dir)
+        frozen[TEACHER_ITEM] = replicate(teacher, data.mesh)
+    elif module.cache_posteriors and not _augments(module):
         data = cache_posteriors(data, vae)
     moments = latent_moments(start, data, vae, options=module.diffusion, seed=config.seed)
     _log_moments(moments)
@@ -96,18 +102,20 @@ def build_ldm(config: ConfigDict, *, resume_dir: Path | None = None) -> Stage:
         config,
         meta,
         params=params,
-        loss_fn=_make_loss(ldm, module),
+        loss_fn=_make_loss(ldm, module, pair_sampler),
         batches=data.loader(config.seed),
-        frozen=vae.params,
+        frozen=frozen,
         validate=_make_validate(
             data,
             ldm,
             sampler,
+            frozen=frozen,
             num_samples=num_samples,
             posterior_scale=module.diffusion.posterior_scale,
+            pair_sampler=pair_sampler,
         ),
         value_names=value_names(sizes, num_samples=num_samples),
-        items=items_with(vae=vae.params),
+        items=items_with(**frozen),
         shown={
             "grad_norm": "gradient",
             "val/valid_share": "valid",
@@ -199,7 +207,7 @@ def _read_chain(module: ConfigDict, vae: VAESizes) -> tuple[DiffusionConfig, Sam
     return diffusion, sampler
 
 
-def _make_loss(ldm: LDMParts, module: ConfigDict) -> LossFn:
+def _make_loss(ldm: LDMParts, module: ConfigDict, pair_sampler: Sampler | None) -> LossFn:
     augment_options, conditions = augmentation(module.augmentation), ldm.sizes.conditions
     options = module.diffusion
 
@@ -216,12 +224,13 @@ def _make_loss(ldm: LDMParts, module: ConfigDict) -> LossFn:
             ldm,
             params,
             rows,
-            vae_params=frozen,
+            frozen=frozen,
             key=loss_key,
             times=options.times,
             posterior_scale=options.posterior_scale,
             weighting=options.weighting,
             estimate_key=estimate_key,
+            pair_sampler=pair_sampler,
         )
         means = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in terms.items()}
         return means.pop("total_loss"), means
@@ -234,12 +243,13 @@ def ldm_terms(
     params: Any,
     rows: Rows,
     *,
-    vae_params: Any,
+    frozen: Mapping[str, Any],
     key: jax.Array,
     times: str = "uniform",
     posterior_scale: float = 1.0,
     weighting: str = "uniform",
     estimate_key: jax.Array | None = None,
+    pair_sampler: Sampler | None = None,
 ) -> Terms:
     """Return sums over crystals of the loss and its terms, with the number of crystals.
 
@@ -247,22 +257,27 @@ def ldm_terms(
         ldm: sizes, chain and scale of the latents.
         params: of the denoiser.
         rows: the crystals.
-        vae_params: of the frozen VAE.
+        frozen: parameters of the VAE, and of the teacher with `pair_sampler`.
         key: of latents, times and noise.
         times: distribution of the diffusion times, a name in `diffusion.times.TIMES`.
         posterior_scale: share of the posterior's standard deviation in the latents.
         weighting: of the loss by noise level, a name in `diffusion.weights.WEIGHTINGS`.
         estimate_key: of self-conditioning; see `training_loss`.
+        pair_sampler: makes latents of the noise with the teacher, see `reflow`; None takes latents
+            of the crystals.
     """
     sample_key, time_key, noise_key = jax.random.split(key, 3)
     width, schedule = ldm.sizes.latent_dim, Schedule.of(ldm.diffusion)
-    posterior = posterior_of(ldm.vae, vae_params, rows)
-    drawn = atom_normal(sample_key, rows, width)
-    z = ldm.standardise(sample_posterior(posterior, drawn, scale=posterior_scale))
-    z = jnp.where(rows.is_atom[..., None], z, 0.0)
+    if pair_sampler is None:
+        posterior = posterior_of(ldm.vae, frozen["vae"], rows)
+        drawn = atom_normal(sample_key, rows, width)
+        z = ldm.standardise(sample_posterior(posterior, drawn, scale=posterior_scale))
+        noise = atom_normal(noise_key, rows, width)
+    else:
+        noise, z = draw_pair(ldm, frozen[TEACHER_ITEM], rows, sampler=pair_sampler, key=noise_key)
+    z, noise = (jnp.where(rows.is_atom[..., None], values, 0.0) for values in (z, noise))
     draw = jax.vmap(jax.vmap(lambda k: TIMES[times](k, schedule.num_steps)))
     t = draw(crystal_keys(time_key, rows))
-    noise = jnp.where(rows.is_atom[..., None], atom_normal(noise_key, rows, width), 0.0)
     loss, terms = training_loss(
         denoiser(ldm.module(params), ldm.sizes, rows),
         jax.lax.stop_gradient(z),
@@ -295,16 +310,24 @@ def _make_validate(
     ldm: LDMParts,
     sampler: Sampler,
     *,
+    frozen: Mapping[str, Any],
     num_samples: int,
     posterior_scale: float = 1.0,
+    pair_sampler: Sampler | None = None,
 ) -> ValidateFn:
     """Loss over the validation set, always with the same uniform times, weights and noises; with
     `num_samples` also the validity of generated crystals.
     """
     key = named_key(VALIDATION_SEED, "validation")
     jitted = evaluator(
-        lambda params, vae_params, rows: ldm_terms(
-            ldm, params, rows, vae_params=vae_params, key=key, posterior_scale=posterior_scale
+        lambda params, frozen, rows: ldm_terms(
+            ldm,
+            params,
+            rows,
+            frozen=frozen,
+            key=key,
+            posterior_scale=posterior_scale,
+            pair_sampler=pair_sampler,
         ),
         data.mesh,
     )
@@ -312,7 +335,7 @@ def _make_validate(
 
     def validate(params: Any, _: Mapping[str, Any]) -> Validation:
         batches = (rows for rows, _, _ in data.val_batches())
-        sums = sum_terms(jitted(params, ldm.vae.params, rows) for rows in batches)
+        sums = sum_terms(jitted(params, frozen, rows) for rows in batches)
         values = {f"val/{name}": total / count for name, (total, count) in sums.items()}
         if generator is not None:
             num_atoms = draw_num_atoms(ldm.size_table, num_samples, VALIDATION_SEED)

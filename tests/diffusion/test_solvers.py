@@ -13,7 +13,7 @@ import pytest
 
 from chemeleon2_jax.diffusion.chain import initial_noise, sample_chain
 from chemeleon2_jax.diffusion.gaussian import Prediction
-from chemeleon2_jax.diffusion.sampler import spaced_in_noise, step_constants
+from chemeleon2_jax.diffusion.sampler import NOISE_IN_SPACING, spaced_in_noise, step_constants
 from chemeleon2_jax.diffusion.samplers import make_sampler
 from chemeleon2_jax.diffusion.schedule import SCHEDULES, Schedule
 from chemeleon2_jax.diffusion.targets import TARGETS
@@ -171,6 +171,7 @@ def test_spacing_in_noise(name, steps):
     assert kept[0] >= 0
     assert (np.diff(kept) > 0).all()
     if steps <= 10:
-        ratio = np.sqrt(schedule.alphas_cumprod / (1.0 - schedule.alphas_cumprod))[kept]
-        share = 1.0 / (1.0 + ratio)
-        np.testing.assert_allclose(share, share[-1] * np.arange(1, steps + 1) / steps, atol=2e-3)
+        ratio = np.sqrt(schedule.alphas_cumprod / (1.0 - schedule.alphas_cumprod))
+        noise, time = 1.0 / (1.0 + ratio), (np.arange(1000) + 1) / 1000
+        position = NOISE_IN_SPACING * noise / noise[-1] + (1.0 - NOISE_IN_SPACING) * time
+        np.testing.assert_allclose(position[kept], np.arange(1, steps + 1) / steps, atol=2e-3)

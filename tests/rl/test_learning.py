@@ -18,7 +18,7 @@ from chemeleon2_jax.rl.grpo import advantages
 from chemeleon2_jax.rl.update import Chunk, Objective, make_pass
 from tests.examples import packed, random_crystals, random_model
 
-SCHEDULE, LATENT = Schedule.make(), 4
+LATENT = 4
 SIZES = DiTSizes(latent_dim=LATENT, hidden_size=16, depth=1, num_heads=2)
 GROUP, NUM_GROUPS, ROLLOUTS = 16, 3, 25
 
@@ -29,7 +29,7 @@ def reward(states, where):
     return np.array([np.clip(latent[:, 0], -3, 3).mean() for latent in ends])
 
 
-def fine_tune(sampler, *, seed, shuffled):
+def fine_tune(sampler, *, schedule="linear", target="eps", seed, shuffled):
     """Rewards of each rollout, (ROLLOUTS, G)."""
     sizes = np.repeat([2, 3, 5], GROUP)
     batch = packed(random_crystals(sizes))
@@ -40,12 +40,13 @@ def fine_tune(sampler, *, seed, shuffled):
         dit = nnx.merge(graphdef, params)
         return lambda x, t: split_output(dit(x, t, rows), rows, SIZES)
 
+    chain = {"schedule": Schedule.make(schedule), "sampler": sampler, "target": target}
+
     @jax.jit
     def rollout(params, key):
-        kwargs = {"schedule": SCHEDULE, "sampler": sampler, "latent_dim": LATENT}
-        return roll_out(policy(params, batch.rows), key, batch.rows, **kwargs)
+        return roll_out(policy(params, batch.rows), key, batch.rows, latent_dim=LATENT, **chain)
 
-    update = make_pass(policy, schedule=SCHEDULE, sampler=sampler, objective=Objective())
+    update = make_pass(policy, objective=Objective(), **chain)
     run_pass, tx = jax.jit(update), optax.adam(3e-3)
     opt_state, history = tx.init(params), []
     rng = np.random.default_rng(seed)
@@ -70,10 +71,18 @@ def fine_tune(sampler, *, seed, shuffled):
     return np.array(history)
 
 
-@pytest.mark.parametrize("sampler", [make_sampler("ddim", 8, 1.0), make_sampler("ddpm", 8)])
-def test_rewards_grow_and_shuffled_ones_do_not(sampler):
-    rewards = fine_tune(sampler, seed=0, shuffled=False)
-    control = fine_tune(sampler, seed=0, shuffled=True)
+@pytest.mark.parametrize(
+    ("sampler", "chain"),
+    [
+        (make_sampler("ddim", 8, 1.0), {}),
+        (make_sampler("ddpm", 8), {}),
+        (make_sampler("euler", 8, 1.0), {"schedule": "straight_line", "target": "flow"}),
+    ],
+    ids=["ddim", "ddpm", "euler"],
+)
+def test_rewards_grow_and_shuffled_ones_do_not(sampler, chain):
+    rewards = fine_tune(sampler, seed=0, shuffled=False, **chain)
+    control = fine_tune(sampler, seed=0, shuffled=True, **chain)
     error = rewards[0].std(ddof=1) / np.sqrt(len(rewards[0]))
     gain = rewards[-3:].mean() - rewards[:3].mean()
     assert gain > 4 * error

@@ -11,17 +11,23 @@ import pytest
 from flax import nnx
 
 from chemeleon2_jax.diffusion.chain import roll_out, sample_chain
-from chemeleon2_jax.diffusion.gaussian import at_tokens, predictor
+from chemeleon2_jax.diffusion.gaussian import level_at, predictor
 from chemeleon2_jax.diffusion.sampler import step_constants
 from chemeleon2_jax.diffusion.samplers import make_sampler, sampler_class
 from chemeleon2_jax.diffusion.schedule import Schedule
+from chemeleon2_jax.diffusion.targets import TARGETS
 from chemeleon2_jax.models.dit import DiT, split_output
 from chemeleon2_jax.models.sizes import DiTSizes
 from chemeleon2_jax.rl.rollout import accumulate, drawn_steps, score_step
 from chemeleon2_jax.rows.rows import atom_normal
 from tests.examples import packed, random_crystals, random_model
 
-SCHEDULE, LATENT = Schedule.make(), 4
+LATENT = 4
+CHAINS = {  # sampler -> schedule and target of the model
+    "ddim": (Schedule.make(), "eps"),
+    "ddpm": (Schedule.make(), "eps"),
+    "euler": (Schedule.make("straight_line"), "flow"),
+}
 SIZES = DiTSizes(latent_dim=LATENT, hidden_size=16, depth=1, num_heads=2)
 
 
@@ -36,16 +42,18 @@ def model():
     return random_model(lambda: DiT(SIZES, rngs=nnx.Rngs(0)))
 
 
-def denoiser(model, params, rows):
+def denoiser(model, params, rows, chain="ddim"):
     """What is right for data of mean 0 and variance 1, and a little of the model: the states stay
     of the order of 1.
     """
     dit = nnx.merge(model[0], params)
+    schedule, target = CHAINS[chain]
 
     def denoise(x, t):
-        eps, variance = split_output(dit(x, t, rows), rows, SIZES)
-        spread = jnp.sqrt(1.0 - at_tokens(SCHEDULE.alphas_cumprod, t, rows))
-        return spread * x + 0.1 * jnp.tanh(eps), 0.1 * jnp.tanh(variance)
+        output, variance = split_output(dit(x, t, rows), rows, SIZES)
+        level = level_at(t, schedule=schedule, rows=rows)
+        exact = TARGETS[target].of(level.signal * x, level.spread * x, level.signal, level.spread)
+        return exact + 0.1 * jnp.tanh(output), 0.1 * jnp.tanh(variance)
 
     return denoise
 
@@ -59,7 +67,7 @@ def score(denoise, states, steps, **fixed):
     return jax.lax.scan(body, None, steps)[1]
 
 
-@pytest.fixture(scope="module", params=["ddim", "ddpm"])
+@pytest.fixture(scope="module", params=sorted(CHAINS))
 def drawn(request, model, batch):
     """(sampler, trajectory) of a chain."""
     sampler = make_sampler(request.param, 6, 1.0)
@@ -67,12 +75,13 @@ def drawn(request, model, batch):
     @jax.jit
     def run(params):
         return roll_out(
-            denoiser(model, params, batch.rows),
+            denoiser(model, params, batch.rows, sampler.name),
             jax.random.key(3),
             batch.rows,
-            schedule=SCHEDULE,
+            schedule=CHAINS[sampler.name][0],
             sampler=sampler,
             latent_dim=LATENT,
+            target=CHAINS[sampler.name][1],
         )
 
     return sampler, run(model[1])
@@ -82,12 +91,13 @@ def test_its_end_is_what_sampling_gives(drawn, model, batch):
     sampler, trajectory = drawn
     end = jax.jit(
         lambda params: sample_chain(
-            denoiser(model, params, batch.rows),
+            denoiser(model, params, batch.rows, sampler.name),
             jax.random.key(3),
             batch.rows,
-            schedule=SCHEDULE,
+            schedule=CHAINS[sampler.name][0],
             sampler=sampler,
             latent_dim=LATENT,
+            target=CHAINS[sampler.name][1],
         )
     )(model[1])
     assert trajectory.states.shape == (7, *end.shape)
@@ -100,19 +110,21 @@ def test_its_end_is_what_sampling_gives(drawn, model, batch):
 def test_the_score_is_that_of_the_noise_that_was_drawn(drawn, model, batch):
     """log p of a drawn step: -mean(noise^2)/2 - log(std) - log(2 pi)/2, to 1e-5."""
     sampler, trajectory = drawn
-    denoise = denoiser(model, model[1], batch.rows)
-    predict = predictor(denoise, target="eps", rows=batch.rows)
-    steps = drawn_steps(SCHEDULE, sampler)
+    denoise = denoiser(model, model[1], batch.rows, sampler.name)
+    schedule, target = CHAINS[sampler.name]
+    predict = predictor(denoise, target=target, rows=batch.rows)
+    steps = drawn_steps(schedule, sampler)
     scored = jax.jit(
         lambda p: score(
-            denoiser(model, p, batch.rows),
+            denoiser(model, p, batch.rows, sampler.name),
             trajectory.states,
             steps,
             rows=batch.rows,
             sampler=sampler,
+            target=target,
         )
     )(model[1])
-    constants = step_constants(SCHEDULE, sampler)
+    constants = step_constants(schedule, sampler)
     assert len(scored) == sampler.steps - 1
     for k, log_prob in enumerate(scored):
         values = jax.tree.map(lambda v, k=k: v[k], constants)
@@ -126,18 +138,21 @@ def test_the_score_is_that_of_the_noise_that_was_drawn(drawn, model, batch):
 
 def test_gradients_add_up(drawn, model, batch):
     sampler, trajectory = drawn
-    steps, states = drawn_steps(SCHEDULE, sampler), trajectory.states
-    fixed = {"rows": batch.rows, "sampler": sampler}
+    schedule, target = CHAINS[sampler.name]
+    steps, states = drawn_steps(schedule, sampler), trajectory.states
+    fixed = {"rows": batch.rows, "sampler": sampler, "target": target}
 
     def objective(params, step):
-        log_prob = score_step(denoiser(model, params, batch.rows), states, step, **fixed)
+        log_prob = score_step(
+            denoiser(model, params, batch.rows, sampler.name), states, step, **fixed
+        )
         value = jnp.sum(log_prob * batch.rows.is_crystal)
         return value, {"value": value}
 
     gradient, metrics = jax.jit(lambda p: accumulate(objective, p, steps))(model[1])
 
     def together(params):
-        log_probs = score(denoiser(model, params, batch.rows), states, steps, **fixed)
+        log_probs = score(denoiser(model, params, batch.rows, sampler.name), states, steps, **fixed)
         return jnp.sum(log_probs * batch.rows.is_crystal)
 
     value, expected = jax.jit(jax.value_and_grad(together))(model[1])
@@ -153,7 +168,7 @@ def test_gradients_add_up(drawn, model, batch):
 def test_memory_does_not_depend_on_the_number_of_steps(model, batch):
     def temporaries(count):
         sampler = make_sampler("ddim", count, 1.0)
-        steps = drawn_steps(SCHEDULE, sampler)
+        steps = drawn_steps(CHAINS["ddim"][0], sampler)
         states = jax.ShapeDtypeStruct((count + 1, *batch.rows.position.shape, LATENT), jnp.float32)
 
         def update(params, states):
@@ -174,7 +189,7 @@ def test_memory_does_not_depend_on_the_number_of_steps(model, batch):
 @pytest.mark.parametrize("sampler", [make_sampler("ddim", 5, 0.0), make_sampler("ddpm", 1)])
 def test_chains_without_probability(sampler):
     with pytest.raises(ValueError, match="draws nothing"):
-        drawn_steps(SCHEDULE, sampler)
+        drawn_steps(CHAINS["ddim"][0], sampler)
 
 
 def test_steps_that_depend_on_earlier_ones_have_no_probability():
@@ -183,4 +198,4 @@ def test_steps_that_depend_on_earlier_ones_have_no_probability():
         num_remembered = 1
 
     with pytest.raises(ValueError, match="steps of ddim depend on earlier ones"):
-        drawn_steps(SCHEDULE, Remembering(steps=5))
+        drawn_steps(CHAINS["ddim"][0], Remembering(steps=5))

@@ -100,6 +100,28 @@ def test_first_ratio_is_exactly_1_against_recorded_probabilities(
     np.testing.assert_array_equal(numbers(again.gradient), numbers(recorded.gradient))
 
 
+def test_first_ratio_of_a_flow_is_exactly_1(batch):
+    """Of the stochastic form of its chain, which draws at all steps but the last."""
+    fixed = {
+        "schedule": Schedule.make("straight_line"),
+        "sampler": make_sampler("euler", STEPS, 1.0),
+        "target": "flow",
+    }
+    trajectory = jax.jit(
+        lambda p: roll_out(
+            policy(p, batch.rows), jax.random.key(3), batch.rows, latent_dim=LATENT, **fixed
+        )
+    )(PARAMS)
+    run = jax.jit(make_pass(policy, objective=Objective(), **fixed))
+    recorded = run(PARAMS, {}, chunk_of(batch, trajectory, is_drawn_with=True))
+    again = run(PARAMS, {}, chunk_of(batch, trajectory, old=recorded.log_probs))
+    for passed in (recorded, again):
+        assert float(passed.metrics["ratio"]) == 1.0
+        assert float(passed.metrics["clip_share"]) == 0.0
+    assert np.abs(numbers(recorded.gradient)).max() > 0
+    np.testing.assert_array_equal(numbers(again.gradient), numbers(recorded.gradient))
+
+
 def test_after_an_update_the_ratio_moves(batch, trajectory, run_pass, recorded):
     norm = np.linalg.norm(numbers(recorded.gradient))
     moved = jax.tree.map(lambda p, g: p - 1e-4 * g / norm, PARAMS, recorded.gradient)

@@ -290,7 +290,7 @@ def test_start_weights_bring_their_vae_and_latent_std(tiny_data, tiny_ldm, stage
     started = build(config)
     checkpoint = open_model(tiny_ldm.path)
     assert meta_of(started).ldm.latent_std == checkpoint.meta.ldm.latent_std
-    for params, item in ((started.init_params, "ema"), (started.frozen, "vae")):
+    for params, item in ((started.init_params, "ema"), (started.frozen["vae"], "vae")):
         saved = checkpoint.restore(item)
         assert numbers(by_name(params)).tolist() == numbers(by_name(saved)).tolist()
     trained = started.validate(started.init_params, {}).values["val/total_loss"]
@@ -375,7 +375,9 @@ def test_resumed_run_keeps_its_own_vae(tiny_data, tiny_ldm, csp_run):
         assert meta_of(stage).vae == saved.meta.vae
         assert meta_of(stage).vae_config == saved.meta.vae_config
         jax.tree.map(
-            np.testing.assert_array_equal, by_name(stage.frozen), by_name(saved.restore("vae"))
+            np.testing.assert_array_equal,
+            by_name(stage.frozen["vae"]),
+            by_name(saved.restore("vae")),
         )
 
 

@@ -39,7 +39,8 @@ class Settings:
         group_size: crystals of a prompt.
         norm_in_groups: standardise advantages within each group, not over the rollout.
         seed: of the noise and of `shuffle`.
-        shuffle: give the rewards to other crystals, as a control.
+        shuffle: give the rewards to other crystals, of the same group with `norm_in_groups`, as a
+            control.
         num_drawn: best and worst crystals in a picture; 0 draws none.
         draw_every: rollouts between pictures.
     """

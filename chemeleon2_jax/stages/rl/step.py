@@ -146,7 +146,12 @@ class RolloutStep:
         totals = rewards.total
         if self.settings.shuffle:
             rng = np.random.default_rng((self.settings.seed, number))
-            totals = rng.permutation(totals)
+            if self.settings.norm_in_groups:
+                # What a prompt is worth on the whole must not tell the control from the rewards.
+                groups = totals.reshape(-1, self.settings.group_size)
+                totals = rng.permuted(groups, axis=1).reshape(-1)
+            else:
+                totals = rng.permutation(totals)
         return np.asarray(
             advantages(
                 jnp.asarray(totals, jnp.float32),

@@ -119,9 +119,12 @@ def test_shuffled_rewards_go_to_other_crystals(base, tiny_data, tiny_ldm):
     assert np.corrcoef(moved, wanted)[0, 1] < 0.9
 
 
-def test_a_reward_of_the_size_has_no_advantage_within_groups(tiny_data, tiny_ldm):
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_reward_of_the_size_has_no_advantage_within_groups(tiny_data, tiny_ldm, shuffle):
+    """Nor have shuffled ones: they stay in their group."""
     grouped = {"rl_module.rl_configs.group_reward_norm": True}
-    config = config_of(tiny_data, tiny_ldm.path, **custom("number_of_sites"))
+    changes = custom("number_of_sites", shuffle=shuffle)
+    config = config_of(tiny_data, tiny_ldm.path, **changes)
     config.update_from_flattened_dict(grouped)
     _, _, _, metrics, _ = one_step(config)
     assert metrics["advantage_std"] == 0
