@@ -208,6 +208,11 @@ def _atomic_masses() -> np.ndarray:
     return np.array([0.0, *known])
 
 
+def covalent_radius(number: int) -> float:
+    """Return Cordero's covalent radius of an element in angstrom, by atomic number 1..99."""
+    return float(_covalent_radii()[number])
+
+
 @cache
 def _covalent_radii() -> np.ndarray:
     """Cordero's covalent radii (100,) in angstrom by atomic number; index 0 is not an element."""

@@ -128,13 +128,15 @@ def parse_entry(row: Any) -> Entry:
 
 
 def entry_of(entry: Any) -> Entry:
-    """Return one of pymatgen's entries (or an :class:`Entry`) as an entry.
+    """Return one of pymatgen's entries, a row of a file or an :class:`Entry` as an entry.
 
     Raises:
         ValueError: `entry` is no entry.
     """
     if isinstance(entry, Entry):
         return entry
+    if isinstance(entry, Mapping):
+        return parse_entry(entry)
     if not hasattr(entry, "as_dict"):
         raise ValueError(f"a {type(entry).__name__} is no entry")
     return parse_entry(entry.as_dict())

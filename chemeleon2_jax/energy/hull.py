@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from pymatgen.core import Element
 
 from chemeleon2_jax.common.errors import EnergyError
@@ -22,6 +23,7 @@ from chemeleon2_jax.energy.entries import entry_of, read_entries
 from chemeleon2_jax.energy.entry import Entry
 from chemeleon2_jax.energy.results import Energies
 
+_MISSING = "missing elements: "
 _MAX_SYSTEMS = 10_000  # chemical systems kept in memory, some 10 kB each
 _SCALE = {True: "Materials Project's corrected (MP2020) scale", False: "the uncorrected scale"}
 
@@ -37,7 +39,8 @@ class Hull:
     """
 
     def __init__(self, entries: Iterable[Any], *, corrected: bool | None = None) -> None:
-        """Take pymatgen's entries, or :class:`~chemeleon2_jax.energy.entry.Entry`.
+        """Take pymatgen's entries, rows with `formula` and `energy_per_atom`, or
+        :class:`~chemeleon2_jax.energy.entry.Entry`.
 
         Args:
             entries: of one file or phase diagram.
@@ -93,7 +96,18 @@ class Hull:
                 except EnergyError as error:
                     reasons[index] = str(error)
             values.append(value)
+        self._warn_of_missing(reasons)
         return Scores(*check_values(values, reasons))
+
+    def _warn_of_missing(self, reasons: Sequence[str | None]) -> None:
+        missing = [reason for reason in reasons if reason and reason.startswith(_MISSING)]
+        if missing:
+            logging.warning(
+                "%d of %d crystals have elements without an energy in the hull (%s): entries of "
+                "compounds alone are no hull. Add references of the elements by the same model: "
+                "chemeleon2_jax.energy.elements.elemental_entries",
+                *(len(missing), len(reasons), missing[0].removeprefix(_MISSING)),
+            )
 
     def check_scale(self, corrected: bool) -> None:
         """Check that energies of a scale can be compared with the hull.
@@ -127,7 +141,7 @@ class Hull:
         missing = sorted(set(fractions) - self.elements)
         if missing:
             symbols = ", ".join(Element.from_Z(z).symbol for z in missing)
-            raise EnergyError(f"missing elements: {symbols}")
+            raise EnergyError(f"{_MISSING}{symbols}")
         order = sorted(fractions)
         scale = self.corrected if corrected is None else corrected
         compositions, energies = self._system(frozenset(order), scale)

@@ -38,3 +38,12 @@ class Relaxed:
     energies: Energies
     converged: np.ndarray
     steps: np.ndarray
+
+    def __repr__(self) -> str:
+        values = self.energies.values
+        known = int(np.isfinite(values).sum())
+        lowest = f", lowest {np.nanmin(values):.4g} eV/atom" if known else ""
+        return (
+            f"Relaxed({len(values)} crystals, {known} with energy, {int(self.converged.sum())} "
+            f"converged{lowest})"
+        )

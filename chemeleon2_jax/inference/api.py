@@ -35,6 +35,7 @@ from chemeleon2_jax.inference.requests import (
     make_prompts,
 )
 from chemeleon2_jax.inference.vae import PredictorModel, VAEModel, batches, check_latents
+from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.condition_kinds import Condition
 from chemeleon2_jax.models.meta import ModelMeta
 from chemeleon2_jax.models.sizes import DiffusionConfig, DiTSizes
@@ -79,7 +80,7 @@ class SampleReport:
     hits: dict[str, Hits] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(repr=False)
 class LDMModel:
     """A trained latent diffusion model.
 
@@ -93,6 +94,15 @@ class LDMModel:
     meta: ModelMeta = field(repr=False)
     last_report: SampleReport | None = None
     _generators: dict[tuple[Sampler, float], Generator] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        names = ", ".join(condition.name for condition in self.conditions) or "none"
+        size, diffusion = self.parts.sizes, self.parts.diffusion
+        return (
+            f"LDMModel({count_parameters(self.parts.params) / 1e6:.3g} million parameters, "
+            f"{size.depth} blocks of width {size.hidden_size}, target {diffusion.target}, "
+            f"conditions: {names}, {self.vae!r})"
+        )
 
     @property
     def vae(self) -> VAEModel:

@@ -20,6 +20,7 @@ from chemeleon2_jax.crystals.structures import structure_from_arrays, structures
 from chemeleon2_jax.data.loader import in_order
 from chemeleon2_jax.inference.features import average_embeddings, average_latents, map_crystals
 from chemeleon2_jax.inference.generator import LARGEST_LATENT
+from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.meta import ModelMeta
 from chemeleon2_jax.models.predictor import to_units
 from chemeleon2_jax.models.vae import Reconstruction, reconstruct, split_crystals
@@ -35,7 +36,7 @@ _MAX_TOKEN_PAIRS = 1 << 24
 _MAX_EDGES = 1 << 20
 
 
-@dataclass
+@dataclass(repr=False)
 class VAEModel:
     """A trained VAE.
 
@@ -46,6 +47,13 @@ class VAEModel:
 
     parts: VAEParts
     meta: ModelMeta | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        kind = "atom types decoded" if self.parts.sizes.atom_type_predict else "atom types given"
+        return (
+            f"VAEModel({count_parameters(self.parts.params) / 1e6:.3g} million parameters, "
+            f"latents of {self.parts.sizes.latent_dim}, {kind})"
+        )
 
     def encode(
         self, structures: Sequence[Structure], *, standardize: bool = False
@@ -164,7 +172,7 @@ class VAEModel:
         return _jitted_decode(self.parts.graphdef)
 
 
-@dataclass
+@dataclass(repr=False)
 class PredictorModel:
     """A trained predictor of properties.
 
@@ -175,6 +183,13 @@ class PredictorModel:
 
     parts: PredictorParts
     meta: ModelMeta = field(repr=False)
+
+    def __repr__(self) -> str:
+        names = ", ".join(target.name for target in self.parts.sizes.targets)
+        return (
+            f"PredictorModel({count_parameters(self.parts.params) / 1e6:.3g} million parameters, "
+            f"targets: {names}, {self.vae!r})"
+        )
 
     @property
     def vae(self) -> VAEModel:

@@ -64,7 +64,7 @@ def validation_line(
     if best is not None:
         is_best = best.step == progress.step
         assert best.score is not None
-        monitored += " (best)" if is_best else f" (best {_number(best.score)} at step {best.step})"
+        monitored += " (best)" if is_best else f" (best {_number(best.score)} at {best.step})"
     head.append(monitored)
     others = {name: label for name, label in shown.items() if name != monitor}
     return _join(head, _labelled(values, others), [f"{seconds:.1f} s"])

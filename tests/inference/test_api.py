@@ -596,3 +596,11 @@ def test_vae_of_an_ldm(ldm, vae):
     ):
         np.testing.assert_array_equal(latent, expected)
     assert isinstance(ldm.vae, VAEModel)
+
+
+def test_models_print_in_a_line(vae, ldm):
+    assert repr(vae).startswith("VAEModel(0.")
+    assert "latents of" in repr(vae)
+    assert repr(ldm).startswith("LDMModel(0.")
+    assert repr(vae) in repr(ldm)
+    assert len(repr(ldm).splitlines()) == 1

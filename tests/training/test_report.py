@@ -89,7 +89,7 @@ def test_a_validation_says_whether_it_is_the_best() -> None:
     assert line == "validation at step 1200  total_loss 0.5 (best)  valid 0.93  3.2 s"
     best = Progress(step=800, monitor="val/total_loss", score=0.381234)
     line = validation_line(progress, best=best, shown=SHOWN, seconds=3.21)
-    assert "  total_loss 0.5 (best 0.3812 at step 800)  valid 0.93  " in line
+    assert "  total_loss 0.5 (best 0.3812 at 800)  valid 0.93  " in line
 
 
 def test_a_validation_without_a_finite_value() -> None:
@@ -124,4 +124,4 @@ def test_the_log_keeps_all_values_and_the_console_a_line(
     verdicts = [
         console.partition("total_loss")[2].rpartition("  ")[0] for _, console in validations
     ]
-    assert verdicts == [" 2 (best)", " 1 (best)", " 3 (best 1 at step 4)"]
+    assert verdicts == [" 2 (best)", " 1 (best)", " 3 (best 1 at 4)"]
