@@ -29,7 +29,7 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from chemeleon2_jax.common import hosts
-from chemeleon2_jax.common.atomic_files import REPORT_FILE, STRUCTURES_FILE
+from chemeleon2_jax.common.atomic_files import REPORT_FILE, STRUCTURES_FILE, replacing
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.common.paths import expand_path
 from chemeleon2_jax.common.version import __version__
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from chemeleon2_jax.inference.api import LDMModel, SampleReport
 
 CIF_FOLDER = "cif"
+PICTURE_FILE = "crystals.png"
 _CIF_NAME = re.compile(r"[0-9]{6,}_.+\.cif")
 
 
@@ -92,6 +93,13 @@ flags.DEFINE_integer("chunk_size", 0, "Crystals at once; 0 chooses by memory.", 
 flags.DEFINE_bool("verify", True, "Compare the arrays of checkpoints with their checksums.")
 flags.DEFINE_string("output_dir", "", "Folder to write to.")
 flags.DEFINE_bool("cif", False, "Also write a CIF for each crystal.")
+flags.DEFINE_integer(
+    "picture",
+    0,
+    f"Also draw this many of the crystals, with their index, into {PICTURE_FILE}.",
+    lower_bound=0,
+    upper_bound=64,
+)
 
 
 def main() -> int:
@@ -296,6 +304,8 @@ def _write(output_dir: Path, model: LDMModel, structures: list[Structure], secon
     cli.write_file(output_dir / STRUCTURES_FILE, gzip.compress(json.dumps(dicts).encode(), mtime=0))
     if flags.FLAGS.cif:
         _write_cifs(output_dir / CIF_FOLDER, report.indices, structures)
+    if flags.FLAGS.picture and structures:
+        _draw(output_dir / PICTURE_FILE, report.indices, structures)
     summary = _summary(report, len(structures), seconds)
     cli.write_file(output_dir / REPORT_FILE, json.dumps(summary, indent=2).encode())
     logging.info(
@@ -362,6 +372,7 @@ def _remove_earlier_run(output_dir: Path) -> None:
     folder = output_dir / CIF_FOLDER
     try:
         report.unlink(missing_ok=True)
+        (output_dir / PICTURE_FILE).unlink(missing_ok=True)
         if folder.is_dir():
             for path in folder.iterdir():
                 if _CIF_NAME.fullmatch(path.name):
@@ -371,6 +382,19 @@ def _remove_earlier_run(output_dir: Path) -> None:
         structures.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"an earlier run cannot be removed: {error}") from error
+
+
+def _draw(path: Path, indices: Sequence[int], structures: Sequence[Structure]) -> None:
+    from chemeleon2_jax.crystals.visualize import save_grid  # matplotlib takes a second
+
+    count = min(flags.FLAGS.picture, len(structures))
+    titles = [f"crystal {index}" for index in indices[:count]]
+    try:
+        with replacing(path) as temporary:
+            save_grid(structures[:count], temporary, titles=titles)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error}") from error
+    logging.info("Picture of %d crystals -> %s", count, path)
 
 
 def _write_cifs(folder: Path, indices: Sequence[int], structures: Sequence[Structure]) -> None:

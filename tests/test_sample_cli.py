@@ -286,7 +286,14 @@ class Model(api.LDMModel):
 
 def run_here(monkeypatch, folder, built, *, cif):
     monkeypatch.setattr(api, "load_model", lambda _, **options: Model(None, {}, built=built))
-    flags = {"model": "m", "output_dir": str(folder), "num_samples": 1, "num_atoms": [], "cif": cif}
+    flags = {
+        "model": "m",
+        "output_dir": str(folder),
+        "num_samples": 1,
+        "num_atoms": [],
+        "cif": cif,
+        "picture": 0,
+    }
     asked = {"condition": [], "cfg_scale": 2.0}
     rest = {**asked, "seed": 0, "sampler": "ddim", "steps": 2, "eta": 1.0, "chunk_size": 0}
     monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(**FILES, **flags, **rest))
@@ -347,7 +354,15 @@ def test_conditions_reach_the_model_and_the_report(tmp_path, monkeypatch, tiny_l
     monkeypatch.setattr(api, "load_model", lambda _, **options: model)
     flags = {"model": "m", "output_dir": str(tmp_path), "num_samples": 0, "num_atoms": []}
     asked = {"condition": ["gap=1.5", "composition=NaCl,none,InF"], "cfg_scale": 3.0}
-    rest = {"cif": False, "seed": 2, "sampler": "ddim", "steps": 2, "eta": 1.0, "chunk_size": 0}
+    rest = {
+        "cif": False,
+        "picture": 0,
+        "seed": 2,
+        "sampler": "ddim",
+        "steps": 2,
+        "eta": 1.0,
+        "chunk_size": 0,
+    }
     monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(**FILES, **flags, **asked, **rest))
     written = []
     monkeypatch.setattr(sample, "_write", lambda *arguments: written.append(arguments))
@@ -411,7 +426,15 @@ def test_compositions_are_repeated_and_hits_are_counted(tmp_path, monkeypatch, t
     monkeypatch.setattr(api, "load_model", lambda _, **options: model)
     flags = {"model": "m", "output_dir": str(tmp_path), "num_samples": 2, "num_atoms": []}
     files = FILES | {"compositions": ["NaCl", "SrTiO3"], "condition": [], "cfg_scale": 2.0}
-    rest = {"cif": False, "seed": 2, "sampler": "ddim", "steps": 2, "eta": 1.0, "chunk_size": 0}
+    rest = {
+        "cif": False,
+        "picture": 0,
+        "seed": 2,
+        "sampler": "ddim",
+        "steps": 2,
+        "eta": 1.0,
+        "chunk_size": 0,
+    }
     monkeypatch.setattr(sample.flags, "FLAGS", SimpleNamespace(**files, **flags, **rest))
     with contextlib.suppress(ConfigError):  # where none can be built
         sample.main()

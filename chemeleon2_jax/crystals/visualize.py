@@ -27,6 +27,9 @@ _PIXELS = 640  # of a panel before it is scaled down, which smooths the edges
 _RADIUS_SCALE = 0.5  # of the covalent radius, so that most atoms do not touch
 _ON_FACE = 0.2  # angstrom; closer atoms are drawn on the opposite face as well
 _MAX_SPHERES = 2000
+MAX_PANELS = 64
+"""Crystals in a picture; more would take minutes, and pixels that no viewer shows."""
+
 _AZIMUTH, _ELEVATION = np.radians(25.0), np.radians(14.0)
 _LIGHT = np.array([-0.42, 0.56, 0.71])
 _EDGE_COLOUR = (0.35, 0.35, 0.35)
@@ -66,8 +69,8 @@ def save_grid(
         The path.
 
     Raises:
-        ValueError: no structures, no columns, or a number of titles that differs from that of
-            structures.
+        ValueError: no structures or more than `MAX_PANELS`, no columns, or a number of titles that
+            differs from that of structures.
     """
     figure = _grid(structures, columns=columns, titles=titles)
     path = Path(path)
@@ -95,6 +98,11 @@ def figure_pixels(figure: Figure) -> np.ndarray:
 
 
 def _grid(structures: Sequence[Any], *, columns: int, titles: Sequence[str] | None) -> Figure:
+    if len(structures) > MAX_PANELS:
+        raise ValueError(
+            f"{len(structures)} crystals are too many for a picture: the limit is {MAX_PANELS}; "
+            f"draw some of them, as in structures[:{MAX_PANELS}]"
+        )
     if not len(structures) or columns < 1:
         raise ValueError(f"nothing to draw: {len(structures)} structures in {columns} columns")
     if titles is not None and len(titles) != len(structures):

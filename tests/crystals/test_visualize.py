@@ -144,6 +144,8 @@ def test_too_many_atoms(monkeypatch):
 def test_wrong_arguments(tmp_path):
     with pytest.raises(ValueError, match="nothing to draw: 0 structures"):
         save_grid([], tmp_path / "a.png")
+    with pytest.raises(ValueError, match="200 crystals are too many for a picture"):
+        save_grid([None] * 200, tmp_path / "a.png")
     with pytest.raises(ValueError, match="in 0 columns"):
         save_grid([None], tmp_path / "a.png", columns=0)
     with pytest.raises(ValueError, match="1 titles for 2"):
