@@ -32,10 +32,12 @@ def base(tiny_data):
 def test_first_step_reaches_every_parameter(base):
     loss, terms, gradients = base
     names = {"atom_types", "lengths", "angles", "frac_coords", "kl"}
-    assert set(terms) == {f"loss_{name}" for name in names} | {"atom_type_accuracy"}
+    kinds = {f"{kind}_{name}" for kind in ("loss", "weighted") for name in names}
+    assert set(terms) == kinds | {"atom_type_accuracy"}
     weights = {"atom_types": 1.0, "lengths": 1.0, "angles": 10.0, "frac_coords": 10.0, "kl": 1e-5}
     total = sum(weight * terms[f"loss_{name}"] for name, weight in weights.items())
     assert loss == pytest.approx(total, rel=1e-5)
+    assert sum(terms[f"weighted_{name}"] for name in names) == pytest.approx(loss, rel=1e-5)
     # Untrained, the types cost about what guessing costs.
     assert terms["loss_atom_types"] == pytest.approx(np.log(100), rel=0.2)
     for name, gradient in gradients.items():
