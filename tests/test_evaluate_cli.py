@@ -48,7 +48,8 @@ def test_table(evaluated):
     assert table["unique"].isna().tolist() == [False, True, False, False]
     # The training set has rock salt.
     assert table["novel"].dropna().tolist() == [False, True, False]
-    assert table["reason"][0] == "novel, unique_novel: same as reference: train-5"
+    known = "novel, unique_novel, valid_unique_novel: same as reference: train-5"
+    assert table["reason"][0] == known
     assert table["reason"][1] == "no cell: too flat"
     assert "unique: same as structure 0; novel" in table["reason"][3]
     assert table["density"][0] == pytest.approx(float(SALT.density), rel=1e-6)
