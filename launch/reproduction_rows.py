@@ -64,18 +64,14 @@ _FULL_SIZE = Recipe(
     curve=True,
     needs_gpu=True,
 )
-_LONGER = {"trainer.max_steps": 4000}
+_LARGER_CELLS = Recipe(vae="fast/vae_dng_20", ldm_overrides={"trainer.max_steps": 4000}, curve=True)
 
 ROWS = (
     Row("structure-types", "structure-types", Recipe(reinforce="fast/rl_density", curve=True)),
     Row("perov-5", "perov-5", Recipe(curve=True)),
-    Row(
-        "mp-20-bt",
-        "mp-20-bt",
-        Recipe(vae_overrides=_LONGER, ldm_overrides=_LONGER, curve=True),
-    ),
-    Row("carbon-24", "carbon-24", Recipe(vae_overrides=_LONGER, ldm_overrides=_LONGER)),
-    Row("mpts-52", "mpts-52", Recipe(vae_overrides=_LONGER, ldm_overrides=_LONGER, curve=True)),
+    Row("mp-20-bt", "mp-20-bt", _LARGER_CELLS),
+    Row("carbon-24", "carbon-24", _LARGER_CELLS),
+    Row("mpts-52", "mpts-52", _LARGER_CELLS),
     Row("mp-20-bt-full-size", "mp-20-bt", _FULL_SIZE),
 )
 
