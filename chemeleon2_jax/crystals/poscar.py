@@ -8,9 +8,9 @@ import numpy as np
 from pymatgen.io.vasp.inputs import Poscar
 
 from chemeleon2_jax.crystals.arrays import CrystalArrays
-from chemeleon2_jax.crystals.limits import check_cell, check_num_atoms
+from chemeleon2_jax.crystals.limits import MAX_ATOMS, check_cell, check_num_atoms
 
-_COUNT_LINES = slice(5, 8)  # the line of counts is the sixth, or follows those of elements
+_NUM_HEADER_LINES = 40  # elements and their counts may take several lines
 
 
 def read_poscar(text: str) -> CrystalArrays:
@@ -19,13 +19,8 @@ def read_poscar(text: str) -> CrystalArrays:
     Raises:
         ValueError: no POSCAR, one without elements, or one beyond the limits of crystals.
     """
-    for line in text.splitlines()[_COUNT_LINES]:
-        words = line.partition("!")[0].partition("#")[0].split()
-        if words and all(word.isdecimal() and len(word) < 10 for word in words):
-            check_num_atoms(sum(map(int, words)))  # pymatgen makes a list of so many symbols
-            break
-    else:
-        raise ValueError("unparsable POSCAR: no line of numbers of atoms")
+    for line in text.splitlines()[:_NUM_HEADER_LINES]:
+        _check_counts(line)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -40,3 +35,15 @@ def read_poscar(text: str) -> CrystalArrays:
     lattice = np.array(structure.lattice.matrix)
     check_cell(lattice)
     return np.array(structure.atomic_numbers), np.array(structure.frac_coords), lattice
+
+
+def _check_counts(line: str) -> None:
+    """Check a line of whole numbers, which may be those of atoms: pymatgen makes a list of as many
+    symbols.
+    """
+    try:
+        counts = [int(word) for word in line.partition("!")[0].partition("#")[0].split()]
+    except ValueError:
+        return
+    if counts and sum(map(abs, counts)) > MAX_ATOMS:
+        check_num_atoms(sum(map(abs, counts)))

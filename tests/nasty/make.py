@@ -437,6 +437,12 @@ FILES: dict[str, tuple[str | bytes, str, str, str]] = {
         "",
         "a POSCAR",
     ),
+    "many_zeros.vasp": (
+        "\n1\n4 0 0\n0 4 0\n0 0 4\nNa\nCl\n0000000999999999\n1\nDirect\n0 0 0\n",
+        "-",
+        "999999999 atoms in a crystal are too many",
+        "the same in more digits and lines",
+    ),
     "many.vasp": (
         "cell\n1\n4 0 0\n0 4 0\n0 0 4\nNa\n999999999\nDirect\n0 0 0\n",
         "-",
