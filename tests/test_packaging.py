@@ -71,7 +71,7 @@ def test_every_import_is_declared(requirements):
                 modules = [node.module]
             for module in modules:
                 top = module.partition(".")[0]
-                if top in sys.stdlib_module_names or top == "chemeleon2_jax":
+                if top in sys.stdlib_module_names or top in ("chemeleon2_jax", "launch"):
                     continue
                 name = normalise(DISTRIBUTIONS.get(top, top))
                 assert name in declared | optional, f"{path} imports {module}"

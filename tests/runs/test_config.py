@@ -32,7 +32,7 @@ EXPERIMENTS = {
     LDM: [
         *(f"alex_mp_20/{n}" for n in ("ldm_composition", "ldm_null")),
         *(f"alex_mp_20_bandgap/{n}" for n in ("ldm_bandgap", "ldm_bandgap_lora")),
-        "fast/ldm_flow",
+        *(f"fast/{n}" for n in ("ldm_distill", "ldm_flow")),
         *(f"mp_20/{n}" for n in ("ldm_composition", "ldm_null")),
         "tiny/ldm_null",
     ],
