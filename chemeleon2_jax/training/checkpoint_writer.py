@@ -169,7 +169,10 @@ class CheckpointWriter:
                 continue
             temporary = self.directory / f".{name}.tmp"
             temporary.unlink(missing_ok=True)
-            temporary.symlink_to(f"step_{step}")
+            try:
+                temporary.symlink_to(f"step_{step}")
+            except OSError:  # a file system without links
+                temporary.write_text(f"step_{step}\n")
             os.replace(temporary, link)
 
     @contextmanager

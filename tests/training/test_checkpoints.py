@@ -59,6 +59,24 @@ def test_several_best(tmp_path: Path) -> None:
     assert links(tmp_path) == {"last": "step_5", "best": "step_2"}
 
 
+def test_without_links_files_say_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with CheckpointWriter(tmp_path, monitor="val", mode="min") as writer:
+        for step, value in enumerate([1.0, 2.0], start=1):
+            save(writer, step, value)
+    directory = tmp_path / "checkpoints"
+    assert {name: (directory / name).read_text() for name in ("last", "best")} == {
+        "last": "step_2\n",
+        "best": "step_1\n",
+    }
+    assert open_checkpoint(directory / "last").step == 2
+    assert open_checkpoint(directory / "best").step == 1
+    assert open_checkpoint(tmp_path).step == 1
+
+
 def test_undefined_value_is_never_the_best(tmp_path: Path) -> None:
     with CheckpointWriter(tmp_path, monitor="val", mode="min") as writer:
         for step, value in enumerate([2.0, float("nan"), 3.0], start=1):
