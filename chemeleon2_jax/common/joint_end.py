@@ -40,7 +40,7 @@ def ending_together() -> Iterator[None]:
         yield
     except BaseException as error:
         end = watch.fail(error)
-        if end is not None and not isinstance(error, UserError):
+        if end is not None and _may_follow_from_another(error):
             raise HostError(end) from None
         raise
     else:
@@ -69,7 +69,7 @@ class _Watch:
         """Tell the others why this process ends; return why another has ended before it."""
         self._failed = True
         end = self._end_of_another()
-        if end is None and not isinstance(error, UserError | KeyboardInterrupt | SystemExit):
+        if end is None and _may_follow_from_another(error):
             # A process was killed: the talk with it fails before its silence is noticed.
             end = self._find_dead()
         self.stop()
@@ -145,6 +145,13 @@ class _Watch:
         if hosts.is_first():
             time.sleep(4 * _POLL_S)  # the service, which the others read the end from, ends with it
         os._exit(code)
+
+
+def _may_follow_from_another(error: BaseException) -> bool:
+    """Return whether an error may come from the talk with another process, as in a save."""
+    if isinstance(error, UserError):
+        return error.__cause__ is not None and not isinstance(error.__cause__, UserError | OSError)
+    return isinstance(error, Exception)
 
 
 def _describe_dead(processes: list[int]) -> str:

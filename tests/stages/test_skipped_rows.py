@@ -68,7 +68,7 @@ def test_other_data_on_another_host_are_named(tmp_path, beside_another_host):
     write_split(tmp_path / "train.csv", make_crystals())
     write_split(tmp_path / "val.csv", make_crystals()[:4])
     beside_another_host(dict=lambda own: dict.fromkeys(own, "other"))
-    with pytest.raises(HostError, match="rows in the train set .* and other in process 1 on"):
+    with pytest.raises(HostError, match=r"rows in the train set .* and other in process 1 on"):
         load_splits(vae_config(tmp_path))
     # As many rows, but other positions.
     beside_another_host(dict=lambda own: own | {n: "0" for n in own if n.startswith("geometry")})
