@@ -156,7 +156,11 @@ def test_given_atom_types_are_not_predicted(tiny_data, base):
         )
     )
     assert np.isfinite(loss)
-    assert set(base[1]) - set(terms) == {"loss_atom_types", "atom_type_accuracy"}
+    assert set(base[1]) - set(terms) == {
+        "loss_atom_types",
+        "weighted_atom_types",
+        "atom_type_accuracy",
+    }
     assert base[2].keys() - gradients.keys() == {
         "decoder/atom_head/bias",
         "decoder/atom_head/kernel",
@@ -168,10 +172,14 @@ def clean_and_noisy(monkeypatch, config: ConfigDict):
     monkeypatch.setattr(
         vae_stage, "autoencoder_terms", lambda vae, clean, noisy, **_: (clean, noisy)
     )
-    monkeypatch.setattr(vae_stage, "total_loss", lambda terms, weights: terms)
+    monkeypatch.setattr(
+        vae_stage, "total_loss", lambda terms, weights: (terms[0], {"noisy": terms[1]})
+    )
+    monkeypatch.setattr(vae_stage, "weighted_means", lambda means, weights: {})
     stage = build(config)
     rows = stage.batches.batch(0).arrays
-    return rows, *jax.jit(stage.loss_fn)(stage.init_params, {}, jax.random.key(5), rows)
+    clean, others = jax.jit(stage.loss_fn)(stage.init_params, {}, jax.random.key(5), rows)
+    return rows, clean, others["noisy"]
 
 
 def test_without_augmentation_and_noise_nothing_changes(monkeypatch, tiny_data):
@@ -248,7 +256,10 @@ def test_alignment_with_features_of_a_file(tmp_path, tiny_data, features, base):
     assert np.abs(gradients["projection/kernel"]).max() > 0
     np.savez(tmp_path / "other.npz", **{name: -array for name, array in features.items()})
     _, other, _ = first_step(aligned(tiny_data, tmp_path / "other.npz"))
-    assert {name for name in terms if abs(terms[name] - other[name]) > 1e-3} == {"loss_fa"}
+    assert {name for name in terms if abs(terms[name] - other[name]) > 1e-3} == {
+        "loss_fa",
+        "weighted_fa",
+    }
     values = stage.validate(stage.init_params, {}).values
     assert values["val/loss_fa"] > 0
     assert set(stage.value_names) == set(values)
@@ -356,6 +367,6 @@ def test_step_lowers_for_accelerators(tiny_data, encoder, platform):
 def test_four_devices_are_one(four_devices, encoder):
     one, four = (np.load(four_devices / f"{encoder}_{n}.npz") for n in (1, 4))
     assert np.abs(one["params"] - one["start"]).max() > 0.005
-    assert one["metrics"].shape == (3, 9)
+    assert one["metrics"].shape == (3, 14)
     for name in ("metrics", "params", "validation"):
         np.testing.assert_allclose(four[name], one[name], rtol=1e-4, atol=1e-5)
