@@ -68,6 +68,8 @@ def main() -> int:
     if values.num_samples and values.num_samples < len(crystals):
         spread = np.linspace(0, len(crystals) - 1, values.num_samples)
         crystals = crystals.take(spread.astype(int))
+    for output in filter(None, (values.json, values.figure)):
+        Path(output).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     posteriors = Posteriors(*vae.encode_crystals(crystals))
     with WorkerPool() as pool:
         points = tolerance_curves(

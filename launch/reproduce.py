@@ -42,9 +42,7 @@ flags.DEFINE_bool("dry_run", False, "Print the commands, and whether each is don
 def main() -> int:
     """Run the rows and write the table."""
     rows, seeds = _read_rows(FLAGS.rows), _read_seeds(FLAGS.seeds)
-    missing = [row.data for row in rows if row.data not in EMBEDDED and not FLAGS.data_dir]
-    if missing:
-        raise ConfigError(f"give --data_dir, the folder that holds {', '.join(missing)}")
+    _check_data(rows)
     if FLAGS.dry_run:
         for row in rows:
             for seed in seeds:
@@ -59,11 +57,29 @@ def main() -> int:
             except CommandError as error:  # the other rows need not wait for it
                 failures.append(f"{row.name}, seed {seed}")
                 logging.error("%s, seed %d: %s", row.name, seed, error)
-            write_results(_whole_results(seeds), Path(FLAGS.results))
+            write_results(_whole_results(seeds), _results_file())
     if failures:
         raise ConfigError(f"not whole: {'; '.join(failures)}; see above")
-    logging.info("The table is in %s", FLAGS.results)
+    logging.info("The table is in %s", _results_file())
     return 0
+
+
+def _check_data(rows: list[Row]) -> None:
+    """Check that the data are there, before the first row takes its minutes."""
+    needed = sorted({row.data for row in rows} - set(EMBEDDED))
+    if needed and not FLAGS.data_dir:
+        raise ConfigError(f"give --data_dir, the folder that holds {', '.join(needed)}")
+    for name in needed:
+        folder = Path(FLAGS.data_dir) / name
+        if not folder.is_dir():
+            raise ConfigError(f"--data_dir: there is no folder {folder}")
+
+
+def _results_file() -> Path:
+    """Return the file of the table. A trial does not replace the project's own."""
+    if FLAGS["results"].using_default_value and (FLAGS.max_steps or FLAGS.num_samples):
+        return Path(FLAGS.work_dir) / "results.md"
+    return Path(FLAGS.results)
 
 
 def _read_rows(names: list[str]) -> list[Row]:
@@ -78,7 +94,7 @@ def _read_rows(names: list[str]) -> list[Row]:
 def _read_seeds(texts: list[str]) -> list[int]:
     if not texts or not all(text.isdecimal() for text in texts):
         raise ConfigError(f"--seeds is {','.join(texts)!r}; give integers, as in 0,1,2")
-    return [int(text) for text in texts]
+    return sorted({int(text) for text in texts})
 
 
 def _request(row: Row, seed: int) -> Request:
@@ -110,8 +126,8 @@ def _whole_results(seeds: list[int]) -> list[Result]:
     """Read all rows that are done, of these seeds and of those with a folder."""
     results = []
     for row in ROWS:
-        folders = (Path(FLAGS.work_dir) / row.name).glob("seed*")
-        for seed in sorted({*seeds, *(int(path.name[4:]) for path in folders)}):
+        names = [path.name[4:] for path in (Path(FLAGS.work_dir) / row.name).glob("seed*")]
+        for seed in sorted({*seeds, *(int(name) for name in names if name.isdecimal())}):
             request = _request(row, seed)
             try:
                 results.append(Result(request, run_row(request, _runner(row, seed, "read"))))

@@ -12,6 +12,7 @@ from pathlib import Path
 from chemeleon2_jax.common.errors import ConfigError, UserError
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_WILDCARD = re.compile(r"[*?[]")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
@@ -55,16 +56,23 @@ def _value(match: re.Match[str]) -> str:
     return os.environ[name]
 
 
-def check_utf8(path: Path, *, error: type[UserError]) -> None:
-    """Check that the name of a folder to write checkpoints to is UTF-8.
+def check_checkpoint_path(path: Path, *, error: type[UserError]) -> None:
+    """Check that checkpoints in a folder can be read again.
+
+    Orbax looks for the parts of a checkpoint by a pattern that begins with the folder's own name:
+    with a wildcard in it, it finds none, and what was saved is lost.
 
     Raises:
-        UserError: of the given kind: it is not.
+        UserError: of the given kind: the name is not UTF-8, or holds a wildcard.
     """
-    if not _is_utf8(path):
+    absolute = Path(os.path.abspath(path))
+    reason = "the name is not UTF-8" if not _is_utf8(absolute) else ""
+    if _WILDCARD.search(os.fspath(absolute)):
+        reason = "the characters * ? [ in a name are wildcards"
+    if reason:
         raise error(
-            f"checkpoints cannot be written to {printable(path)}: the name is not UTF-8; rename "
-            "the folder or choose another"
+            f"checkpoints cannot be written to {printable(absolute)}: {reason}; rename the folder "
+            "or choose another"
         )
 
 

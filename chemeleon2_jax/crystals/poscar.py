@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from pymatgen.io.vasp.inputs import Poscar
 
 from chemeleon2_jax.crystals.arrays import CrystalArrays
 from chemeleon2_jax.crystals.limits import MAX_ATOMS, check_cell, check_num_atoms
@@ -19,6 +18,8 @@ def read_poscar(text: str) -> CrystalArrays:
     Raises:
         ValueError: no POSCAR, one without elements, or one beyond the limits of crystals.
     """
+    from pymatgen.io.vasp.inputs import Poscar  # it imports ASE where that is installed
+
     for line in text.splitlines()[:_NUM_HEADER_LINES]:
         _check_counts(line)
     try:

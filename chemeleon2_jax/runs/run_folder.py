@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from chemeleon2_jax.common.atomic_files import replacing
 from chemeleon2_jax.common.errors import ConfigError
 from chemeleon2_jax.common.json_text import parse_json
-from chemeleon2_jax.common.paths import check_utf8
+from chemeleon2_jax.common.paths import check_checkpoint_path
 from chemeleon2_jax.runs.config import flatten, to_json
 
 CONFIG_FILE = "config.json"
@@ -71,7 +71,7 @@ def make_run_dir(
     """
     _check_run_name(name)
     runs = Path(log_dir) / task_name / "runs"
-    check_utf8(runs, error=ConfigError)
+    check_checkpoint_path(runs, error=ConfigError)
     stamp = (now or datetime.now()).strftime("%Y-%m-%d_%H-%M-%S")
     stamp = f"{name}_{stamp}" if name else stamp
     try:

@@ -268,13 +268,17 @@ def ldm_terms(
     """
     sample_key, time_key, noise_key = jax.random.split(key, 3)
     width, schedule = ldm.sizes.latent_dim, Schedule.of(ldm.diffusion)
+    is_crystal = rows.is_crystal
     if pair_sampler is None:
         posterior = posterior_of(ldm.vae, frozen["vae"], rows)
         drawn = atom_normal(sample_key, rows, width)
         z = ldm.standardise(sample_posterior(posterior, drawn, scale=posterior_scale))
         noise = atom_normal(noise_key, rows, width)
     else:
-        noise, z = draw_pair(ldm, frozen[TEACHER_ITEM], rows, sampler=pair_sampler, key=noise_key)
+        noise, z, is_whole = draw_pair(
+            ldm, frozen[TEACHER_ITEM], rows, sampler=pair_sampler, key=noise_key
+        )
+        is_crystal &= is_whole
     z, noise = (jnp.where(rows.is_atom[..., None], values, 0.0) for values in (z, noise))
     draw = jax.vmap(jax.vmap(lambda k: TIMES[times](k, schedule.num_steps)))
     t = draw(crystal_keys(time_key, rows))
@@ -289,7 +293,7 @@ def ldm_terms(
         weighting=weighting,
         estimate_key=estimate_key,
     )
-    weights = rows.is_crystal.astype(jnp.float32)
+    weights = is_crystal.astype(jnp.float32)
     count = jnp.sum(weights)
     named = {"total_loss": loss, **{f"loss_{name}": value for name, value in terms.items()}}
     return {name: (jnp.sum(value * weights), count) for name, value in named.items()}

@@ -24,7 +24,7 @@ from chemeleon2_jax.diffusion.schedule import Schedule
 from chemeleon2_jax.inference.denoiser import denoiser
 from chemeleon2_jax.models.sizes import DiffusionConfig
 from chemeleon2_jax.pretrained.loading import LDMParts, ldm_of
-from chemeleon2_jax.rows.rows import Rows
+from chemeleon2_jax.rows.rows import Rows, mean_over_crystal, slot_matrix
 from chemeleon2_jax.stages.common import resumed_from
 
 TEACHER_ITEM = "teacher"
@@ -82,8 +82,9 @@ def open_teacher(start_params: Any, *, has_start: bool, resume_dir: Path | None)
 
 def draw_pair(
     ldm: LDMParts, params: Any, rows: Rows, *, sampler: Sampler, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Return a noise and the latents, standardised, that a teacher makes of it: (R, T, L) each.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return a noise and the latents, standardised, that a teacher makes of it, (R, T, L) each, and
+    (R, S) whether it made any: a crystal at which the chain failed has latents 0.
 
     Args:
         ldm: sizes and chain, which teacher and student share.
@@ -102,4 +103,7 @@ def draw_pair(
         target=ldm.diffusion.target,
         self_conditioning=ldm.sizes.self_conditioning,
     )
-    return initial_noise(key, rows, ldm.sizes.latent_dim), latents
+    noise = initial_noise(key, rows, ldm.sizes.latent_dim)
+    failed = jnp.isnan(latents).any(-1, keepdims=True).astype(jnp.float32)  # (R, T, 1)
+    is_whole = mean_over_crystal(rows, slot_matrix(rows), failed)[..., 0] == 0
+    return noise, jnp.nan_to_num(latents), is_whole

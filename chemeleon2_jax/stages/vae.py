@@ -60,6 +60,9 @@ from chemeleon2_jax.training.stage import Stage, ValidateFn, Validation
 
 FOUNDATION = "foundation"
 
+NOT_A_CRYSTAL = 2**32 - 1
+"""Names the key of a second noise: no crystal has this id, so that no noise is drawn twice."""
+
 
 def vae_sizes(module: ConfigDict) -> VAESizes:
     """Read the model's sizes off `vae_module`.
@@ -158,7 +161,7 @@ def autoencoder_terms(
     width = posterior.mean.shape[-1]
     z = sample_posterior(posterior, atom_normal(key, clean, width))
     if latent_noise:
-        blur_key, _ = jax.random.split(key)
+        blur_key = jax.random.fold_in(key, NOT_A_CRYSTAL)
         z = blur_latents(z, atom_normal(blur_key, clean, width), clean, level=latent_noise)
     decoded = vae.decode(z, clean)
     terms = dict(vae_terms(decoded, posterior, clean, coords=coords or CoordsLoss()))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from chemeleon2_jax.common.atomic_files import remove_tree
 from chemeleon2_jax.common.errors import CheckpointError
-from chemeleon2_jax.common.paths import check_utf8
+from chemeleon2_jax.common.paths import check_checkpoint_path
 from chemeleon2_jax.models.abstract import count_parameters
 from chemeleon2_jax.models.lora import merge
 from chemeleon2_jax.torch_format.model import Converted, OpenModel, Report
@@ -34,7 +34,7 @@ def write_orbax(model: OpenModel, folder: Path, *, merge_lora: bool = False) -> 
         raise CheckpointError(f"{folder} is no checkpoint folder: it is not replaced")
     trees = {name: source.restore(name) for name in source.items if name in _KEPT}
     folder = folder.absolute()
-    check_utf8(folder, error=CheckpointError)
+    check_checkpoint_path(folder, error=CheckpointError)
     # Holds the new checkpoint until it is whole, then the old one.
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:

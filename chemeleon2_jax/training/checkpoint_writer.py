@@ -18,7 +18,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from chemeleon2_jax.common import hosts
 from chemeleon2_jax.common.errors import CheckpointError
-from chemeleon2_jax.common.paths import check_utf8
+from chemeleon2_jax.common.paths import check_checkpoint_path
 from chemeleon2_jax.training.checkpoint_reader import (
     BEST,
     CHECKSUMS,
@@ -55,7 +55,7 @@ class CheckpointWriter:
     def __init__(self, run_dir: Path, *, monitor: str, mode: str, keep_best: int = 1) -> None:
         self.run_dir = Path(run_dir).absolute()
         self.directory = self.run_dir / DIRECTORY
-        check_utf8(self.directory, error=CheckpointError)
+        check_checkpoint_path(self.directory, error=CheckpointError)
         self._monitor, self._mode = monitor, mode
         with self._failing_as("opened for writing"), quiet_orbax():
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -210,7 +210,7 @@ def write_checkpoint(
         CheckpointError: the folder cannot be written, or is not empty.
     """
     folder = Path(folder).absolute()
-    check_utf8(folder, error=CheckpointError)
+    check_checkpoint_path(folder, error=CheckpointError)
     trees = {name: to_plain(tree) for name, tree in items.items()}
     handler = ocp.CompositeCheckpointHandler(handler_registry=_handlers())
     try:

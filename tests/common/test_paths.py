@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from chemeleon2_jax.common.errors import CheckpointError, ConfigError
-from chemeleon2_jax.common.paths import expand_path, printable
+from chemeleon2_jax.common.paths import check_checkpoint_path, expand_path, printable
 
 
 def test_home_and_variables(monkeypatch, tmp_path):
@@ -50,3 +50,10 @@ def test_names_that_are_not_utf8_can_be_printed():
     assert printable(name) == "caf\\xe9.cif"
     assert printable(Path("ä/[/x]")) == "ä/[/x]"
     assert printable("half \ud800") == "half \\ud800"
+
+
+@pytest.mark.parametrize("name", ["runs[1]", "what?", "a*b", os.fsdecode(b"caf\xe9")])
+def test_checkpoints_are_not_written_where_they_could_not_be_read(tmp_path, name):
+    with pytest.raises(CheckpointError, match=r"checkpoints cannot be written to .*rename"):
+        check_checkpoint_path(tmp_path / name / "x", error=CheckpointError)
+    check_checkpoint_path(tmp_path / "a b" / "ä}", error=CheckpointError)

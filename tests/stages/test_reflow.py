@@ -48,7 +48,8 @@ def test_pairs_are_what_the_teacher_generates(tiny_data, teacher):
     draw = jax.jit(
         lambda params, key: draw_pair(model.parts, params, rows, sampler=sampler, key=key)
     )
-    noise, latents = draw(model.parts.params, jax.random.key(5))
+    noise, latents, is_whole = draw(model.parts.params, jax.random.key(5))
+    assert np.asarray(is_whole)[np.asarray(rows.is_crystal)].all()
     generator = Generator(model.parts, sampler)
     generated, _ = jax.device_get(
         generator.program(model.parts.params, model.parts.vae.params, jax.random.key(5), rows)
@@ -60,8 +61,24 @@ def test_pairs_are_what_the_teacher_generates(tiny_data, teacher):
     assert noise.shape == latents.shape
     assert 0.8 < np.asarray(noise)[is_atom].std() < 1.2
     # A trained flow makes latents of its own from another noise.
-    other, _ = draw(model.parts.params, jax.random.key(6))
+    other, *_ = draw(model.parts.params, jax.random.key(6))
     assert np.abs(np.asarray(noise - other)[is_atom]).max() > 0.5
+
+
+def test_crystals_at_which_the_teacher_fails_are_left_out(tiny_data, teacher):
+    """Weights that overflow make no latents: the loss of what is left is a number."""
+    stage = build(distil_config(tiny_data, teacher))
+    broken = jax.tree.map(lambda x: x * 1e30, stage.frozen[TEACHER_ITEM])
+    rows = stage.batches.batch(0).arrays
+    parts = load_model(teacher).parts
+    _, latents, is_whole = draw_pair(
+        parts, broken, rows, sampler=make_sampler("euler", 3), key=jax.random.key(0)
+    )
+    assert not np.asarray(is_whole)[np.asarray(rows.is_crystal)].any()
+    assert np.isfinite(np.asarray(latents)).all()
+    frozen = {**stage.frozen, TEACHER_ITEM: broken}
+    loss, _ = stage.loss_fn(stage.init_params, frozen, jax.random.key(1), rows)
+    assert np.isfinite(float(loss))
 
 
 def test_the_student_learns_and_the_teacher_stays(tiny_data, teacher, tmp_path):

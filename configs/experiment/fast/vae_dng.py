@@ -5,7 +5,7 @@ r"""A small VAE whose latents a diffusion model learns easily, minutes on a CPU.
         --config.data.data_dir=<folder with train.csv, val.csv and test.csv>
 
 Two differences to tiny/vae_dng make the decoder tolerate the errors of a diffusion model. A KL
-weight of 1e-2 leaves 7 to 10 nats of information per atom, not 45. Crystals keep their orientation
+weight of 1e-2 leaves 5 to 12 nats of information per atom, not 45. Crystals keep their orientation
 and origin: neither the decoder nor the diffusion model needs to know them all.
 """
 
