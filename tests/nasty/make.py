@@ -48,6 +48,9 @@ def operations(*texts: str) -> str:
     return "loop_\n_symmetry_equiv_pos_as_xyz\n" + "".join(f"'{text}'\n" for text in texts)
 
 
+_NAME_P1 = "_symmetry_space_group_name_H-M 'P 1'\n"
+_NUMBER = "_symmetry_Int_Tables_number 225\n"
+_HALL = "_space_group_name_Hall '-F 4 2 3'\n"
 _SALT = cell(5.64) + sites(*SALT)
 _P1 = "data_x\n" + operations("x,y,z")
 _PLAIN = _P1 + _SALT
@@ -177,6 +180,47 @@ FILES: dict[str, tuple[str | bytes, str, str, str]] = {
         "operations are no group",
         "a list of operations cut short",
     ),
+    **{
+        f"conflict_{i}.cif": (
+            "data_x\n" + declarations + _SALT,
+            gives,
+            says,
+            "declarations of two space groups",
+        )
+        for i, (declarations, gives, says) in enumerate(
+            (
+                (_NAME_P1 + _NUMBER, "Cl1 Na1", "the space group P 1 is not number 225"),
+                (
+                    _NAME_P1.replace("P 1", "P m -3 m") + _NUMBER,
+                    "Cl1 Na1",
+                    "the space group P m -3 m is not number 225",
+                ),
+                (
+                    operations("x,y,z") + _NUMBER,
+                    "Cl1 Na1",
+                    "the operations are those of P 1, not of number 225",
+                ),
+                (
+                    operations("x,y,z") + _HALL,
+                    "Cl1 Na1",
+                    "the operations are those of P 1, not of Hall symbol -F 4 2 3",
+                ),
+                (
+                    _HALL + _NAME_P1,
+                    "Cl4 Na4",
+                    "the space group Hall symbol -F 4 2 3 is not P 1",
+                ),
+                (
+                    operations("x,y,z", "x+1/2,y,z") + _NAME_P1.replace("P 1", "P m -3 m"),
+                    "Cl2 Na2",
+                    "the operations are not those of P m -3 m",
+                ),
+                (_NAME_P1 + _NUMBER.replace("225", "1"), "Cl1 Na1", ""),
+                (operations("x,y,z") + _NAME_P1 + _NUMBER.replace("225", "1"), "Cl1 Na1", ""),
+                (_HALL + _NAME_P1.replace("P 1", "F m -3 m") + _NUMBER, "Cl4 Na4", ""),
+            )
+        )
+    },
     "bad_operation.cif": (
         "data_x\n" + operations("x,y,foo") + _SALT,
         "-",
@@ -223,6 +267,24 @@ FILES: dict[str, tuple[str | bytes, str, str, str]] = {
         "Fe8 O3",
         "atoms of site Fe1 are 0.04 angstrom apart",
         "a site beside a special position by more than its digits",
+    ),
+    "close_atoms.cif": (
+        named("P 1", cell(4), sites("Fe1 0.99 0.02 0", "Ni1 0.02 0.99 0", "O1 .5 .5 .5")),
+        "Fe1 Ni1 O1",
+        "atoms Fe1 and Ni1 are 0.17 angstrom apart",
+        "two atoms at one place across the faces of the cell",
+    ),
+    "hydrogen.cif": (
+        named("P 1", cell(4), sites("H1 0 0 0", "H2 0.185 0 0")),
+        "H2",
+        "",
+        "a short bond that is real",
+    ),
+    "strange_formula.cif": (
+        _P1 + declared("Na(Cl)") + _SALT,
+        "Cl1 Na1",
+        "declared formula 'Na(Cl)' cannot be read: not compared",
+        "a formula that cannot be read",
     ),
     # --- sites ---
     "three_digits.cif": (
@@ -282,6 +344,21 @@ FILES: dict[str, tuple[str | bytes, str, str, str]] = {
         "_atom_site_fract_x of site Cl1 is not given",
         "a site without coordinates",
     ),
+    **{
+        f"coordinate_{i}.cif": (
+            _PLAIN.replace("0.5 0.5 0.5", f"{text} 0.5 0.5"),
+            gives,
+            says,
+            f"the coordinate {text}",
+        )
+        for i, (text, gives, says) in enumerate(
+            (
+                ("1e400", "-", "_atom_site_fract_x of site Cl1 is '1e400', too large a number"),
+                ("-2e7", "-", "impossible coordinate: _atom_site_fract_x of site Cl1 is -2e7"),
+                ("0e400", "Cl1 Na1", ""),
+            )
+        )
+    },
     "too_many_atoms.cif": (
         named("F m -3 m", cell(60), sites(*(f"Na{i} 0.0{i}1 0.11 0.23" for i in range(50)))),
         "-",
@@ -295,6 +372,34 @@ FILES: dict[str, tuple[str | bytes, str, str, str]] = {
         "",
         "a label OH1 with the element O",
     ),
+    **{
+        f"formula_type_{i}.cif": (
+            _P1 + cell(4) + sites(f"X {kind} 0 0 0", columns=_TYPED),
+            "-",
+            f"not an element: '{kind}', type of site X",
+            f"the formula {kind} for an element",
+        )
+        for i, kind in enumerate(
+            (
+                *("Fe0.5Ni0.5", "Na-K", "H2O", "O-H", "N4H", "Fe2O3", "Na_0.5", "Fe3+Ni2+"),
+                *("Fe0.5", "V_ac", "Fe(CN)6"),
+            )
+        )
+    },
+    **{
+        f"ion_{i}.cif": (
+            _P1 + cell(4) + sites(f"X {kind} 0 0 0", columns=_TYPED),
+            f"{symbol}1",
+            "",
+            f"the ion {kind}",
+        )
+        for i, (kind, symbol) in enumerate(
+            (
+                *(("O2-", "O"), ("Fe+3", "Fe"), ("Na1+", "Na"), ("Cl-1", "Cl"), ("Fe0+", "Fe")),
+                *(("Si4+", "Si"), ("Fe2.67+", "Fe"), ("FE(III)", "Fe"), ("Fe1", "Fe")),
+            )
+        )
+    },
     "charged_type.cif": (
         _P1 + cell(4) + sites("X Fe3+ 0 0 0", columns=_TYPED),
         "Fe1",
@@ -320,8 +425,26 @@ FILES: dict[str, tuple[str | bytes, str, str, str]] = {
             f"not an element: '{label}'",
             f"the label {label}",
         )
-        for label in ("OH1", "WAT", "Va", "dum", "X1", "NH4", "Cal", "CA1")
+        for label in (
+            *("OH1", "WAT", "Va", "dum", "X1", "NH4", "Cal", "CA1"),
+            *("VOID", "VACANT", "V_ac", "ION1", "SOL", "HYDROXYL", "BQ", "CENT1", "COM1", "CAT"),
+        )
     },
+    "labels.cif": (
+        _P1
+        + cell(9)
+        + sites(
+            *(
+                f"{label} 0 0 .{i}"
+                for i, label in enumerate(
+                    ("V1", "I1", "S1", "Ca1", "Co1", "Ce1", "CoM", "CaT", "C1", "V_1")
+                )
+            )
+        ),
+        "C1 Ca2 Ce1 Co2 I1 S1 V2",
+        "",
+        "labels that begin as words",
+    ),
     "label_capitals.cif": (
         _P1 + declared("Ca O") + cell(4.8) + sites("CA1 0 0 0", "O1 .5 .5 .5"),
         "Ca1 O1",

@@ -25,11 +25,13 @@ class Declared:
         formula: symbol -> amount; None if there is none that can be read.
         digits: decimals of the amounts.
         units: formula units in the cell; None where not declared.
+        notes: a formula that cannot be read.
     """
 
     formula: dict[str, float] | None
     digits: int = 0
     units: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def symbols(self) -> frozenset[str]:
@@ -39,7 +41,9 @@ class Declared:
 
 def read_declared(block: Block) -> Declared:
     """Return formula and number of formula units of a block, where they can be read."""
-    formula, digits = _read_formula(block.first(*_FORMULA_TAGS))
+    written = block.first(*_FORMULA_TAGS)
+    formula, digits = _read_formula(written)
+    notes = (f"declared formula {written[:40]!r} cannot be read: not compared",)
     units = None
     text = block.first("_cell_formula_units_z")
     if text:
@@ -47,7 +51,12 @@ def read_declared(block: Block) -> Declared:
             units = read_number(text, label="Z")[0]
         except ValueError:
             units = None
-    return Declared(formula, digits, units if units and 0 < units < 1e6 else None)
+    return Declared(
+        formula,
+        digits,
+        units if units and 0 < units < 1e6 else None,
+        notes if written and formula is None else (),
+    )
 
 
 def _read_formula(text: str) -> tuple[dict[str, float] | None, int]:

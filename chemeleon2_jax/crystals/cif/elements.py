@@ -13,7 +13,12 @@ ATOMIC_NUMBERS = {element.symbol: element.Z for element in Element} | {"D": 1}
 ISOTOPES = {"D": "deuterium"}
 
 _LETTERS = re.compile(r"[A-Za-z]+")
-_TYPE = re.compile(r"([A-Za-z]{1,3})(?:[\d+\-_.(].*)?$")
+# A symbol with a charge, a number or a suffix of pseudopotentials: Fe3+, Fe+3, Fe(III), Fe1, Fe_pv.
+_TYPE = re.compile(
+    r"([A-Za-z]{1,3})\s*"
+    r"(?:\d+(?:\.\d+)?[+-]|[+-]{1,4}|[+-]\d+(?:\.\d+)?|\d+"
+    r"|\((?:\d*[+-]?|[+-]\d+|[IVX]+)\)|_(?:pv|sv|[dhs]))?$"
+)
 # What stands in labels without being an element, though it starts with the symbol of one.
 _NOT_ELEMENTS = {
     **dict.fromkeys(("va", "vac", "vacancy"), "a vacancy"),
@@ -21,6 +26,15 @@ _NOT_ELEMENTS = {
     **dict.fromkeys(("oh", "nh", "ch", "cn", "no", "so"), "a group of atoms"),
     **dict.fromkeys(("x", "xx", "dum", "du", "dummy", "q", "lp", "cen"), "a dummy"),
 }
+# Words in one case only: CoM and CaT are cobalt and calcium at the sites M and T.
+_WORDS = {
+    **dict.fromkeys(("void", "vacant"), "a vacancy"),
+    **dict.fromkeys(("sol", "solv", "solvent"), "a solvent without the positions of its atoms"),
+    **dict.fromkeys(("hydroxyl", "hydroxide"), "a group of atoms"),
+    **dict.fromkeys(("ion", "cat", "cation"), "an ion without its element"),
+    **dict.fromkeys(("bq", "com", "cent", "center", "centre", "centroid"), "a dummy"),
+}
+_VACANCY = re.compile(r"v_ac", re.I)
 _GROUP = re.compile(r"(OH|NH|CH|CN|NO|SO|PO|H2O)\d*$")  # OH1, NH4; not Ho1 nor Po1
 _WATER_ATOMS = {"ow": "O", "hw": "H"}
 
@@ -65,7 +79,7 @@ def read_elements(
 
 
 def _from_type(kind: str, label: str) -> str:
-    """Return the symbol of `Na1+`, `FE` or `O2-`."""
+    """Return the symbol of `Na1+`, `FE` or `O2-`; a formula such as `Fe0.5Ni0.5` is none."""
     if "+ " in kind or "," in kind:
         raise ValueError(f"partial occupancy: {kind[:40]} at site {label}")
     match = _TYPE.match(kind)
@@ -90,7 +104,7 @@ def _from_label(label: str, declared: frozenset[str], *, upper: bool) -> str:
     letters = match[0] if match else ""
     if letters.lower() in _WATER_ATOMS:
         return _WATER_ATOMS[letters.lower()]
-    if not letters or letters.lower() in _NOT_ELEMENTS or _GROUP.match(label):
+    if not letters or _meaning(label, letters):
         raise _not_an_element(label, "label of a site", letters)
     one, two = letters[:1].upper(), letters[:2].capitalize()
     if letters[1:2].islower():  # the small letters after the first are of the element: not Cal
@@ -113,8 +127,20 @@ def _is_ambiguous(label: str) -> bool:
     return label[:2].isupper() and {label[:1], label[:2].capitalize()} <= set(ATOMIC_NUMBERS)
 
 
+def _meaning(text: str, letters: str) -> str:
+    """Return what a label is if not an element, by its first letters; "" for an element."""
+    word = letters.lower()
+    if word in _NOT_ELEMENTS:
+        return _NOT_ELEMENTS[word]
+    if word in _WORDS and letters in (word, word.upper(), word.capitalize()):
+        return _WORDS[word]
+    if _VACANCY.match(text):
+        return "a vacancy"
+    return "a group of atoms" if _GROUP.match(text) else ""
+
+
 def _not_an_element(text: str, what: str, letters: str) -> ValueError:
-    meaning = _NOT_ELEMENTS.get(letters.lower(), "a group of atoms" if _GROUP.match(text) else "")
+    meaning = _meaning(text, letters)
     hint = f" ({meaning}?)" if meaning else ""
     advice = "" if what.startswith("type") else "; give elements in _atom_site_type_symbol"
     return ValueError(f"not an element: {text[:30]!r}, {what}{hint}{advice}")

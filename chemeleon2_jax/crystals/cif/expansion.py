@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -15,6 +15,9 @@ from chemeleon2_jax.crystals.limits import check_num_atoms
 
 MAX_MERGED = 0.5
 """Angstrom; images of a site that are farther apart are never merged, however few the digits."""
+
+MIN_DISTANCE = 0.3
+"""Angstrom; atoms of different sites that are closer are doubted. Of bonds, H-H is 0.74."""
 
 _LARGEST_STABILISER = 48
 _NEIGHBOURS = 8
@@ -28,7 +31,7 @@ class Atoms:
         site: (N,), index of the site of each.
         coordinates: (N, 3), fractional, 0..1.
         counts: (M,), number of atoms of each site.
-        doubts: images of a site that are too close.
+        doubts: atoms that are too close.
     """
 
     site: np.ndarray
@@ -65,7 +68,38 @@ def expand(sites: Sites, operations: Operations, lattice: np.ndarray) -> Atoms:
     atoms = Atoms(
         np.repeat(np.arange(len(sites)), counts), np.concatenate(orbits), counts, tuple(doubts)
     )
-    return _occupy(sites, atoms)
+    atoms = _occupy(sites, atoms)
+    return replace(atoms, doubts=(*atoms.doubts, *_find_close(sites, atoms, lattice)))
+
+
+def _find_close(sites: Sites, atoms: Atoms, lattice: np.ndarray) -> list[str]:
+    """Return a doubt if atoms of different sites are closer than `MIN_DISTANCE`."""
+    points, site = wrap(atoms.coordinates), atoms.site
+    margins = MIN_DISTANCE * np.linalg.norm(np.linalg.inv(lattice), axis=0)
+    for axis, margin in enumerate(margins):  # repeat the atoms at each face at the opposite one
+        near = points[:, axis] <= margin
+        points = np.concatenate([points, points[near] + np.eye(3)[axis]])
+        site = np.concatenate([site, site[near]])
+    if len(points) < 2:
+        return []
+    tree = cKDTree(points @ lattice)
+    distances, neighbours = tree.query(
+        tree.data, k=min(_NEIGHBOURS, len(points)), distance_upper_bound=MIN_DISTANCE
+    )
+    pairs: dict[tuple[int, int], float] = {}
+    for atom, column in np.argwhere(np.isfinite(distances)).tolist():
+        first, second = sorted((int(site[atom]), int(site[neighbours[atom, column]])))
+        if first != second:
+            distance = float(distances[atom, column])
+            pairs[first, second] = min(distance, pairs.get((first, second), np.inf))
+    if not pairs:
+        return []
+    (first, second), distance = min(pairs.items(), key=lambda pair: pair[1])
+    more = f", and {len(pairs) - 1} more pairs are closer than {MIN_DISTANCE}"
+    return [
+        f"atoms {sites.labels[first]} and {sites.labels[second]} are {distance:.2f} angstrom apart"
+        + (more if len(pairs) > 1 else "")
+    ]
 
 
 def _orbit(
@@ -73,7 +107,7 @@ def _orbit(
 ) -> tuple[np.ndarray, float]:
     """Return the images (n, 3) of a position, and the distance of the closest to the first."""
     # Each coordinate is off by half a unit of its last digit, and x-y by a whole one.
-    tolerance = min(max(2.0 * 10.0**-digits, SAME_SITE), 0.02)
+    tolerance = min(max(2.0 * 10.0 ** -max(digits, 0), SAME_SITE), 0.02)
     differences = _images(position, operations) - position
     differences -= np.round(differences)
     near = (np.abs(differences) <= tolerance).all(1)

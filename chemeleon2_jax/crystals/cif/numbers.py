@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?(\d*)|\.(\d+))(?:[eE]([+-]?\d{1,3}))?(?=\(|$)")
@@ -18,12 +19,14 @@ def read_number(text: str, *, label: str) -> tuple[float, int]:
         label: of the number, for the error.
 
     Raises:
-        ValueError: no number.
+        ValueError: no number, or one too large.
     """
     match = _NUMBER.match(text)
     if match is not None:
-        exponent = int(match[3] or 0)
-        return float(match[0]), len(match[1] or match[2] or "") - exponent
+        exponent, value = int(match[3] or 0), float(match[0])
+        if not math.isfinite(value):
+            raise ValueError(f"unparsable CIF: {label} is {text[:30]!r}, too large a number")
+        return value, len(match[1] or match[2] or "") - exponent
     fraction = _FRACTION.match(text)
     if fraction is not None and int(fraction[2]):
         return int(fraction[1]) / int(fraction[2]), EXACT

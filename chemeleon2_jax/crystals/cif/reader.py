@@ -89,7 +89,7 @@ def _read_block(block: Block, repairs: tuple[str, ...]) -> ReadCrystal:
     declared = read_declared(block)
     sites, more = read_sites(block, declared.symbols)
     symmetry = find_symmetry(block, lattice)
-    notes = [*repairs, *notes, *more, *symmetry.notes]
+    notes = [*repairs, *notes, *declared.notes, *more, *symmetry.notes]
     readings = []
     for operations in symmetry.choices:
         atoms = expand(sites, operations, lattice)

@@ -16,6 +16,9 @@ FULL_OCCUPANCY = 1e-3
 SAME_SITE = 1e-4
 """Fractional; closer sites are one."""
 
+MAX_COORDINATE = 1e6
+"""Fractional; larger coordinates have no digits left for the position in the cell."""
+
 _THIRDS = (1 / 3, 2 / 3)
 _COORDINATES = tuple(f"_atom_site_fract_{axis}" for axis in "xyz")
 
@@ -73,7 +76,7 @@ def read_sites(block: Block, declared: frozenset[str]) -> tuple[Sites, list[str]
     symbols, more = read_elements([optional["kind"][row] for row in rows], labels, declared)
     numbers = [
         [
-            read_number((column or [])[row], label=f"{tag} of site {label}")
+            _coordinate((column or [])[row], f"{tag} of site {label}")
             for tag, column in zip(_COORDINATES, columns, strict=True)
         ]
         for row, label in zip(rows, labels, strict=True)
@@ -129,6 +132,13 @@ def _digits(coordinates: list[tuple[float, int]]) -> int:
     """Return the decimals of the least precise coordinate; 0.5 and 0.125 are exact."""
     rounded = [digits for value, digits in coordinates if digits > 3 or (value * 8) % 1]
     return min(rounded, default=EXACT)
+
+
+def _coordinate(text: str, label: str) -> tuple[float, int]:
+    value, digits = read_number(text, label=label)
+    if abs(value) > MAX_COORDINATE:
+        raise ValueError(f"impossible coordinate: {label} is {text[:30]}")
+    return value, digits
 
 
 def _occupancy(text: str, label: str) -> float:

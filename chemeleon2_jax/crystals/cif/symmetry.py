@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -97,17 +98,19 @@ def find_symmetry(block: Block, lattice: np.ndarray) -> Symmetry:
         ValueError: "unknown symmetry: ...", an operation or a name that cannot be read.
     """
     name, hall = block.first(*_NAME_TAGS), block.first(*_HALL_TAGS)
+    number = block.first(*_NUMBER_TAGS)
     listed = _listed(block)
     if listed:
         operations, is_group = _read_operations(tuple(listed))
+        disagreements = _compare(tuple(listed), hall, name, number)
         doubts = () if is_group else ("the symmetry operations are no group: some are missing",)
-        return Symmetry((operations,), _compare(tuple(listed), name or hall), doubts)
+        return Symmetry((operations,), (), (*doubts, *disagreements))
+    disagreements = _compare((), hall, name, number)
     if hall:
-        return Symmetry((_of_hall(hall),))
+        return Symmetry((_of_hall(hall),), (), disagreements)
     code = block.first(_SETTING_TAG).lower()
     if name:
-        return Symmetry(_of_name(name, code, lattice))
-    number = block.first(*_NUMBER_TAGS)
+        return Symmetry(_of_name(name, code, lattice), (), disagreements)
     if not number:
         return Symmetry((IDENTITY,), ("no symmetry is given: read as P 1",))
     choices = _of_number(number, code, lattice)
@@ -205,24 +208,51 @@ def _value(number: str | None, divisor: str | None) -> float:
 
 
 @lru_cache(maxsize=512)
-def _compare(texts: tuple[str, ...], name: str) -> tuple[str, ...]:
-    """Return a note if listed operations are not those of the named space group."""
-    groups = _find_groups(split_name(name)[0]) if name else ()
-    if not groups:
+def _compare(texts: tuple[str, ...], hall: str, name: str, number: str) -> tuple[str, ...]:
+    """Return a doubt for each declaration of another space group than the one that is taken."""
+    named = {group.number for group in _find_groups(split_name(name)[0])} if name else set()
+    declared: list[tuple[str, set[int]]] = []  # text, numbers that it can mean
+    if hall and (group := _identify_hall(hall)):
+        declared.append((f"Hall symbol {hall}", {group.number}))
+    if named:
+        declared.append((name, named))
+    if number.isdecimal() and 1 <= int(number) <= 230:
+        declared.append((f"number {int(number)}", {int(number)}))
+    if texts:
+        listed = _identify(texts)
+        verb = f"are those of {listed.xhm()}, not of" if listed else "are not those of"
+        return tuple(
+            f"the operations {verb} {text}; they are taken"
+            for text, numbers in declared
+            if (listed.number not in numbers if listed else not _same_class(texts, min(numbers)))
+        )
+    if not declared:
         return ()
-    group = groups[0]
+    (taken, meant), *others = declared
+    return tuple(
+        f"the space group {taken} is not {text}; {taken} is taken"
+        for text, numbers in others
+        if not meant & numbers
+    )
+
+
+def _same_class(texts: tuple[str, ...], number: int) -> bool:
+    """Tell whether operations have the rotations of a space group, whatever its axes."""
     operations, _ = _read_operations(texts)
-    if len(operations) == 1 and group.number == 1:
-        return ()
-    known = set(_keys(operations.rotations, operations.translations))
-    for choice in (g for named in groups for g in _same_name(named)):
-        other = _from_group(choice)
-        if known == set(_keys(other.rotations, other.translations)):
-            return ()
-    listed = _identify(texts)
-    if listed is None or listed.number == group.number:
-        return ()
-    return (f"the operations are those of {listed.xhm()}, not of {name}; they are taken",)
+    group = _from_group(gemmi.get_spacegroup_reference_setting(number))
+    return _count_rotations(operations) == _count_rotations(group)
+
+
+def _count_rotations(operations: Operations) -> Counter[tuple[int, int]]:
+    rotations = np.unique(np.round(operations.rotations, 3), axis=0)
+    return Counter((round(np.linalg.det(r)), round(np.trace(r))) for r in rotations)
+
+
+def _identify_hall(symbol: str) -> gemmi.SpaceGroup | None:
+    try:
+        return gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(symbol.replace("_", " ")))
+    except (RuntimeError, ValueError):
+        return None
 
 
 def _identify(texts: tuple[str, ...]) -> gemmi.SpaceGroup | None:
