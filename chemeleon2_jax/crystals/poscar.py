@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import warnings
 
-import numpy as np
-
 from chemeleon2_jax.crystals.arrays import CrystalArrays
-from chemeleon2_jax.crystals.limits import MAX_ATOMS, check_cell, check_num_atoms
+from chemeleon2_jax.crystals.limits import MAX_ATOMS, check_num_atoms
+from chemeleon2_jax.crystals.structures import arrays_from_structure, check_arrays
 
 _NUM_HEADER_LINES = 40  # elements and their counts may take several lines
 
@@ -31,11 +30,9 @@ def read_poscar(text: str) -> CrystalArrays:
         raise ValueError(f"unparsable POSCAR: {detail}") from error
     if not poscar.true_names:
         raise ValueError("unparsable POSCAR: it does not name its elements")
-    structure = poscar.structure
-    check_num_atoms(len(structure))
-    lattice = np.array(structure.lattice.matrix)
-    check_cell(lattice)
-    return np.array(structure.atomic_numbers), np.array(structure.frac_coords), lattice
+    arrays = arrays_from_structure(poscar.structure)
+    check_arrays(*arrays)
+    return arrays
 
 
 def _check_counts(line: str) -> None:

@@ -13,6 +13,7 @@ from pymatgen.core import DummySpecies, Element, Lattice, Structure
 
 from chemeleon2_jax.crystals.arrays import MAX_ATOMIC_NUMBER, CrystalArrays, Crystals, wrap
 from chemeleon2_jax.crystals.cif.reader import first_crystal
+from chemeleon2_jax.crystals.cif.sites import FULL_OCCUPANCY
 from chemeleon2_jax.crystals.limits import check_cell, check_num_atoms
 
 _ELEMENTS = [Element.from_Z(z) for z in range(1, MAX_ATOMIC_NUMBER + 1)]
@@ -71,15 +72,14 @@ def arrays_from_structure(structure: Structure) -> CrystalArrays:
     check_num_atoms(len(structure))
     types = np.empty(len(structure), np.int8)
     for index, site in enumerate(structure):
-        if not site.is_ordered:
+        species, occupancy = next(iter(site.species.items()))
+        if len(site.species) > 1 or abs(occupancy - 1.0) > FULL_OCCUPANCY:
             raise ValueError(f"partial occupancy: {site.species_string} at site {index}")
-        if isinstance(site.specie, DummySpecies):
-            raise ValueError(f"not an element: {site.specie} at site {index}")
-        if site.specie.Z > MAX_ATOMIC_NUMBER:
-            raise ValueError(
-                f"element above Z = {MAX_ATOMIC_NUMBER}: {site.specie} (Z = {site.specie.Z})"
-            )
-        types[index] = site.specie.Z
+        if isinstance(species, DummySpecies):
+            raise ValueError(f"not an element: {species} at site {index}")
+        if species.Z > MAX_ATOMIC_NUMBER:
+            raise ValueError(f"element above Z = {MAX_ATOMIC_NUMBER}: {species} (Z = {species.Z})")
+        types[index] = species.Z
     return types, structure.frac_coords, structure.lattice.matrix
 
 

@@ -23,9 +23,8 @@ from chemeleon2_jax.common.paths import printable
 from chemeleon2_jax.crystals.arrays import CrystalArrays
 from chemeleon2_jax.crystals.cif.reader import ReadCrystal, read_cif
 from chemeleon2_jax.crystals.cif.syntax import MAX_BYTES, decode
-from chemeleon2_jax.crystals.limits import check_cell
 from chemeleon2_jax.crystals.poscar import read_poscar
-from chemeleon2_jax.crystals.structures import arrays_from_structure
+from chemeleon2_jax.crystals.structures import arrays_from_structure, check_arrays
 
 HIDDEN = "hidden files and those that a Mac adds (._*, __MACOSX)"
 NO_CRYSTALS = "JSON files without structures"
@@ -195,8 +194,9 @@ def arrays_from_dict(content: Any) -> CrystalArrays | None:
         return None
     try:
         structure = Structure.from_dict(content)
-    except (AttributeError, LookupError, TypeError) as error:
+    except (AttributeError, LookupError, OverflowError, TypeError) as error:
         text = f"{type(error).__name__} {error}"
         raise ValueError(f"not a pymatgen structure: {text}") from error
-    check_cell(structure.lattice.matrix)
-    return arrays_from_structure(structure)
+    arrays = arrays_from_structure(structure)
+    check_arrays(*arrays)
+    return arrays

@@ -7,7 +7,15 @@ import zipfile
 import pytest
 
 from chemeleon2_jax.common.errors import DatasetError
-from chemeleon2_jax.data.members import HIDDEN, NO_CRYSTALS, Member, find_members, read_member
+from chemeleon2_jax.crystals.poscar import read_poscar
+from chemeleon2_jax.data.members import (
+    HIDDEN,
+    NO_CRYSTALS,
+    Member,
+    arrays_from_dict,
+    find_members,
+    read_member,
+)
 from chemeleon2_jax.data.structure_files import FAILED, OK, describe_reading, read_entries
 from chemeleon2_jax.workers import WorkerPool
 from tests.tiny import perovskite, rocksalt
@@ -135,3 +143,35 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch) -> None:
     bomb.write_bytes(gzip.compress(b" " * 20_000))
     with pytest.raises(ValueError, match="too long a file"):
         read_member(Member("bomb.cif.gz", bomb))
+
+
+POSCAR = "salt\n1.0\n4 0 0\n0 4 0\n0 0 4\n{} Cl\n1 1\nDirect\n{} 0 0\n0.5 0.5 0.5\n"
+
+
+@pytest.mark.parametrize(
+    ("element", "coordinate", "reason"),
+    [("X", "0", "not an element: X"), ("Na", "nan", "not finite")],
+)
+def test_poscars_with_what_is_no_crystal(element, coordinate, reason):
+    with pytest.raises(ValueError, match=reason):
+        read_poscar(POSCAR.format(element, coordinate))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"abc": [float("nan"), 0, 0]}, "not finite"), ({"abc": [10**400, 0, 0]}, "OverflowError")],
+)
+def test_json_with_what_is_no_number(change, reason):
+    content = SALT.as_dict()
+    content["sites"][0].update(change)
+    with pytest.raises(ValueError, match=reason):
+        arrays_from_dict(content)
+
+
+def test_an_occupancy_rounded_below_one_is_full():
+    content = SALT.as_dict()
+    content["sites"][0]["species"][0]["occu"] = 0.9999
+    assert len(arrays_from_dict(content)[0]) == len(SALT)
+    content["sites"][0]["species"][0]["occu"] = 0.99
+    with pytest.raises(ValueError, match="partial occupancy"):
+        arrays_from_dict(content)
