@@ -314,8 +314,9 @@ def test_no_orphans(tmp_path, how):
     parent = run_script(
         tmp_path,
         """
-        import os, time
+        import os, signal, time
         from chemeleon2_jax.workers import WorkerPool
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
         with WorkerPool(1) as pool:
             print(pool.map(os.getpgid, [0])[0].value, flush=True)
             pool.map(time.sleep, [60])
