@@ -33,7 +33,8 @@ _CIF, _JSON, _POSCAR = "cif", "json", "poscar"
 _KINDS = {".cif": _CIF, ".mcif": _CIF, ".json": _JSON, ".vasp": _POSCAR, ".poscar": _POSCAR}
 # What reading broken or encrypted archives and files raises.
 _UNREADABLE = (
-    *(OSError, EOFError, RuntimeError, NotImplementedError, OverflowError, ValueError),
+    *(OSError, EOFError, OverflowError, ValueError),
+    *(RuntimeError, NotImplementedError),  # zipfile: encrypted; a compression unknown to it
     *(zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError),
 )
 
